@@ -1,0 +1,1 @@
+"""The imgvol command. It reaches the daemon through the API only."""

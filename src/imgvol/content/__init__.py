@@ -1,0 +1,1 @@
+"""Local state: blobs, layer stores and sqlite records. The durable truth."""

@@ -1,0 +1,1 @@
+"""The FUSE filesystem: thin pyfuse3 handlers over open views."""

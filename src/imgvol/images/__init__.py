@@ -1,0 +1,1 @@
+"""The image service: resolve, pull, list, remove, look inside."""

@@ -1,0 +1,1 @@
+"""Layer formats, pure: compressed bytes in, tar entries and a LayerIndex out."""

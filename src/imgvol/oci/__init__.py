@@ -1,0 +1,1 @@
+"""The OCI image model: pure values and documents, no I/O."""

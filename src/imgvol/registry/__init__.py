@@ -1,0 +1,1 @@
+"""The distribution API over httpx: auth, redirects, ranges, retries."""

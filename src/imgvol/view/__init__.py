@@ -1,0 +1,1 @@
+"""The merge, pure: LayerIndexes become one ChainView, as an overlay would show them."""

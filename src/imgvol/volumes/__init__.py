@@ -1,0 +1,1 @@
+"""Volumes: views bound at paths, and the mount syscalls that do it."""

@@ -18,7 +18,8 @@ CONFIG_SIZE: Final = 8 * MIB
 JSON_DEPTH: Final = 32
 # Values in one document: an index of 1,000 platforms is far below.
 JSON_VALUES: Final = 200_000
-# image-spec gives no bound; containerd's own suites mount 128 layers. Inode numbers hold 8 bits (view.inodes).
+# image-spec gives no bound; containerd's own suites mount 128 layers. Inode numbers hold 8 bits
+# (view.inodes).
 LAYERS: Final = 256
 # An index inside an index inside an index is already beyond what any tool writes.
 INDEX_DEPTH: Final = 4
@@ -47,15 +48,19 @@ XATTR_VALUE_SIZE: Final = 64 * KIB
 XATTR_LIST_SIZE: Final = 64 * KIB
 # Names of all entries, in all: 4 million entries at 64 bytes.
 INDEX_STRINGS_SIZE: Final = 256 * MIB
+# Path components looked at to find the parents of all entries, symbolic links followed: more than
+# what 4 million entries ten levels deep need if nothing is remembered; some ten seconds of work.
+INDEX_WALK: Final = 100_000_000
 
 # --- decompression --------------------------------------------------------------------------
 # What one step of a decoder may give: bounds memory however the input is made.
 DECODED_PIECE: Final = 512 * KIB
-# Real layers reach about 100 (logs, zero-filled images); deflate's ceiling is 1032.
-DECOMPRESSION_RATIO: Final = 1100
-# zstd can compress zeros by 30,000: below this size the ratio is not looked at.
-DECOMPRESSION_FREE: Final = 64 * MIB
-ZSTD_RATIO: Final = 4000
+# Real layers reach about 100. Deflate ends at 1,032 and zstd near 30,000, with nothing but zeros.
+DECOMPRESSION_RATIO: Final = 400
+# Below this output the ratio is not looked at: a file of zeros, say for swap, is honest.
+DECOMPRESSION_FREE: Final = 1 * GIB
+# RFC 1952 bounds the extra field by 64 KiB, name and comment by nothing; tools write a file name.
+GZIP_HEADER_SIZE: Final = 128 * KIB
 # zstd --long=27, the most that a decoder accepts unasked: 128 MiB of memory.
 ZSTD_WINDOW: Final = 128 * MIB
 
@@ -86,10 +91,37 @@ BODY_PIECE: Final = 128 * KIB
 CREDENTIAL_HELPER_DEADLINE: Final = 30.0
 CREDENTIAL_HELPER_OUTPUT: Final = 1 * MIB
 CREDENTIAL_FILE_SIZE: Final = 4 * MIB
+# A registry that cannot be reached at all is most often a wrong name or a stopped server: whoever
+# waits for the answer should have it soon.
+CONNECT_RETRIES: Final = 2
+# Each costs another READ_TIMEOUT.
+STALL_RETRIES: Final = 1
+# Retries of all requests to one registry, refunded one for every ten answers: a registry that is
+# down is not asked five times as often as one that is up (the retry throttling of gRPC).
+RETRY_BUDGET: Final = 20
+# token specification: the lifetime of a token that does not name one.
+TOKEN_LIFETIME: Final = 60.0
+# Nothing that a registry hands out should be trusted to be good for longer.
+TOKEN_LONGEST_LIFETIME: Final = 86_400.0
+# All WWW-Authenticate headers of an answer; real ones have a few hundred bytes.
+CHALLENGE_SIZE: Final = 8 * KIB
+# Signed URLs of object stores reach about 2 KiB.
+LOCATION_LENGTH: Final = 16 * KIB
+# What an error message repeats of a registry's own words.
+REMOTE_TEXT_LENGTH: Final = 200
+# An idle connection is closed after this; servers commonly give up after 60 to 120 seconds.
+IDLE_CONNECTION: Final = 30.0
+# Documents fetched from one registry at once.
+DOCUMENT_THREADS: Final = 8
 
 # --- local sources -----------------------------------------------------------------------------
 # Entries of an archive of images (blobs, links, documents).
 ARCHIVE_ENTRIES: Final = 100_000
+# A compressed archive of images is decompressed once into a temporary file: larger ones than this
+# should be decompressed by the user, who knows where there is room.
+ARCHIVE_SPOOL_SIZE: Final = 64 * GIB
+# The file oci-layout holds one version number.
+LAYOUT_FILE_SIZE: Final = 4 * KIB
 
 # --- filesystem -----------------------------------------------------------------------------------
 # A read's answer, whatever happens behind it.
@@ -98,7 +130,14 @@ HANDLER_DEADLINE: Final = 30.0
 FUSE_TASKS: Final = 4096
 READAHEAD_KIB: Final = 1024
 
-# --- control API ------------------------------------------------------------------------------------
+# --- control API
+# ------------------------------------------------------------------------------------
 API_BODY_SIZE: Final = 1 * MIB
 API_CONNECTIONS: Final = 256
 API_REQUEST_DEADLINE: Final = 30.0
+# h11's own bound for a request head; a reference and a path fit many times.
+API_HEADER_SIZE: Final = 16 * KIB
+# A client that keeps a connection open without asking anything.
+API_IDLE_DEADLINE: Final = 60.0
+# A client that does not take 64 KiB.
+API_WRITE_DEADLINE: Final = 30.0

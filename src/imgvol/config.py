@@ -1,0 +1,77 @@
+"""Where imgvol keeps its things, decided once from the environment and passed down.
+
+Nothing else in the package reads `os.environ` for paths.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self
+
+from imgvol.errors import InvalidArgument
+
+SYSTEM_ROOT = Path("/var/lib/imgvol")
+SYSTEM_RUN = Path("/run/imgvol")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The directories and habits of one daemon.
+
+    Attributes:
+        root: The durable store; 0700, owned by one daemon at a time.
+        run: Socket and mounts; gone after a reboot.
+        is_system: Whether the daemon may make mounts itself (it runs as root).
+        idle_exit: Seconds without volumes, pulls or requests after which the daemon leaves;
+            None: never.
+    """
+
+    root: Path
+    run: Path
+    is_system: bool
+    idle_exit: float | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
+        """The defaults for a user: the system's for root, XDG's for anybody else.
+
+        Raises:
+            InvalidArgument: No home directory is known, so there is no place for the store.
+        """
+        if uid == 0:
+            config = cls(root=SYSTEM_ROOT, run=SYSTEM_RUN, is_system=True)
+        else:
+            home = environ.get("HOME", "")
+            data = environ.get("XDG_DATA_HOME") or (f"{home}/.local/share" if home else "")
+            if not data:
+                raise InvalidArgument(
+                    "no place for the store",
+                    hint="Set HOME or XDG_DATA_HOME, or pass --root and --run.",
+                )
+            runtime = environ.get("XDG_RUNTIME_DIR") or f"{data}/imgvol/run"
+            config = cls(root=Path(data) / "imgvol", run=Path(runtime) / "imgvol", is_system=False)
+        return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
+
+    def with_directories(self, root: str | None, run: str | None) -> Self:
+        """The same habits with other directories, made absolute; None keeps what is there."""
+        return replace(
+            self,
+            root=Path(os.path.abspath(root)) if root else self.root,
+            run=Path(os.path.abspath(run)) if run else self.run,
+        )
+
+    @property
+    def socket(self) -> Path:
+        """The control API's unix socket."""
+        return self.run / "imgvol.sock"
+
+    @property
+    def views(self) -> Path:
+        """Where the FUSE filesystem is mounted: one directory per chain ID."""
+        return self.run / "views"
+
+    @property
+    def log(self) -> Path:
+        """Where a daemon that was started on demand writes its log."""
+        return self.root / "daemon.log"

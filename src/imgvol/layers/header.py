@@ -1,0 +1,197 @@
+"""One header block of a tar archive: 512 bytes in, its fields out.
+
+Knows the five layouts (v7, ustar and PAX, GNU, STAR) and how numbers and names are written in
+them. Knows nothing about what follows the block, nor about other blocks: that is `tar`.
+
+The rules are those of Go's archive/tar, because every registry client reads layers with it: what it
+accepts is what images contain, and where two readers differ an image can mean two things.
+"""
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+from zlib import adler32
+
+BLOCK: Final = 512
+
+NANOSECONDS: Final = 1_000_000_000
+INT64_MAX: Final = (1 << 63) - 1
+INT64_MIN: Final = -(1 << 63)
+
+# name, mode, uid, gid, size, mtime, checksum, type flag, link name, magic and version,
+# (user and group name), device major, device minor, and what the formats disagree about.
+_LAYOUT: Final = struct.Struct("100s8s8s8s12s12s8sc100s8s64x8s8s167s")
+
+_USTAR_MAGIC: Final = b"ustar\0"
+_GNU_MAGIC: Final = b"ustar  \0"
+_STAR_TRAILER: Final = b"tar\0"
+
+# Where the last part of the block, at byte 345, holds what.
+_USTAR_PREFIX: Final = slice(0, 155)
+_STAR_PREFIX: Final = slice(0, 131)
+_STAR_ATIME: Final = slice(131, 143)
+_STAR_CTIME: Final = slice(143, 155)
+_STAR_MAGIC: Final = slice(163, 167)
+_GNU_ATIME: Final = slice(0, 12)
+_GNU_CTIME: Final = slice(12, 24)
+
+
+class FormatError(ValueError):
+    """A part of an archive breaks the format; `tar` knows where, and raises InvalidLayer."""
+
+
+@dataclass(slots=True)
+class Header:
+    """The fields of one header. Mutable: PAX records and GNU long names replace some later.
+
+    `size` is what is stored in the archive, hence how far the next header is.
+    """
+
+    flag: bytes
+    name: bytes
+    linkname: bytes
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    devmajor: int = 0
+    devminor: int = 0
+    is_gnu: bool = False
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def parse_header(block: bytes) -> Header:
+    """Read one header block.
+
+    Raises:
+        FormatError: The checksum is wrong, or a number cannot be read.
+    """
+    (name, mode, uid, gid, size, mtime, checksum, flag, linkname, magic, major, minor, rest) = (
+        _LAYOUT.unpack(block)
+    )
+    _check_sum(block, checksum)
+    header = Header(
+        flag,
+        parse_text(name),
+        parse_text(linkname),
+        _parse_frequent(mode),
+        _parse_frequent(uid),
+        _parse_frequent(gid),
+        parse_number(size),
+        _parse_frequent(mtime) * NANOSECONDS,
+    )
+    if magic[:6] == _USTAR_MAGIC:
+        prefix = _ustar_prefix(rest)
+    elif magic == _GNU_MAGIC:
+        header.is_gnu = True
+        prefix = _gnu_prefix(rest)
+    else:
+        return header  # v7 ends here: the rest of the block means nothing
+    header.devmajor = _parse_frequent(major)
+    header.devminor = _parse_frequent(minor)
+    if prefix:
+        header.name = prefix + b"/" + header.name
+    return header
+
+
+def parse_text(field: bytes) -> bytes:
+    """A text field: up to the first NUL, or all of it."""
+    return field.partition(b"\0")[0]
+
+
+def parse_number(field: bytes) -> int:
+    """A number field: octal, or GNU's base-256 when the top bit is set."""
+    return _parse_base256(field) if field[0] & 0x80 else _parse_octal(field)
+
+
+def _parse_octal(field: bytes) -> int:
+    digits = field.strip(b" \0")
+    # isdigit() keeps out what int() would let through: signs, underscores, "0o".
+    if not digits.isdigit():
+        digits = parse_text(digits)
+        if not digits:
+            return 0
+        if not digits.isdigit():
+            raise FormatError("number that is not octal")
+    try:
+        return int(digits, 8)
+    except ValueError:
+        raise FormatError("number that is not octal") from None
+
+
+def parse_decimal(text: bytes) -> int:
+    """A decimal number of PAX records and sparse maps: an optional sign, digits, 64 bits.
+
+    Raises:
+        FormatError: Anything else.
+    """
+    if len(text) < 19 and text.isdigit():
+        return int(text)
+    sign, digits = (text[:1], text[1:]) if text[:1] in (b"-", b"+") else (b"+", text)
+    if not digits.isdigit():
+        raise FormatError("number that is not decimal")
+    # Python takes quadratic time over long numbers, and these may have a million digits.
+    digits = digits.lstrip(b"0")[:20]
+    value = int(sign + (digits or b"0"))
+    if not INT64_MIN <= value <= INT64_MAX:
+        raise FormatError("number of more than 64 bits")
+    return value
+
+
+# Owners, modes and whole times repeat from member to member; sizes do not.
+_parse_frequent = lru_cache(maxsize=1024)(parse_number)
+
+
+def _parse_base256(field: bytes) -> int:
+    # Two's complement, big endian, whose sign is the bit after the marker.
+    value = int.from_bytes(field, "big") & ((1 << (8 * len(field) - 1)) - 1)
+    if field[0] & 0x40:
+        value -= 1 << (8 * len(field) - 1)
+    if not INT64_MIN <= value <= INT64_MAX:
+        raise FormatError("number of more than 64 bits")
+    return value
+
+
+def _check_sum(block: bytes, field: bytes) -> None:
+    """Compare the sum of the block's bytes, the checksum itself taken as eight spaces.
+
+    The low half of Adler-32 is one more than the sum of the bytes, exactly so for up to 256 of
+    them, and eight times quicker than sum().
+    """
+    first = adler32(block[156:256], adler32(block[:148])) & 0xFFFF
+    second = adler32(block[256:]) & 0xFFFF
+    unsigned = first + second - 2 + 8 * 0x20
+    expected = _parse_octal(field)
+    if expected == unsigned:
+        return
+    # Sun's tar summed signed bytes.
+    negative = sum(byte >= 0x80 for byte in block[:148] + block[156:])
+    if expected != unsigned - 256 * negative:
+        raise FormatError("wrong header checksum")
+
+
+def _ustar_prefix(rest: bytes) -> bytes:
+    if rest[_STAR_MAGIC] != _STAR_TRAILER:
+        return parse_text(rest[_USTAR_PREFIX])
+    parse_number(rest[_STAR_ATIME])  # unused, yet they must be numbers, as in Go
+    parse_number(rest[_STAR_CTIME])
+    return parse_text(rest[_STAR_PREFIX])
+
+
+def _gnu_prefix(rest: bytes) -> bytes:
+    """GNU's layout has no prefix; Go before 1.8 wrote one all the same (golang.org/issue/12594).
+
+    It lies over the access and change times: it is taken for a prefix when they are no numbers.
+    """
+    if not (rest[0] or rest[_GNU_CTIME.start]):
+        return b""
+    try:
+        for field in (rest[_GNU_ATIME], rest[_GNU_CTIME]):
+            if field[0]:
+                parse_number(field)
+    except FormatError:
+        prefix = parse_text(rest[_USTAR_PREFIX])
+        return prefix if prefix.isascii() else b""
+    return b""

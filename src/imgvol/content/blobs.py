@@ -1,0 +1,83 @@
+"""Documents by digest: manifests, indexes, configs. Small, whole, verified on every read.
+
+All methods block (they hash and fsync): call them from threads.
+"""
+
+import os
+import secrets
+
+from imgvol.content.durable import sync_directory, translate_os_errors, write_file
+from imgvol.content.layout import StoreLayout
+from imgvol.errors import DigestMismatch, NotFound, StoreDamaged
+from imgvol.oci.digest import Digest
+
+
+class BlobStore:
+    """Content-addressed small files: `put` is idempotent, `read` verifies."""
+
+    def __init__(self, layout: StoreLayout) -> None:
+        self._layout = layout
+
+    def put(self, digest: Digest, data: bytes) -> None:
+        """Stores a document durably.
+
+        Raises:
+            DigestMismatch: The data is not what the digest names.
+            StoreFull: No room.
+        """
+        if not digest.matches(data):
+            raise DigestMismatch("document does not match its digest", digest=digest)
+        final = self._layout.blob(digest)
+        with translate_os_errors("store a document"):
+            if final.exists():
+                return
+            final.parent.mkdir(mode=0o700, exist_ok=True)
+            temporary = self._layout.ingest / f"blob-{secrets.token_hex(8)}"
+            try:
+                write_file(temporary, data)
+                os.replace(temporary, final)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            sync_directory(final.parent)
+
+    def read(self, digest: Digest) -> bytes:
+        """The document.
+
+        Raises:
+            NotFound: Not stored.
+            StoreDamaged: Stored, but its bytes have changed.
+        """
+        try:
+            data = self._layout.blob(digest).read_bytes()
+        except FileNotFoundError as exc:
+            raise NotFound("document is not in the store", digest=digest) from exc
+        if not digest.matches(data):
+            raise StoreDamaged(
+                "a stored document has changed",
+                hint="Pull the image again: imgvol pull --force IMAGE.",
+                digest=digest,
+            )
+        return data
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the document is stored."""
+        return self._layout.blob(digest).exists()
+
+    def remove(self, digest: Digest) -> int:
+        """Removes a document; gone already is fine. Returns the bytes freed."""
+        path = self._layout.blob(digest)
+        try:
+            size = path.stat().st_size
+            path.unlink()
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def list(self) -> list[Digest]:
+        """Every document that is stored."""
+        return [
+            Digest.parse(f"{algorithm.name}:{entry.name}")
+            for algorithm in self._layout.blobs.iterdir()
+            for entry in algorithm.iterdir()
+        ]

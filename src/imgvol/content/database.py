@@ -1,0 +1,165 @@
+"""The records: images, names, layers, chains, volumes. One sqlite file, one connection, one thread.
+
+sqlite 3.40 may damage a WAL that two connections write and checkpoint at once (fixed in 3.51.3);
+one connection cannot meet that. Every operation is one transaction in a worker thread behind a
+limiter of one, committed durably (`synchronous=FULL`) before the caller goes on.
+
+The database does not know what lies on disk: `store` brings the two together at start.
+"""
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from imgvol.content.durable import translate_os_errors
+from imgvol.errors import LocalError, StoreDamaged, StoreFull
+
+T = TypeVar("T")
+
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA = """
+CREATE TABLE image (
+    manifest    TEXT PRIMARY KEY,   -- digest of the manifest
+    config      TEXT NOT NULL,      -- digest of the config: the image ID
+    media_type  TEXT NOT NULL,      -- of the manifest
+    platform    TEXT NOT NULL,      -- os/architecture[/variant], from the config
+    chain_id    TEXT NOT NULL,      -- of all layers, each diff ID verified
+    size        INTEGER NOT NULL,   -- bytes: manifest, config and layers as stored by the registry
+    created     TEXT,               -- the config's own word, RFC 3339; NULL: not said
+    pulled_at   REAL NOT NULL       -- seconds since the epoch; a record, never a deadline
+) STRICT;
+
+CREATE TABLE image_layer (
+    manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
+    position    INTEGER NOT NULL,   -- 0 is the lowest
+    digest      TEXT NOT NULL,      -- of the blob
+    PRIMARY KEY (manifest, position)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX image_layer_digest ON image_layer (digest);
+
+CREATE TABLE name (
+    name        TEXT NOT NULL,      -- canonical reference, or an argument such as oci:/dir:tag
+    platform    TEXT NOT NULL,      -- as image.platform
+    target      TEXT NOT NULL,      -- digest of what the name resolved to: an index or the manifest
+    manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
+    PRIMARY KEY (name, platform)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE layer (
+    slot        INTEGER PRIMARY KEY AUTOINCREMENT, -- in inode numbers; never used again
+    digest      TEXT NOT NULL UNIQUE,              -- of the blob, verified
+    diff_id     TEXT NOT NULL,                     -- verified
+    media_type  TEXT NOT NULL,
+    size        INTEGER NOT NULL,                  -- bytes of the blob
+    unpacked    INTEGER NOT NULL,                  -- bytes of the uncompressed tar
+    entries     INTEGER NOT NULL                   -- paths in its index
+) STRICT;
+
+CREATE TABLE chain (
+    slot        INTEGER PRIMARY KEY AUTOINCREMENT, -- in inode numbers; never used again
+    chain_id    TEXT NOT NULL UNIQUE
+) STRICT;
+
+CREATE TABLE volume (
+    id          TEXT PRIMARY KEY,
+    sandbox     TEXT NOT NULL,
+    image       TEXT NOT NULL,      -- as the caller named it, canonical
+    manifest    TEXT NOT NULL,      -- digest
+    target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
+    noexec      INTEGER NOT NULL,
+    created_at  REAL NOT NULL,      -- seconds since the epoch
+    boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
+) STRICT;
+"""
+
+
+class Database:
+    """One open database. Made by `open_database`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._limiter = trio.CapacityLimiter(1)
+
+    async def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        """Runs one transaction in the database's thread.
+
+        Raises:
+            StoreFull: No room for the transaction; it did not happen.
+            LocalError: The database failed otherwise.
+        """
+        return await trio.to_thread.run_sync(self._run, operation, limiter=self._limiter)
+
+    def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            with self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                return operation(self._connection)
+        except sqlite3.DatabaseError as exc:
+            raise _translated(exc) from exc
+
+    async def aclose(self) -> None:
+        """Closes the file; no operation may follow."""
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._connection.close, limiter=self._limiter)
+
+
+@asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """Opens (or creates) the database as an async context manager.
+
+    Raises:
+        StoreDamaged: Not a database of ours, or of a later version of imgvol.
+    """
+    connection = await trio.to_thread.run_sync(_connect, path)
+    database = Database(connection)
+    try:
+        yield database
+    finally:
+        await database.aclose()
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with translate_os_errors("create the database"):
+        path.touch(mode=0o600)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            connection.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
+            )
+        elif version != SCHEMA_VERSION:
+            raise StoreDamaged(
+                "the store was written by another version of imgvol",
+                hint="Use that version, or another --root.",
+                path=path,
+                expected=SCHEMA_VERSION,
+                actual=version,
+            )
+    except sqlite3.DatabaseError as exc:
+        connection.close()
+        raise _translated(exc) from exc
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _translated(exc: sqlite3.DatabaseError) -> LocalError:
+    match exc.sqlite_errorcode if hasattr(exc, "sqlite_errorcode") else None:
+        case sqlite3.SQLITE_FULL:
+            return StoreFull("no room for the store's database", hint="Free space, then try again.")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return StoreDamaged(
+                "the store's database is damaged",
+                hint="Stop the daemon, move imgvol.db aside, and pull the images again.",
+            )
+    return LocalError(f"the store's database failed: {exc}")

@@ -1,0 +1,64 @@
+"""Small blocking helpers for files that must survive a crash. Call them from threads only.
+
+The order is always: data, fsync, rename, fsync of the directory. A failed fsync means the data is
+lost: the caller discards the file and never assumes that a second fsync would repair it.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from imgvol.errors import LocalError, StoreFull
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@contextlib.contextmanager
+def translate_os_errors(what: str) -> Iterator[None]:
+    """Turns an OSError of the store's filesystem into our tree: full, or otherwise failing.
+
+    Raises:
+        StoreFull: No space, quota or inodes left.
+        LocalError: Anything else.
+    """
+    try:
+        yield
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        if exc.errno in _NO_ROOM:
+            raise StoreFull(
+                f"no room to {what}: {reason}",
+                hint="Free space where the store lives, or remove images: imgvol rmi IMAGE.",
+            ) from exc
+        raise LocalError(f"cannot {what}: {reason}") from exc
+
+
+def write_all(fd: int, data: bytes | memoryview, position: int) -> None:
+    """Writes every byte at a position; a short write is gone on with, not an error."""
+    written = os.pwrite(fd, data, position)
+    if written == len(data):
+        return
+    view = memoryview(data)
+    while written < len(view):
+        written += os.pwrite(fd, view[written:], position + written)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames and links in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a new file and makes its content durable (not yet its name)."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

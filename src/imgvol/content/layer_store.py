@@ -1,0 +1,215 @@
+"""Reads one complete layer: its index in memory, its bytes by position.
+
+A read first asks the page cache without waiting, on the event loop, in microseconds
+(`RWF_NOWAIT`). Only when the kernel would have to wait for the disk does a thread do it, 250
+microseconds away. Both give exactly the bytes asked for, cut at the end of the file, or raise: a
+short answer would be silent truncation.
+
+Descriptors of large files are kept in a small cache. A descriptor closes when its last user drops
+it, so that evicting one never pulls it from under a reader in another thread.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.errors import StoreDamaged
+from imgvol.layers.index import LayerIndex
+from imgvol.oci.digest import Digest
+
+OPEN_FILES: Final = 128
+SEQUENTIAL_READERS: Final = 64
+# Pages behind a sequential reader are dropped in steps of this size, and never closer than this to
+# it: readahead makes a file's reads arrive slightly out of order.
+DROP_STEP: Final = 8 << 20
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class _Descriptor:
+    """A file descriptor that closes with its last reference."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, _OPEN)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+
+@dataclass(slots=True)
+class _SequentialReader:
+    reached: int
+    dropped: int = 0
+
+
+class LayerStore:
+    """One layer's index and bytes. Opening blocks: do it in a thread.
+
+    Attributes:
+        digest: The layer's blob digest.
+        slot: The layer's number in inode numbers, never used for another layer.
+        index: Its file table.
+
+    Raises:
+        StoreDamaged: Files are missing, or the index does not match its checksum.
+    """
+
+    def __init__(
+        self, layout: StoreLayout, digest: Digest, slot: int, disk_reads: trio.CapacityLimiter
+    ) -> None:
+        self.digest = digest
+        self.slot = slot
+        self._disk_reads = disk_reads
+        self._directory = layout.layer(digest)
+        try:
+            self.index = LayerIndex((self._directory / INDEX_NAME).read_bytes())
+            self._data = _Descriptor(self._directory / DATA_NAME)
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored layer cannot be opened",
+                hint="Pull the image again: imgvol pull --force IMAGE.",
+                digest=digest,
+                reason=exc.strerror,
+            ) from exc
+        self._files: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._sequential: OrderedDict[int, _SequentialReader] = OrderedDict()
+        self._lock = threading.Lock()
+
+    async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
+        """Reads a file's bytes.
+
+        Args:
+            node: A FILE node of this layer's index.
+            offset: First byte.
+            size: At most so many; exactly `min(size, file size - offset)` are returned.
+
+        Raises:
+            StoreDamaged: The stored bytes end before the file does, or the disk fails.
+        """
+        size = min(size, self.index.record(node).size - offset)
+        if size <= 0:
+            return b""
+        data = self._read_cached(node, offset, size)
+        if data is not None:
+            return data
+        return await trio.to_thread.run_sync(
+            self._read_blocking, node, offset, size, limiter=self._disk_reads
+        )
+
+    def _read_cached(self, node: int, offset: int, size: int) -> bytearray | None:
+        """The bytes, if that takes no waiting for the disk."""
+        number = self.index.own_file(node)
+        if number is not None:
+            with self._lock:
+                descriptor = self._files.get(number)
+            if descriptor is None:
+                return None
+            data = _pread_nowait(descriptor.fd, offset, size)
+            if data is not None:
+                self._drop_behind(descriptor.fd, number, offset, size)
+            return data
+        extents = self.index.extents(node)
+        if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
+            return _pread_nowait(self._data.fd, extents[0].position + offset, size)
+        return None
+
+    def _read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
+        number = self.index.own_file(node)
+        if number is not None:
+            descriptor = self._open_file(number)
+            data = self._pread(descriptor.fd, offset, size)
+            self._drop_behind(descriptor.fd, number, offset, size)
+            return data
+        out = bytearray(size)
+        for extent in self.index.extents(node):
+            begin = max(extent.offset, offset)
+            end = min(extent.offset + extent.size, offset + size)
+            if begin < end:
+                at = extent.position + begin - extent.offset
+                out[begin - offset : end - offset] = self._pread(self._data.fd, at, end - begin)
+        return out
+
+    def _pread(self, fd: int, position: int, size: int) -> bytes:
+        try:
+            data = os.pread(fd, size, position)
+            while len(data) < size:
+                more = os.pread(fd, size - len(data), position + len(data))
+                if not more:
+                    break
+                data += more
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
+            ) from exc
+        if len(data) < size:
+            raise StoreDamaged(
+                "a stored layer is shorter than its index says",
+                digest=self.digest,
+                offset=position,
+                expected=size,
+                actual=len(data),
+            )
+        return data
+
+    def _open_file(self, number: int) -> _Descriptor:
+        with self._lock:
+            if descriptor := self._files.get(number):
+                self._files.move_to_end(number)
+                return descriptor
+        try:
+            descriptor = _Descriptor(self._directory / FILES_NAME / str(number))
+        except OSError as exc:
+            raise StoreDamaged(
+                "a file of a stored layer cannot be opened",
+                digest=self.digest,
+                file=number,
+                reason=exc.strerror,
+            ) from exc
+        with self._lock:
+            self._files[number] = descriptor
+            if len(self._files) > OPEN_FILES:
+                self._files.popitem(last=False)
+        return descriptor
+
+    def _drop_behind(self, fd: int, number: int, offset: int, size: int) -> None:
+        """Gives back the page cache of what a sequential reader has passed.
+
+        The kernel keeps those pages once more, as the view's own: without this a large file that
+        is read once would take twice its size.
+        """
+        end = offset + size
+        with self._lock:
+            reader = self._sequential.get(number)
+            if (
+                reader is None
+                or not reader.reached - DROP_STEP <= offset <= reader.reached + DROP_STEP
+            ):
+                self._sequential[number] = _SequentialReader(reached=end, dropped=offset)
+                if len(self._sequential) > SEQUENTIAL_READERS:
+                    self._sequential.popitem(last=False)
+                return
+            reader.reached = max(reader.reached, end)
+            begin, until = reader.dropped, reader.reached - DROP_STEP
+            if until - begin < DROP_STEP:
+                return
+            reader.dropped = until
+        os.posix_fadvise(fd, begin, until - begin, os.POSIX_FADV_DONTNEED)
+
+
+def _pread_nowait(fd: int, position: int, size: int) -> bytearray | None:
+    buffer = bytearray(size)
+    try:
+        count = os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
+    except OSError:
+        # EAGAIN: not in the page cache. Anything else the blocking read finds, and reports.
+        return None
+    return buffer if count == size else None

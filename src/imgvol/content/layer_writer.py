@@ -1,0 +1,215 @@
+"""Writes one layer as it streams by: a sparse data file, and own files for large entries.
+
+Theory of operation. The pulling thread hands over pieces of the uncompressed tar in order, each
+after the parser has seen it, so that every large payload that begins inside a piece is announced
+(`expect`) before the piece is written. A piece goes into the data file at its own offset, except
+for the parts that belong to announced payloads: these go to `files/<n>`, and stay holes in the
+data file. Everything lies in one directory below `ingest/` until `publish` has made it durable and
+renamed it: a crash leaves either nothing or a complete layer.
+
+Everything here blocks; one thread at a time uses a writer.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from imgvol.content.durable import sync_directory, translate_os_errors, write_all, write_file
+from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.layers.tar import TarMember
+from imgvol.oci.digest import Digest
+
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class LayerWriter:
+    """One layer in the making; a context manager that removes what was not published."""
+
+    def __init__(self, layout: StoreLayout) -> None:
+        self._layout = layout
+        self._directory = layout.ingest / f"layer-{secrets.token_hex(8)}"
+        self._expected: deque[_LargeFile] = deque()
+        self._contents: dict[int, str] = {}
+        self._length = 0
+        with translate_os_errors("begin a layer"):
+            self._directory.mkdir(mode=0o700)
+            (self._directory / FILES_NAME).mkdir(mode=0o700)
+            self._data = os.open(self._directory / DATA_NAME, _CREATE, 0o600)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._data)
+        for large in self._expected:
+            large.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def expect(self, number: int, member: TarMember) -> None:
+        """Announces that a member's payload goes to `files/<number>`."""
+        with translate_os_errors("write a layer"):
+            path = self._directory / FILES_NAME / str(number)
+            self._expected.append(_LargeFile.create(number, path, member))
+        self._finish_passed()
+
+    def write(self, piece: bytes | memoryview, position: int) -> None:
+        """Writes a piece of the uncompressed tar, which begins at `position`."""
+        view = memoryview(piece)
+        end = position + len(view)
+        self._length = end
+        with translate_os_errors("write a layer"):
+            cursor = position
+            while self._expected and self._expected[0].start < end:
+                large = self._expected[0]
+                if cursor < large.start:
+                    write_all(self._data, view[cursor - position : large.start - position], cursor)
+                    cursor = large.start
+                stop = min(large.end, end)
+                large.write(view[cursor - position : stop - position])
+                cursor = stop
+                if cursor < large.end:
+                    return
+                self._close_first()
+            if cursor < end:
+                write_all(self._data, view[cursor - position :], cursor)
+
+    def publish(self, digest: Digest, index: bytes, referenced: Collection[int]) -> None:
+        """Makes the layer durable and visible. Call it only when both digests have been checked.
+
+        Args:
+            digest: The layer's blob digest, its name in the store.
+            index: The serialised LayerIndex.
+            referenced: The numbers of the large files that the index still points at.
+
+        Raises:
+            StoreFull: No room.
+            LocalError: The filesystem failed, a failed fsync included.
+        """
+        self._finish_passed()
+        files = self._directory / FILES_NAME
+        with translate_os_errors("store a layer"):
+            for number in self._contents.keys() - set(referenced):
+                (files / str(number)).unlink()
+            # Reads of the tail of a sparse data file must meet zeros, not the end of the file.
+            os.ftruncate(self._data, self._length)
+            os.fdatasync(self._data)
+            write_file(self._directory / INDEX_NAME, index)
+            for number in sorted(referenced):
+                _sync_file(files / str(number))
+                if content := self._contents[number]:
+                    self._share(files / str(number), content)
+            sync_directory(files)
+            sync_directory(self._directory)
+            final = self._layout.layer(digest)
+            with contextlib.suppress(FileNotFoundError):
+                # An orphan of a crash between rename and record: ours is as good, and whole.
+                os.rename(final, self._layout.ingest / f"orphan-{secrets.token_hex(8)}")
+            os.rename(self._directory, final)
+            sync_directory(self._layout.layers)
+
+    def _share(self, path: Path, content: str) -> None:
+        """One file on disk and in the page cache for equal large files of any layers."""
+        shared = self._layout.shared_file(content)
+        try:
+            os.link(path, shared)
+        except FileExistsError:
+            if shared.stat().st_size != path.stat().st_size:
+                return
+            twin = path.with_name(f"{path.name}.link")
+            os.link(shared, twin)
+            os.replace(twin, path)
+        except OSError:
+            # No hard links here, or too many on one file: sharing is a saving, not a promise.
+            return
+
+    def _finish_passed(self) -> None:
+        """Closes empty payloads: no piece will ever reach them."""
+        while self._expected and self._expected[0].start == self._expected[0].end:
+            self._close_first()
+
+    def _close_first(self) -> None:
+        large = self._expected.popleft()
+        large.close()
+        self._contents[large.number] = large.content_hex
+
+
+@dataclass(slots=True)
+class _LargeFile:
+    """A large payload on its way into a file of its own."""
+
+    number: int
+    fd: int
+    start: int
+    end: int
+    pieces: tuple[tuple[int, int], ...]
+    is_sparse: bool
+    _written: int = 0
+    _hasher: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+
+    @classmethod
+    def create(cls, number: int, path: Path, member: TarMember) -> Self:
+        fd = os.open(path, _CREATE, 0o600)
+        try:
+            os.ftruncate(fd, member.size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return cls(
+            number=number,
+            fd=fd,
+            start=member.payload_offset,
+            end=member.payload_offset + member.payload_size,
+            pieces=((0, member.size),) if member.sparse is None else member.sparse,
+            is_sparse=member.sparse is not None,
+        )
+
+    def write(self, view: memoryview) -> None:
+        """Writes the next bytes of the payload where they belong in the file."""
+        if not self.is_sparse:
+            self._hasher.update(view)
+            write_all(self.fd, view, self._written)
+            self._written += len(view)
+            return
+        passed = 0
+        for offset, size in self.pieces:
+            if not view:
+                break
+            if passed + size > self._written:
+                within = self._written - passed
+                part = view[: size - within]
+                write_all(self.fd, part, offset + within)
+                self._written += len(part)
+                view = view[len(part) :]
+            passed += size
+
+    @property
+    def content_hex(self) -> str:
+        """The content's SHA-256; empty for sparse files, whose holes would have to be hashed."""
+        return "" if self.is_sparse else self._hasher.hexdigest()
+
+    def close(self) -> None:
+        # The kernel begins to write dirty pages when told that they will not be needed: most of the
+        # work of the fsync at the end then happens while the rest of the layer streams by.
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(self.fd)
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)

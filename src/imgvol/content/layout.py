@@ -1,0 +1,79 @@
+"""Where everything lies below the root: one method per kind of path, and nothing else builds paths.
+
+    <root>/                  0700, one owner at a time (flock on the directory itself)
+      imgvol.db              sqlite records
+      blobs/<alg>/<hex>      manifests, indexes, configs
+      layers/<hex>/          one complete, verified layer
+        index                its LayerIndex
+        data                 its uncompressed tar, sparse: the payloads of large files are holes
+        files/<n>            large files, each a file of its own
+      files/sha256/<hex>     hard links to complete large files, by content
+      ingest/                work in progress; emptied at start
+
+Names come from `Digest` values only, which hold nothing but lower-case hex digits: no path can be
+made to leave the root (CVE-2024-3727).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from imgvol.oci.digest import Digest
+
+INDEX_NAME = "index"
+DATA_NAME = "data"
+FILES_NAME = "files"
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLayout:
+    """The paths of one store."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        """The sqlite file."""
+        return self.root / "imgvol.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Documents, by algorithm and digest."""
+        return self.root / "blobs"
+
+    @property
+    def layers(self) -> Path:
+        """Complete layers."""
+        return self.root / "layers"
+
+    @property
+    def shared_files(self) -> Path:
+        """Large files by the SHA-256 of their content."""
+        return self.root / "files" / "sha256"
+
+    @property
+    def ingest(self) -> Path:
+        """Work in progress."""
+        return self.root / "ingest"
+
+    def blob(self, digest: Digest) -> Path:
+        """One document."""
+        return self.blobs / digest.algorithm / digest.encoded
+
+    def layer(self, digest: Digest) -> Path:
+        """One layer's directory. Digests of different algorithms differ in length."""
+        return self.layers / digest.encoded
+
+    def shared_file(self, content_hex: str) -> Path:
+        """The one copy of a large file that layers link to."""
+        return self.shared_files / content_hex
+
+    def directories(self) -> tuple[Path, ...]:
+        """All that must exist, parents first."""
+        return (
+            self.root,
+            self.blobs,
+            self.layers,
+            self.root / "files",
+            self.shared_files,
+            self.ingest,
+        )

@@ -1,0 +1,348 @@
+"""What the database holds, as values, and the operations on them: records in, records out."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from imgvol.content.database import Database
+from imgvol.oci.digest import ChainID, DiffID, Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One complete layer of the store.
+
+    Attributes:
+        digest: Of the blob, verified.
+        diff_id: Of the uncompressed tar, verified.
+        size: Bytes of the blob.
+        unpacked_size: Bytes of the uncompressed tar.
+        entries: Paths in its index.
+        slot: Its number in inode numbers; 0 until the database has given one.
+    """
+
+    digest: Digest
+    diff_id: DiffID
+    media_type: str
+    size: int
+    unpacked_size: int
+    entries: int
+    slot: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRecord:
+    """One image: a manifest for one platform, all of whose layers are here and verified.
+
+    Attributes:
+        id: Digest of the config.
+        manifest: Digest of the manifest.
+        names: What users call it: canonical references, or local sources.
+        size: Bytes of manifest, config and layers as the source stores them.
+        created: The config's own word, RFC 3339.
+        pulled_at: Seconds since the epoch.
+    """
+
+    id: Digest
+    manifest: Digest
+    media_type: str
+    platform: str
+    chain_id: ChainID
+    layers: tuple[LayerRecord, ...]
+    size: int
+    created: str | None
+    pulled_at: float
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRecord:
+    """A view bound for a sandbox."""
+
+    id: str
+    sandbox: str
+    image: str
+    manifest: Digest
+    target: str | None
+    noexec: bool
+    created_at: float
+    boot_id: str
+
+
+class Records:
+    """Typed operations over the database; each method is one transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def layer(self, digest: Digest) -> LayerRecord | None:
+        """The layer with this blob digest, if it is complete."""
+
+        def find(db: sqlite3.Connection) -> LayerRecord | None:
+            row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(digest)]).fetchone()
+            return _layer(row) if row else None
+
+        return await self._database.run(find)
+
+    async def layers(self) -> list[LayerRecord]:
+        """Every complete layer."""
+        return await self._database.run(
+            lambda db: [_layer(row) for row in db.execute(f"{_SELECT_LAYER} ORDER BY slot")]
+        )
+
+    async def add_layer(self, layer: LayerRecord) -> LayerRecord:
+        """Records a layer that was published; an older record of the same blob gives way."""
+
+        def add(db: sqlite3.Connection) -> LayerRecord:
+            db.execute("DELETE FROM layer WHERE digest = ?", [str(layer.digest)])
+            db.execute(
+                "INSERT INTO layer (digest, diff_id, media_type, size, unpacked, entries)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    str(layer.digest),
+                    str(layer.diff_id),
+                    layer.media_type,
+                    layer.size,
+                    layer.unpacked_size,
+                    layer.entries,
+                ],
+            )
+            row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()
+            return _layer(row)
+
+        return await self._database.run(add)
+
+    async def forget_layer(self, digest: Digest) -> None:
+        """Forgets a layer whose files are gone, whatever needs it."""
+        await self._database.run(
+            lambda db: db.execute("DELETE FROM layer WHERE digest = ?", [str(digest)])
+        )
+
+    async def remove_unreferenced_layer(self, digest: Digest) -> bool:
+        """Forgets a layer that no image needs; False when one does, or it is forgotten already."""
+
+        def remove(db: sqlite3.Connection) -> bool:
+            cursor = db.execute(
+                "DELETE FROM layer WHERE digest = ?"
+                " AND digest NOT IN (SELECT digest FROM image_layer)",
+                [str(digest)],
+            )
+            return cursor.rowcount > 0
+
+        return await self._database.run(remove)
+
+    async def unreferenced_layers(self) -> list[Digest]:
+        """Layers that no image needs."""
+        return await self._database.run(
+            lambda db: [
+                Digest.parse(digest)
+                for (digest,) in db.execute(
+                    "SELECT digest FROM layer WHERE digest NOT IN (SELECT digest FROM image_layer)"
+                )
+            ]
+        )
+
+    async def documents(self) -> set[Digest]:
+        """The documents that names and images need: indexes, manifests, configs."""
+        return await self._database.run(
+            lambda db: {
+                Digest.parse(digest)
+                for (digest,) in db.execute(
+                    "SELECT target FROM name"
+                    " UNION SELECT manifest FROM image UNION SELECT config FROM image"
+                )
+            }
+        )
+
+    async def chain_slot(self, chain: ChainID) -> int:
+        """The chain's number in inode numbers, given at first use and kept for ever."""
+
+        def ensure(db: sqlite3.Connection) -> int:
+            db.execute("INSERT OR IGNORE INTO chain (chain_id) VALUES (?)", [str(chain)])
+            row = db.execute("SELECT slot FROM chain WHERE chain_id = ?", [str(chain)]).fetchone()
+            return int(row[0])
+
+        return await self._database.run(ensure)
+
+    async def add_image(self, image: ImageRecord, name: str, target: Digest) -> ImageRecord:
+        """Records an image and, last, its name; a name that meant another image now means this."""
+
+        def add(db: sqlite3.Connection) -> ImageRecord:
+            key = str(image.manifest)
+            db.execute(
+                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
+                [
+                    key,
+                    str(image.id),
+                    image.media_type,
+                    image.platform,
+                    str(image.chain_id),
+                    image.size,
+                    image.created,
+                    image.pulled_at,
+                ],
+            )
+            db.execute("DELETE FROM image_layer WHERE manifest = ?", [key])
+            db.executemany(
+                "INSERT INTO image_layer VALUES (?, ?, ?)",
+                [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
+            )
+            db.execute(
+                "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
+                [name, image.platform, str(target), key],
+            )
+            (stored,) = _images(db, "WHERE manifest = ?", [key])
+            return stored
+
+        return await self._database.run(add)
+
+    async def images(self) -> list[ImageRecord]:
+        """Every image whose layers are all here, the latest pulled first."""
+        return await self._database.run(lambda db: _images(db, "ORDER BY pulled_at DESC", []))
+
+    async def image(self, manifest: Digest) -> ImageRecord | None:
+        """The image with this manifest."""
+        found = await self._database.run(
+            lambda db: _images(db, "WHERE manifest = ?", [str(manifest)])
+        )
+        return found[0] if found else None
+
+    async def images_named(self, name: str) -> list[tuple[ImageRecord, Digest]]:
+        """What a name means, one image per platform, each with the digest it resolved to."""
+
+        def find(db: sqlite3.Connection) -> list[tuple[ImageRecord, Digest]]:
+            rows = db.execute("SELECT manifest, target FROM name WHERE name = ?", [name]).fetchall()
+            return [
+                (image, Digest.parse(target))
+                for manifest, target in rows
+                for image in _images(db, "WHERE manifest = ?", [manifest])
+            ]
+
+        return await self._database.run(find)
+
+    async def unnamed_images(self) -> list[Digest]:
+        """Manifests of images that have neither a name nor a volume any more."""
+        return await self._database.run(
+            lambda db: [
+                Digest.parse(manifest)
+                for (manifest,) in db.execute(
+                    "SELECT manifest FROM image WHERE manifest NOT IN"
+                    " (SELECT manifest FROM name UNION SELECT manifest FROM volume)"
+                )
+            ]
+        )
+
+    async def remove_name(self, name: str) -> None:
+        """Forgets a name on every platform."""
+        await self._database.run(lambda db: db.execute("DELETE FROM name WHERE name = ?", [name]))
+
+    async def remove_image(self, manifest: Digest) -> None:
+        """Forgets an image and its names; its layers stay."""
+        await self._database.run(
+            lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
+        )
+
+    async def volumes(self) -> list[VolumeRecord]:
+        """Every recorded volume, the oldest first."""
+        return await self._database.run(
+            lambda db: [_volume(row) for row in db.execute(f"{_SELECT_VOLUME} ORDER BY created_at")]
+        )
+
+    async def add_volume(self, volume: VolumeRecord) -> None:
+        """Records a volume."""
+        await self._database.run(
+            lambda db: db.execute(
+                "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    volume.id,
+                    volume.sandbox,
+                    volume.image,
+                    str(volume.manifest),
+                    volume.target,
+                    volume.noexec,
+                    volume.created_at,
+                    volume.boot_id,
+                ],
+            )
+        )
+
+    async def remove_volume(self, volume_id: str) -> None:
+        """Forgets a volume; forgotten already is fine."""
+        await self._database.run(
+            lambda db: db.execute("DELETE FROM volume WHERE id = ?", [volume_id])
+        )
+
+
+_SELECT_LAYER = "SELECT slot, digest, diff_id, media_type, size, unpacked, entries FROM layer"
+_SELECT_IMAGE = (
+    "SELECT manifest, config, media_type, platform, chain_id, size, created, pulled_at FROM image "
+)
+_SELECT_VOLUME = (
+    "SELECT id, sandbox, image, manifest, target, noexec, created_at, boot_id FROM volume"
+)
+
+# What sqlite3 itself says of a row.
+_Row = tuple[Any, ...]
+
+
+def _layer(row: _Row) -> LayerRecord:
+    slot, digest, diff_id, media_type, size, unpacked, entries = row
+    return LayerRecord(
+        slot=slot,
+        digest=Digest.parse(digest),
+        diff_id=DiffID(Digest.parse(diff_id)),
+        media_type=media_type,
+        size=size,
+        unpacked_size=unpacked,
+        entries=entries,
+    )
+
+
+def _volume(row: _Row) -> VolumeRecord:
+    volume_id, sandbox, image, manifest, target, noexec, created_at, boot_id = row
+    return VolumeRecord(
+        id=volume_id,
+        sandbox=sandbox,
+        image=image,
+        manifest=Digest.parse(manifest),
+        target=target,
+        noexec=bool(noexec),
+        created_at=created_at,
+        boot_id=boot_id,
+    )
+
+
+def _images(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> list[ImageRecord]:
+    """Images with their layers and names. `rest` is one of this module's own clauses."""
+    rows = db.execute(_SELECT_IMAGE + rest, parameters).fetchall()
+    images = []
+    for manifest, config, media_type, platform, chain_id, size, created, pulled_at in rows:
+        (expected,) = db.execute(
+            "SELECT count(*) FROM image_layer WHERE manifest = ?", [manifest]
+        ).fetchone()
+        layers = db.execute(
+            "SELECT slot, digest, diff_id, media_type, size, unpacked, entries"
+            " FROM image_layer JOIN layer USING (digest) WHERE manifest = ? ORDER BY position",
+            [manifest],
+        ).fetchall()
+        if len(layers) != expected:
+            # A layer was lost since: the image is not here until it is pulled again.
+            continue
+        names = db.execute("SELECT name FROM name WHERE manifest = ? ORDER BY name", [manifest])
+        images.append(
+            ImageRecord(
+                id=Digest.parse(config),
+                manifest=Digest.parse(manifest),
+                media_type=media_type,
+                platform=platform,
+                chain_id=ChainID(Digest.parse(chain_id)),
+                layers=tuple(_layer(row) for row in layers),
+                size=size,
+                created=created,
+                pulled_at=pulled_at,
+                names=tuple(name for (name,) in names),
+            )
+        )
+    return images

@@ -1,0 +1,210 @@
+"""The store: opens the root for one daemon, brings records and files together, collects garbage.
+
+What survives a crash, and why that is enough:
+
+- A layer is renamed into `layers/` complete and durable, then recorded. Killed in between, it has
+no
+  record: the next start removes it.
+- A record whose directory is gone is dropped; images that need it are then not here (records.py).
+- Everything in `ingest/` is unfinished work: emptied at start.
+- A name is recorded last, after all that it means.
+"""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from imgvol.content.blobs import BlobStore
+from imgvol.content.database import open_database
+from imgvol.content.durable import translate_os_errors
+from imgvol.content.layer_store import LayerStore
+from imgvol.content.layer_writer import LayerWriter
+from imgvol.content.layout import StoreLayout
+from imgvol.content.ownership import own_directory
+from imgvol.content.records import LayerRecord, Records
+from imgvol.oci.digest import Digest
+
+# Threads for documents, opening and removing.
+STORE_THREADS: Final = 4
+# Reads of views that have to wait for the disk, at once.
+DISK_READS: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreUsage:
+    """What the store takes and holds; sizes in bytes."""
+
+    images: int
+    layers: int
+    blobs_size: int
+    layers_size: int
+    disk_size: int
+    disk_free: int
+
+
+class Store:
+    """One root directory, open. Made by `open_store`."""
+
+    def __init__(self, layout: StoreLayout, records: Records) -> None:
+        self._layout = layout
+        self.records = records
+        self.blobs = BlobStore(layout)
+        self._limiter = trio.CapacityLimiter(STORE_THREADS)
+        self._disk_reads = trio.CapacityLimiter(DISK_READS)
+
+    @property
+    def spool_directory(self) -> str:
+        """For temporary files that may be large; emptied at every start."""
+        return str(self._layout.ingest)
+
+    async def put_blob(self, digest: Digest, data: bytes) -> None:
+        """Stores a document durably."""
+        await trio.to_thread.run_sync(self.blobs.put, digest, data, limiter=self._limiter)
+
+    async def read_blob(self, digest: Digest) -> bytes:
+        """Reads a document, verified.
+
+        Raises:
+            NotFound: Not stored.
+            StoreDamaged: Its bytes have changed.
+        """
+        return await trio.to_thread.run_sync(self.blobs.read, digest, limiter=self._limiter)
+
+    def new_layer(self) -> LayerWriter:
+        """A writer for one layer. Blocks: call it in the pulling thread."""
+        return LayerWriter(self._layout)
+
+    async def open_layer(self, record: LayerRecord) -> LayerStore:
+        """Opens a complete layer for reading.
+
+        Raises:
+            StoreDamaged: Its files are missing or damaged.
+        """
+        return await trio.to_thread.run_sync(
+            LayerStore,
+            self._layout,
+            record.digest,
+            record.slot,
+            self._disk_reads,
+            limiter=self._limiter,
+        )
+
+    async def remove_layer(self, digest: Digest) -> int:
+        """Removes a layer that no image needs, if it is so; returns the bytes given back."""
+        if not await self.records.remove_unreferenced_layer(digest):
+            return 0
+        return await trio.to_thread.run_sync(
+            self._remove_layer_files, digest, limiter=self._limiter
+        )
+
+    def _remove_layer_files(self, digest: Digest) -> int:
+        path = self._layout.layer(digest)
+        freed = _tree_usage(path, shared_links=2)
+        shutil.rmtree(path, ignore_errors=True)
+        _sweep_shared_files(self._layout)
+        return freed
+
+    async def remove_blobs_except(self, kept: Collection[Digest]) -> int:
+        """Removes every other document; returns the bytes given back."""
+
+        def remove() -> int:
+            return sum(self.blobs.remove(d) for d in self.blobs.list() if d not in kept)
+
+        return await trio.to_thread.run_sync(remove, limiter=self._limiter)
+
+    async def usage(self) -> StoreUsage:
+        """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
+        images = await self.records.images()
+        layers = await self.records.layers()
+
+        def measure() -> StoreUsage:
+            disk = os.statvfs(self._layout.root)
+            return StoreUsage(
+                images=len(images),
+                layers=len(layers),
+                blobs_size=_tree_usage(self._layout.blobs),
+                # Counted from the top, so that files shared by hard links count once.
+                layers_size=_tree_usage(self._layout.layers),
+                disk_size=disk.f_blocks * disk.f_frsize,
+                disk_free=disk.f_bavail * disk.f_frsize,
+            )
+
+        return await trio.to_thread.run_sync(measure, limiter=self._limiter)
+
+
+@asynccontextmanager
+async def open_store(root: Path) -> AsyncIterator[Store]:
+    """Opens a root directory for this process alone and repairs what a crash left.
+
+    Raises:
+        StoreLocked: Another daemon has it open.
+        LocalError: The directory is not ours alone (owner, mode, type).
+        StoreDamaged: The database cannot be used.
+    """
+    layout = StoreLayout(root)
+    lock = await trio.to_thread.run_sync(own_directory, root)
+    try:
+        await trio.to_thread.run_sync(_prepare, layout)
+        async with open_database(layout.database) as database:
+            records = Records(database)
+            await _reconcile(layout, records)
+            yield Store(layout, records)
+    finally:
+        os.close(lock)
+
+
+def _prepare(layout: StoreLayout) -> None:
+    with translate_os_errors(f"prepare the store at {layout.root}"):
+        for directory in layout.directories():
+            directory.mkdir(mode=0o700, exist_ok=True)
+        for left in layout.ingest.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+async def _reconcile(layout: StoreLayout, records: Records) -> None:
+    """Drops records without files, and files without records."""
+    recorded = {record.digest for record in await records.layers()}
+
+    def compare() -> list[Digest]:
+        present = {entry.name for entry in layout.layers.iterdir()}
+        for orphan in present - {digest.encoded for digest in recorded}:
+            shutil.rmtree(layout.layers / orphan, ignore_errors=True)
+        _sweep_shared_files(layout)
+        return [digest for digest in recorded if digest.encoded not in present]
+
+    for lost in await trio.to_thread.run_sync(compare):
+        await records.forget_layer(lost)
+
+
+def _sweep_shared_files(layout: StoreLayout) -> None:
+    """Removes large files that no layer links to any more."""
+    for entry in os.scandir(layout.shared_files):
+        if entry.stat(follow_symlinks=False).st_nlink == 1:
+            os.unlink(entry.path)
+
+
+def _tree_usage(top: Path, *, shared_links: int | None = None) -> int:
+    """Bytes of disk below a directory; hard links count once, holes not at all.
+
+    With `shared_links`, files of more links than that count nothing: others hold them too.
+    """
+    seen: set[int] = set()
+    total = 0
+    for directory, _, files in os.walk(top):
+        for name in files:
+            status = os.lstat(os.path.join(directory, name))
+            if shared_links is not None and status.st_nlink > shared_links:
+                continue
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_blocks * 512
+    return total

@@ -2,25 +2,34 @@
 
 Two questions choose the class: whose fault is it, and can the same call succeed later?
 
-    ImgvolError ├── CallerError                 the request is wrong: fix it and ask again │   ├──
-    InvalidArgument         malformed value: reference, digest, platform, path, option │   │   ├──
-    InvalidReference │   │   ├── InvalidDigest │   │   └── InvalidPlatform │   ├── NotFound
-    a well-formed name of nothing │   ├── Conflict                the thing exists, and is in the
-    way or in use │   └── PermissionDenied ├── ContentError                the bytes that we were
-    given are wrong: nobody should retry │   ├── InvalidDocument         manifest, index, config,
-    or another JSON document │   ├── InvalidLayer            tar, gzip, zstd │   ├── DigestMismatch
-    bytes do not hash to what names them (size included) │   ├── LimitExceeded           larger
-    than a named limit allows │   ├── Unsupported             a format that we know of and do not
-    read │   └── NoMatchingPlatform ├── RemoteError                 a registry or token service
-    failed us │   ├── Unauthorized            401 or 403 after all that credentials could do │
-    ├── RegistryUnavailable     cannot connect, 5xx, reset, stalled; retryable │   │   └──
-    TooManyRequests     429 past the retry budget │   └── ProtocolError           an answer that
-    the distribution specification does not allow ├── LocalError                  this machine:
-    disk, kernel, privileges │   ├── StoreFull               ENOSPC, EDQUOT, EFBIG; retryable after
-    making room │   ├── StoreDamaged            local bytes are not what was stored │   ├──
-    StoreLocked             another daemon owns the root │   ├── DaemonUnavailable       the
-    command cannot reach or start a daemon │   └── MachineLacks            something to install or
-    to be granted: /dev/fuse, root, a program └── InternalError               a defect of imgvol
+    ImgvolError
+    ├── CallerError                 the request is wrong: fix it and ask again
+    │   ├── InvalidArgument         malformed value: reference, digest, platform, path, option
+    │   │   ├── InvalidReference
+    │   │   ├── InvalidDigest
+    │   │   └── InvalidPlatform
+    │   ├── NotFound                a well-formed name of nothing
+    │   ├── Conflict                the thing exists, and is in the way or in use
+    │   └── PermissionDenied
+    ├── ContentError                the bytes that we were given are wrong: nobody should retry
+    │   ├── InvalidDocument         manifest, index, config, or another JSON document
+    │   ├── InvalidLayer            tar, gzip, zstd
+    │   ├── DigestMismatch          bytes do not hash to what names them (size included)
+    │   ├── LimitExceeded           larger than a named limit allows
+    │   ├── Unsupported             a format that we know of and do not read
+    │   └── NoMatchingPlatform
+    ├── RemoteError                 a registry or token service failed us
+    │   ├── Unauthorized            401 or 403 after all that credentials could do
+    │   ├── RegistryUnavailable     cannot connect, 5xx, reset, stalled; retryable
+    │   │   └── TooManyRequests     429 past the retry budget
+    │   └── ProtocolError           an answer that the distribution specification does not allow
+    ├── LocalError                  this machine: disk, kernel, privileges
+    │   ├── StoreFull               ENOSPC, EDQUOT, EFBIG; retryable after making room
+    │   ├── StoreDamaged            local bytes are not what was stored
+    │   ├── StoreLocked             another daemon owns the root
+    │   ├── DaemonUnavailable       the command cannot reach or start a daemon
+    │   └── MachineLacks            something to install or to be granted: /dev/fuse, root, a program
+    └── InternalError               a defect of imgvol
 
 Errors carry data (`fields`) beside a one-line `message`; `hint` says what to do next. No secret
 may enter any of them: URLs are redacted where they are put in. The three edges (errno, HTTP

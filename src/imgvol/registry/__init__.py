@@ -1,1 +1,46 @@
-"""The distribution API over httpx: auth, redirects, ranges, retries."""
+"""The distribution API over httpx: auth, redirects, ranges, retries.
+
+The layers, each knowing only those below it:
+
+    client      coroutines for documents, readers for blobs
+    documents   manifests, configs: whole and verified      body   blobs: resumed by range
+    session     a request with the authorisation it needs
+    auth        challenges answered, once for all threads   tokens, credentials, helpers
+    hops        redirects followed, failures tried again    redirects, retry, addresses: the rules
+    channel     an httpx client for one user at a time
+    network     sockets with a deadline and a cancel button
+
+Nothing below the client is asynchronous. Errors become ours in `failures`; what may be shown of a
+URL, or of a registry's words, is decided in `redaction`.
+"""
+
+from imgvol.registry.body import BlobReader
+from imgvol.registry.bounds import Bounds
+from imgvol.registry.client import RegistryClient, open_registry_client
+from imgvol.registry.credentials import (
+    Credential,
+    CredentialSource,
+    FileCredentials,
+    Lookup,
+    NoCredentials,
+    StaticCredentials,
+    credential_files,
+)
+from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.redaction import Secret
+
+__all__ = [
+    "BlobReader",
+    "Bounds",
+    "Credential",
+    "CredentialSource",
+    "FileCredentials",
+    "Lookup",
+    "NoCredentials",
+    "RegistryClient",
+    "RegistryOptions",
+    "Secret",
+    "StaticCredentials",
+    "credential_files",
+    "open_registry_client",
+]

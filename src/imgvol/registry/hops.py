@@ -1,0 +1,233 @@
+"""One request, wherever its answer is: redirects followed, failures tried again.
+
+Shared by everything that talks to a registry and to its token service. It holds what both need to
+know of the registry: its origin, and the address that it was last reached at.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+import httpx
+
+from imgvol import limits
+from imgvol.errors import LimitExceeded, ProtocolError, RegistryUnavailable
+from imgvol.registry.addresses import Guard, IPAddress
+from imgvol.registry.bounds import Bounds
+from imgvol.registry.channel import Channel, peer_of
+from imgvol.registry.failures import (
+    NETWORK_ERRORS,
+    failure_of_status,
+    registry_words,
+    translate,
+)
+from imgvol.registry.operation import OperationCancelled
+from imgvol.registry.redaction import Secret, quote_remote, redact_url
+from imgvol.registry.redirects import REDIRECT_STATUSES, Origin, next_hop
+from imgvol.registry.retry import RETRIED_STATUSES, Attempts, Failure, RetryBudget
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to ask for.
+
+    Attributes:
+        method: GET, HEAD or POST.
+        url: Where to begin; redirects may lead elsewhere.
+        what: In words, for messages: `manifest docker.io/library/alpine:3`.
+        who: Who is asked, for messages.
+        headers: Sent on every hop, to every host.
+        form: A body to post; such a request is never redirected.
+        authorization: Sent to `trusted` only.
+        trusted: The one origin that may see `authorization`.
+        secrets: What whoever answers may know of us, and is not to be quoted with.
+    """
+
+    method: str
+    url: httpx.URL
+    what: str
+    trusted: Origin
+    who: str = "the registry"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, str] | None = field(default=None, repr=False)
+    authorization: Secret | None = None
+    secrets: tuple[Secret, ...] = ()
+
+
+class TryAgain(Exception):
+    """An answer that may be another one in a moment. Internal to this room."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self.failure = failure
+
+
+class Hops:
+    """Sends requests and follows where they lead. Safe to use from any thread.
+
+    Args:
+        registry: The registry's origin.
+        bounds: How far to go, and how often to try.
+        random: Spreads retries.
+    """
+
+    def __init__(self, registry: Origin, bounds: Bounds, random: Random) -> None:
+        self.registry = registry
+        self.bounds = bounds
+        self._random = random
+        self._budget = RetryBudget(bounds.retry_budget)
+        self._registry_address: IPAddress | None = None
+
+    def attempts(self) -> Attempts:
+        """The tries of one piece of work."""
+        return Attempts(self.bounds, self._budget, self._random)
+
+    def follow(self, channel: Channel, request: Request) -> httpx.Response:
+        """The answer at the end of the redirects: open, to be read and closed by the caller.
+
+        To be called by what `insist` calls.
+
+        Raises:
+            TryAgain: The answer is one of those that pass.
+            ProtocolError: A redirect leads where we do not go, or there are too many.
+        """
+        url = request.url
+        for _ in range(self.bounds.redirects + 1):
+            response = self._send(channel, request, url)
+            if response.status_code in RETRIED_STATUSES:
+                words = words_of(response, request)
+                raise TryAgain(
+                    failure_of_status(response, what=request.what, who=request.who, words=words)
+                )
+            if response.status_code not in REDIRECT_STATUSES:
+                return response
+            discard(response)
+            if request.form is not None:
+                raise ProtocolError("refused to be redirected with a login", url=redact_url(url))
+            url = next_hop(url, response.headers.get("location"))
+        raise ProtocolError(
+            "too many redirects", url=redact_url(request.url), allowed=self.bounds.redirects
+        )
+
+    def insist(
+        self, channel: Channel, request: Request, attempts: Attempts, once: Callable[[], T]
+    ) -> T:
+        """Call `once` until it succeeds, or patience has ended.
+
+        Args:
+            channel: Over which `once` works.
+            request: What it asks for, for messages.
+            attempts: How often to try.
+            once: One try. Network errors and TryAgain lead to another; other errors end it.
+
+        Raises:
+            RegistryUnavailable: It has ended.
+        """
+        operation = channel.operation
+        while True:
+            try:
+                result = once()
+            except TryAgain as again:
+                failure = again.failure
+            except NETWORK_ERRORS as error:
+                failure = translate(error, request.url)
+            else:
+                self._budget.refund()
+                return result
+            operation.sleep(attempts.delay_after(failure, remaining=operation.remaining()))
+
+    def is_registry(self, response: httpx.Response) -> bool:
+        """Whether an answer comes from the registry itself, and not from where it sent us."""
+        return Origin.of(response.url) == self.registry
+
+    def _send(self, channel: Channel, request: Request, url: httpx.URL) -> httpx.Response:
+        origin = Origin.of(url)
+        headers = dict(request.headers)
+        if request.authorization is not None and origin == request.trusted:
+            headers["Authorization"] = request.authorization.reveal()
+        if origin == self.registry:
+            response = channel.send(request.method, url, headers=headers, form=request.form)
+            self._registry_address = peer_of(response)
+            return response
+        guard = Guard(self._registry_address)
+        if url.host != self.registry.host:
+            guard.check_host(url.host)
+        return channel.send(request.method, url, headers=headers, form=request.form, guard=guard)
+
+
+@contextlib.contextmanager
+def public_errors(url: httpx.URL) -> Iterator[None]:
+    """At the edge of this room: what ended an operation becomes an error of the tree."""
+    try:
+        yield
+    except OperationCancelled as error:
+        raise RegistryUnavailable("the transfer was cancelled", url=redact_url(url)) from error
+    except NETWORK_ERRORS as error:
+        raise translate(error, url).error from error
+
+
+# --- small bodies ---------------------------------------------------------------------------------
+
+
+def read_document(response: httpx.Response, *, what: str, limit: str, allowed: int) -> bytes:
+    """A whole small body; the answer is closed.
+
+    Args:
+        response: The answer.
+        what: What it is, for messages.
+        limit: The name of the limit.
+        allowed: The most bytes.
+
+    Raises:
+        LimitExceeded: There is more.
+        ProtocolError: The body is encoded, though we asked that it should not be.
+    """
+    try:
+        refuse_encoding(response)
+        body = bytearray()
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > allowed:
+                raise LimitExceeded(f"{what} is too large", limit=limit, allowed=allowed)
+        return bytes(body)
+    finally:
+        response.close()
+
+
+def read_error(response: httpx.Response) -> bytes:
+    """What a refusal says, or nothing; the answer is closed."""
+    try:
+        return read_document(
+            response, what="error", limit="ERROR_BODY_SIZE", allowed=limits.ERROR_BODY_SIZE
+        )
+    except (LimitExceeded, ProtocolError, *NETWORK_ERRORS):
+        return b""
+
+
+def words_of(response: httpx.Response, request: Request) -> str:
+    """What a refusal says, fit for a message; the answer is closed."""
+    return quote_remote(registry_words(read_error(response)), secrets=request.secrets)
+
+
+def discard(response: httpx.Response) -> None:
+    """Close an answer; a short one is read first, so that its connection can be used again."""
+    read_error(response)
+
+
+def refuse_encoding(response: httpx.Response) -> None:
+    """Refuse a body that is encoded for the way: what is to be verified is what is sent.
+
+    Raises:
+        ProtocolError: There is a Content-Encoding.
+    """
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise ProtocolError(
+            "the answer is encoded, though identity was asked for",
+            encoding=quote_remote(encoding),
+            url=redact_url(response.url),
+        )

@@ -1,0 +1,125 @@
+"""What all sources on this machine have in common: files in, documents and blobs out."""
+
+import abc
+import functools
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import trio
+
+from imgvol.errors import DigestMismatch, InvalidDocument, LimitExceeded
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
+from imgvol.sources.files import FileRange, ImageFiles, RangeReader, read_whole
+from imgvol.threads import run_cancellable
+
+T = TypeVar("T")
+
+# Threads of one source that look at documents side by side.
+DOCUMENT_THREADS: Final = 2
+# Names of images that an error's hint lists.
+_NAMES_SHOWN: Final = 10
+
+
+class LocalSource(abc.ABC):
+    """An ImageSource over files. Owns them.
+
+    Args:
+        files: The layout's or archive's files.
+        name: What the user calls the image.
+    """
+
+    def __init__(self, files: ImageFiles, *, name: str) -> None:
+        self._files = files
+        self._name = name
+        self._limiter = trio.CapacityLimiter(DOCUMENT_THREADS)
+        # Documents that are not in the files, because they were made up for them.
+        self._documents: dict[Digest, bytes] = {}
+
+    def describe(self) -> str:
+        """The image's name."""
+        return self._name
+
+    async def resolve(self) -> Descriptor:
+        """The image's top document."""
+        return await run_stoppable(self._resolve, self._limiter)
+
+    async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
+        """A document of the image, verified."""
+        if descriptor.size > max_size:
+            raise LimitExceeded(
+                "document is too large", limit="size", allowed=max_size, digest=descriptor.digest
+            )
+        read = functools.partial(self._read_document, descriptor)
+        return await trio.to_thread.run_sync(read, limiter=self._limiter)
+
+    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> RangeReader:
+        """A blob of the image from `offset` on, not verified. Blocks."""
+        return RangeReader(self._open(descriptor), offset=offset)
+
+    async def aclose(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    @abc.abstractmethod
+    def _resolve(self, stop: threading.Event) -> Descriptor:
+        """Find the image; in a worker thread."""
+
+    @abc.abstractmethod
+    def _path_of(self, digest: Digest) -> str:
+        """The name of the file that has this digest."""
+
+    def _read_document(self, descriptor: Descriptor) -> bytes:
+        data = self._documents.get(descriptor.digest, descriptor.data)
+        if data is None:
+            with self._open(descriptor) as opened:
+                data = read_whole(opened, what="document", max_size=descriptor.size)
+        if not descriptor.digest.matches(data):
+            raise DigestMismatch(
+                "document does not match its digest",
+                expected=descriptor.digest,
+                actual=Digest.of(data, descriptor.digest.algorithm),
+            )
+        return data
+
+    def _open(self, descriptor: Descriptor) -> FileRange:
+        opened = self._files.open(self._path_of(descriptor.digest))
+        if opened is None:
+            raise InvalidDocument(
+                "the image is incomplete: a blob is missing",
+                digest=descriptor.digest,
+                source=self._files.path,
+            )
+        if opened.size != descriptor.size:
+            opened.close()
+            raise DigestMismatch(
+                "blob has another size than its descriptor says",
+                digest=descriptor.digest,
+                expected=descriptor.size,
+                actual=opened.size,
+            )
+        return opened
+
+    def _read_file(self, path: str, *, what: str, max_size: int) -> bytes | None:
+        """All of a small file; None when there is none."""
+        opened = self._files.open(path)
+        if opened is None:
+            return None
+        with opened:
+            return read_whole(opened, what=what, max_size=max_size)
+
+
+async def run_stoppable(work: Callable[[threading.Event], T], limiter: trio.CapacityLimiter) -> T:
+    """Run blocking work in a thread; cancelling sets the event that `work` gets, and waits."""
+    stop = threading.Event()
+    return await run_cancellable(functools.partial(work, stop), stop.set, limiter=limiter)
+
+
+def names_hint(kind: str, names: list[str]) -> str:
+    """Say what there is instead of what was wanted: "It has tags: a, b."."""
+    if not names:
+        return f"It has no {kind}."
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"It has {kind}: {shown}{more}."

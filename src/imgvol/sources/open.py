@@ -1,0 +1,104 @@
+"""From what the user wrote to a source: the one place that knows all kinds of sources."""
+
+import os
+import threading
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from imgvol.errors import InvalidArgument
+from imgvol.registry.client import open_registry_client
+from imgvol.registry.credentials import CredentialSource, FileCredentials, credential_files
+from imgvol.registry.hosts import RegistryOptions
+from imgvol.sources.archive import ArchiveFiles, open_archive
+from imgvol.sources.base import ImageSource
+from imgvol.sources.docker_archive import DockerArchiveSource
+from imgvol.sources.files import DirectoryFiles
+from imgvol.sources.layout import LayoutSource
+from imgvol.sources.local import run_stoppable
+from imgvol.sources.parse import (
+    DockerArchive,
+    ImageArgument,
+    LayoutImage,
+    OCIArchive,
+    RegistryImage,
+)
+from imgvol.sources.registry import RegistrySource
+
+_DEFAULT_OPTIONS: Final = RegistryOptions()
+
+
+@asynccontextmanager
+async def open_source(
+    argument: ImageArgument,
+    options: RegistryOptions = _DEFAULT_OPTIONS,
+    *,
+    credentials: CredentialSource | None = None,
+    spool_directory: str | None = None,
+) -> AsyncIterator[ImageSource]:
+    """Open the source of an image; leaving closes it.
+
+    Args:
+        argument: Which image, from `parse_image_argument`.
+        options: How to reach a registry.
+        credentials: Logins for a registry; None: those of the files that `docker login` and
+            `podman login` of this process's user write.
+        spool_directory: Where a compressed archive is decompressed; None: the system's choice.
+
+    Raises:
+        InvalidArgument: The path is relative, or leads to something else than it should.
+        NotFound: There is nothing there.
+        ContentError: An archive is damaged.
+        LocalError: The system refuses.
+    """
+    match argument:
+        case RegistryImage(reference):
+            logins = credentials or _logins_of_this_user()
+            async with open_registry_client(reference.domain, options, logins) as client:
+                yield RegistrySource(client, reference)
+        case LayoutImage() | OCIArchive() | DockerArchive():
+            async with aclosing(await _open_local(argument, spool_directory)) as source:
+                yield source
+
+
+async def _open_local(
+    argument: LayoutImage | OCIArchive | DockerArchive, spool_directory: str | None
+) -> LayoutSource | DockerArchiveSource:
+    if not os.path.isabs(argument.path):
+        raise InvalidArgument("the image's path must be absolute", path=argument.path)
+    limiter = trio.CapacityLimiter(1)
+    name = str(argument)
+    if isinstance(argument, LayoutImage):
+        opened = await trio.to_thread.run_sync(DirectoryFiles, argument.path, limiter=limiter)
+        return LayoutSource(opened, name=name, tag=argument.tag, digest=argument.digest)
+    files = await _open_archive(argument.path, spool_directory, limiter)
+    if isinstance(argument, OCIArchive):
+        return LayoutSource(files, name=name, tag=argument.tag, digest=argument.digest)
+    return DockerArchiveSource(
+        files, name=name, reference=argument.reference, position=argument.position
+    )
+
+
+async def _open_archive(
+    path: str, spool_directory: str | None, limiter: trio.CapacityLimiter
+) -> ArchiveFiles:
+    opened: list[ArchiveFiles] = []
+
+    def work(stop: threading.Event) -> None:
+        opened.append(open_archive(path, stop=stop, spool_directory=spool_directory))
+
+    try:
+        await run_stoppable(work, limiter)
+    except BaseException:
+        # A cancellation that came when the work was already done.
+        for files in opened:
+            files.close()
+        raise
+    return opened[0]
+
+
+def _logins_of_this_user() -> FileCredentials:
+    return FileCredentials(credential_files(os.environ, home=Path.home(), uid=os.geteuid()))

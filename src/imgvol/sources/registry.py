@@ -1,0 +1,48 @@
+"""Images of registries: what `imgvol.registry` does, as a source."""
+
+from imgvol.errors import LimitExceeded
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.media_types import is_index, is_manifest
+from imgvol.oci.reference import Reference
+from imgvol.registry.body import BlobReader
+from imgvol.registry.client import RegistryClient
+
+
+class RegistrySource:
+    """One image of a registry. The client belongs to the caller, who closes it afterwards.
+
+    Args:
+        client: Connected to the reference's registry.
+        reference: With a tag or a digest.
+    """
+
+    def __init__(self, client: RegistryClient, reference: Reference) -> None:
+        self._client = client
+        self._reference = reference
+
+    def describe(self) -> str:
+        """The reference."""
+        return str(self._reference)
+
+    async def resolve(self) -> Descriptor:
+        """What the reference points at now. From here on, everything is asked for by digest."""
+        return await self._client.resolve(self._reference)
+
+    async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
+        """A manifest, an index or a config, verified."""
+        if descriptor.size > max_size:
+            raise LimitExceeded(
+                "document is too large", limit="size", allowed=max_size, digest=descriptor.digest
+            )
+        if descriptor.data is not None:  # verified when the descriptor was parsed
+            return descriptor.data
+        if is_manifest(descriptor.media_type) or is_index(descriptor.media_type):
+            return await self._client.fetch_manifest(self._reference, descriptor)
+        return await self._client.fetch_blob(self._reference, descriptor, max_size=max_size)
+
+    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobReader:
+        """A blob from `offset` on, not verified."""
+        return self._client.open_blob(self._reference, descriptor, offset=offset)
+
+    async def aclose(self) -> None:
+        """Nothing to do."""

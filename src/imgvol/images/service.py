@@ -1,0 +1,260 @@
+"""The image service: what users and the API ask of images. Local answers need no network."""
+
+import re
+import time
+from collections.abc import Collection, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from imgvol import limits
+from imgvol.content.records import ImageRecord
+from imgvol.content.store import Store, StoreUsage
+from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
+from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.views import OpenView, Views
+from imgvol.oci.json import JSONValue, parse_json
+from imgvol.oci.platform import Matcher, Platform
+from imgvol.registry.hosts import RegistryOptions
+from imgvol.sources.open import open_source
+from imgvol.sources.parse import parse_image_argument
+
+# As many hex digits of an image ID as tools print; fewer are taken for a name.
+SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """How to reach a registry, for one pull."""
+
+    plain_http: bool = False
+    insecure: bool = False
+    ca_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovalReport:
+    """What a removal did.
+
+    Attributes:
+        untagged: Names that are gone.
+        deleted: Manifest digests of images that are gone.
+        freed: Bytes given back to the disk.
+    """
+
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]
+    freed: int
+
+
+class ImageService:
+    """Pull, find, list, remove and open images. One per daemon; used on the event loop."""
+
+    def __init__(self, store: Store, views: Views) -> None:
+        self._store = store
+        self._views = views
+        self._puller = Puller(store)
+        self.pulls_under_way = 0
+
+    async def pull(
+        self,
+        image: str,
+        *,
+        platform: str | None = None,
+        options: PullOptions,
+        progress: PullProgress,
+    ) -> ImageRecord:
+        """Makes an image complete in the store, fetching what is missing.
+
+        Args:
+            image: A reference, or a local source such as `oci:/directory:tag`.
+            platform: For which platform; None: this machine's.
+
+        Raises:
+            InvalidReference: `image` is malformed.
+            NotFound: The source has no such image.
+            NoMatchingPlatform: The image has no variant for the platform.
+            ContentError: The image is damaged or hostile; nothing of it is kept.
+            RemoteError: The registry failed; complete layers are kept for the next try.
+            StoreFull: No room.
+        """
+        argument = parse_image_argument(image)
+        matcher = wanted_platform(platform)
+        started = time.perf_counter()
+        try:
+            with self._pull_under_way():
+                async with open_source(
+                    argument,
+                    _registry_options(options),
+                    spool_directory=self._store.spool_directory,
+                ) as source:
+                    resolved = await resolve_image(source, matcher)
+                    progress.stats["resolve_seconds"] = time.perf_counter() - started
+                    record = await self._puller.pull(source, resolved, str(argument), progress)
+        except ImgvolError as exc:
+            if not isinstance(exc, RemoteError):
+                await self._collect()
+            raise
+        # The name may have meant another image until now, which then has no name.
+        if await self._store.records.unnamed_images():
+            await self._collect()
+        _sum_up(progress, time.perf_counter() - started)
+        return record
+
+    @contextmanager
+    def _pull_under_way(self) -> Iterator[None]:
+        self.pulls_under_way += 1
+        try:
+            yield
+        finally:
+            self.pulls_under_way -= 1
+
+    async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
+        """The local image of a name, an image ID or its first 12 or more digits.
+
+        Raises:
+            NotFound: Not in the store.
+            Conflict: An abbreviated ID fits several images.
+        """
+        by_id = await self._find_by_id(image)
+        if by_id is not None:
+            return by_id
+        name = str(parse_image_argument(image))
+        matcher = wanted_platform(platform)
+        images = [record for record, _ in await self._store.records.images_named(name)]
+        fitting = _best(images, matcher)
+        if fitting is None and platform is None and len(images) == 1:
+            # Pulled for another platform on purpose, and the only one of this name.
+            return images[0]
+        if fitting is None:
+            raise NotFound(
+                "image is not in the store",
+                hint=f"Pull it first: imgvol pull {image}",
+                image=image,
+                platform=platform,
+            )
+        return fitting
+
+    async def _find_by_id(self, image: str) -> ImageRecord | None:
+        match = SHORT_ID.fullmatch(image)
+        if match is None:
+            return None
+        images = [
+            record
+            for record in await self._store.records.images()
+            if record.id.encoded.startswith(match[1])
+            or record.manifest.encoded.startswith(match[1])
+        ]
+        if len({record.manifest for record in images}) > 1:
+            raise Conflict(
+                "several images have an ID that begins so",
+                hint="Give more digits; imgvol images --json shows them all.",
+                image=image,
+            )
+        return images[0] if images else None
+
+    async def list(self) -> list[ImageRecord]:
+        """Every complete image, the latest pulled first."""
+        return await self._store.records.images()
+
+    async def remove(self, image: str) -> RemovalReport:
+        """Removes a name; with an image's last name, or by ID, the image and what only it needed.
+
+        Layers of mounted images stay until they are unmounted.
+
+        Raises:
+            NotFound: Not in the store.
+            Conflict: The image is mounted and this was its last name.
+        """
+        records = self._store.records
+        by_id = await self._find_by_id(image)
+        if by_id is not None:
+            await self._refuse_in_use([by_id])
+            await records.remove_image(by_id.manifest)
+            untagged: tuple[str, ...] = by_id.names
+            deleted: tuple[str, ...] = (str(by_id.manifest),)
+        else:
+            name = str(parse_image_argument(image))
+            named = [record for record, _ in await records.images_named(name)]
+            if not named:
+                raise NotFound("image is not in the store", image=image)
+            last = [record for record in named if record.names == (name,)]
+            await self._refuse_in_use(last)
+            await records.remove_name(name)
+            untagged = (name,)
+            deleted = tuple(str(record.manifest) for record in last)
+        return RemovalReport(untagged=untagged, deleted=deleted, freed=await self._collect())
+
+    async def _refuse_in_use(self, images: Collection[ImageRecord]) -> None:
+        manifests = {image.manifest for image in images}
+        users = [v for v in await self._store.records.volumes() if v.manifest in manifests]
+        if users:
+            raise Conflict(
+                "image is mounted",
+                hint=f"Unmount it first: imgvol unmount {users[0].target or users[0].id}",
+                image=users[0].image,
+                volumes=len(users),
+            )
+
+    async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
+        """An image's manifest and config, as they are stored."""
+        manifest = await self._store.read_blob(image.manifest)
+        config = await self._store.read_blob(image.id)
+        return (
+            parse_json(manifest, what="manifest", max_size=limits.MANIFEST_SIZE),
+            parse_json(config, what="config", max_size=limits.CONFIG_SIZE),
+        )
+
+    def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
+        """Holds an image's merged tree open inside the block."""
+        return self._views.hold(image)
+
+    async def usage(self) -> StoreUsage:
+        """Sizes of what is stored."""
+        return await self._store.usage()
+
+    async def _collect(self) -> int:
+        """Removes what no image, open view or pull under way needs; returns the bytes freed."""
+        records = self._store.records
+        for manifest in await records.unnamed_images():
+            await records.remove_image(manifest)
+        freed = 0
+        for digest in await records.unreferenced_layers():
+            if digest not in self._views.layers_in_use():
+                freed += await self._puller.discard_layer(digest)
+        if not self.pulls_under_way:
+            documents = await records.documents()
+            freed += await self._store.remove_blobs_except(documents)
+        return freed
+
+
+def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:
+    ranked = [
+        (rank, index, image)
+        for index, image in enumerate(images)
+        if (rank := matcher.rank(Platform.parse(image.platform))) is not None
+    ]
+    return min(ranked)[2] if ranked else None
+
+
+def _registry_options(options: PullOptions) -> RegistryOptions:
+    return RegistryOptions(
+        plain_http=options.plain_http,
+        insecure=options.insecure,
+        ca_file=Path(options.ca_file) if options.ca_file else None,
+    )
+
+
+def _sum_up(progress: PullProgress, seconds: float) -> None:
+    """Fills in the totals of a finished pull."""
+    stats = progress.stats
+    stats["total_seconds"] = seconds
+    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
+    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
+    stats["entries"] = sum(layer.entries for layer in progress.layers)
+    for layer in progress.layers:
+        for stage, spent in layer.seconds.items():
+            key = f"{stage}_seconds"
+            stats[key] = stats.get(key, 0.0) + spent
+    progress.stage = "done"

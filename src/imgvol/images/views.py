@@ -1,0 +1,203 @@
+"""The views that are open: merged trees in memory, each shared by whoever uses its chain.
+
+A view stays open while somebody holds it (a volume, a listing) or the kernel still refers to one of
+its directories (`kernel_references`: a file that is open in a detached mount keeps its directories,
+and these keep the view). Layers are shared between views and close with the last of them.
+
+The filesystem finds views and layers by their slots, the numbers in inode numbers.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from imgvol.content.layer_store import LayerStore
+from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.content.store import Store
+from imgvol.oci.digest import ChainID, Digest
+from imgvol.view.chain import ChainView, NodeID
+
+# Indexes being loaded and merged at once.
+VIEW_THREADS: Final = 2
+
+
+@dataclass(eq=False, slots=True)
+class OpenView:
+    """One open view.
+
+    Attributes:
+        slot: The chain's number in inode numbers.
+        holders: Who uses it on our side.
+        publications: Volumes that show it in the filesystem's root.
+        kernel_references: Lookups of its directories that the kernel has not forgotten.
+    """
+
+    chain_id: ChainID
+    slot: int
+    tree: ChainView
+    layers: tuple[LayerStore, ...]
+    holders: int = 0
+    publications: int = 0
+    kernel_references: int = 0
+
+    @property
+    def name(self) -> bytes:
+        """The view's directory in the root: no colon, which overlayfs would split at."""
+        return self.chain_id.hex.encode()
+
+    async def read(self, node: NodeID, offset: int, size: int) -> bytes | bytearray:
+        """Reads a file's bytes: exact up to the end of the file, or an error."""
+        position, layer_node = self.tree.content(node)
+        return await self.layers[position].read(layer_node, offset, size)
+
+
+@dataclass(eq=False, slots=True)
+class _SharedLayer:
+    store: LayerStore
+    users: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Views:
+    """The table of open views. One per daemon; used on the event loop only.
+
+    Attributes:
+        on_withdrawn: Called when a view leaves the filesystem's root, with its name.
+    """
+
+    store: Store
+    on_withdrawn: Callable[[bytes], None] = lambda _name: None
+    _by_slot: dict[int, OpenView] = field(default_factory=dict)
+    _published: dict[bytes, OpenView] = field(default_factory=dict)
+    _layers: dict[Digest, _SharedLayer] = field(default_factory=dict)
+    _layers_by_slot: dict[int, LayerStore] = field(default_factory=dict)
+    _pinned: Counter[Digest] = field(default_factory=Counter)
+    _opening: trio.Lock = field(default_factory=trio.Lock)
+    _limiter: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(VIEW_THREADS)
+    )
+
+    @asynccontextmanager
+    async def hold(self, image: ImageRecord) -> AsyncIterator[OpenView]:
+        """Keeps an image's view open inside the block."""
+        view = await self.acquire(image)
+        try:
+            yield view
+        finally:
+            self.release(view)
+
+    async def acquire(self, image: ImageRecord) -> OpenView:
+        """Opens an image's view, or takes the open one. `release` must follow.
+
+        Raises:
+            StoreDamaged: A layer cannot be read.
+            InvalidLayer: A hard link's target is in no layer.
+        """
+        # Pinned before the first wait: an image removed meanwhile keeps its layers until we are
+        # done.
+        digests = [layer.digest for layer in image.layers]
+        self._pinned.update(digests)
+        try:
+            slot = await self.store.records.chain_slot(image.chain_id)
+            async with self._opening:
+                view = self._by_slot.get(slot)
+                if view is None:
+                    view = await self._open(image, slot)
+                    self._by_slot[slot] = view
+                view.holders += 1
+                return view
+        finally:
+            self._pinned.subtract(digests)
+            self._pinned += Counter()
+
+    def release(self, view: OpenView) -> None:
+        """Ends one use; the last one closes the view, unless the kernel still refers to it."""
+        view.holders -= 1
+        self._close_if_unused(view)
+
+    def publish(self, view: OpenView) -> None:
+        """Shows a view in the filesystem's root; counted. `withdraw` must follow."""
+        view.publications += 1
+        self._published[view.name] = view
+
+    def withdraw(self, view: OpenView) -> None:
+        """Ends one publication; with the last, the view leaves the filesystem's root."""
+        view.publications -= 1
+        if view.publications == 0:
+            del self._published[view.name]
+            self.on_withdrawn(view.name)
+
+    def forget(self, view: OpenView, count: int) -> None:
+        """The kernel has dropped so many references to the view's directories."""
+        view.kernel_references -= count
+        self._close_if_unused(view)
+
+    def published(self) -> list[OpenView]:
+        """The views in the filesystem's root, ordered by slot."""
+        return sorted(self._published.values(), key=lambda view: view.slot)
+
+    def lingering(self) -> list[OpenView]:
+        """Views that only the kernel still refers to."""
+        return [view for view in self._by_slot.values() if view.holders == 0]
+
+    def by_name(self, name: bytes) -> OpenView | None:
+        """The view that the filesystem's root shows under a name."""
+        return self._published.get(name)
+
+    def by_slot(self, slot: int) -> OpenView | None:
+        """The open view of a chain."""
+        return self._by_slot.get(slot)
+
+    def layer_by_slot(self, slot: int) -> LayerStore | None:
+        """The open layer with this number."""
+        return self._layers_by_slot.get(slot)
+
+    def layers_in_use(self) -> set[Digest]:
+        """Layers of views that are open or being opened."""
+        return self._layers.keys() | self._pinned.keys()
+
+    async def _open(self, image: ImageRecord, slot: int) -> OpenView:
+        stores: list[LayerStore] = []
+        try:
+            for record in image.layers:
+                store = await self._acquire_layer(record)
+                stores.append(store)
+            tree = await trio.to_thread.run_sync(
+                lambda: ChainView(
+                    [store.index for store in stores],
+                    chain_slot=slot,
+                    layer_slots=[store.slot for store in stores],
+                ),
+                limiter=self._limiter,
+            )
+        except BaseException:
+            for store in stores:
+                self._release_layer(store)
+            raise
+        return OpenView(chain_id=image.chain_id, slot=slot, tree=tree, layers=tuple(stores))
+
+    async def _acquire_layer(self, record: LayerRecord) -> LayerStore:
+        shared = self._layers.get(record.digest)
+        if shared is None:
+            shared = _SharedLayer(await self.store.open_layer(record))
+            self._layers[record.digest] = shared
+            self._layers_by_slot[record.slot] = shared.store
+        shared.users += 1
+        return shared.store
+
+    def _release_layer(self, store: LayerStore) -> None:
+        shared = self._layers[store.digest]
+        shared.users -= 1
+        if shared.users == 0:
+            del self._layers[store.digest]
+            del self._layers_by_slot[store.slot]
+
+    def _close_if_unused(self, view: OpenView) -> None:
+        if view.holders == 0 and view.kernel_references == 0:
+            del self._by_slot[view.slot]
+            for store in view.layers:
+                self._release_layer(store)

@@ -1,0 +1,72 @@
+"""A source whose image is in memory, with the faults that a test asks for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from imgvol.errors import NotFound, RegistryUnavailable
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
+from imgvol.oci.media_types import OCI_MANIFEST
+from support.images import Image
+
+
+class MemoryReader:
+    def __init__(self, data: bytes, piece: int, on_piece: Callable[[int], None]):
+        self._data, self._piece, self._on_piece = data, piece, on_piece
+        self.is_cancelled = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        return None
+
+    def iter_pieces(self) -> Iterator[bytes]:
+        for position in range(0, len(self._data), self._piece):
+            self._on_piece(position)
+            if self.is_cancelled:
+                raise RegistryUnavailable("cancelled")
+            yield self._data[position : position + self._piece]
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@dataclass
+class MemorySource:
+    """Serves one image. `blobs` can be changed to serve something else than was promised."""
+
+    image: Image
+    piece: int = 1000
+    on_piece: Callable[[int], None] = lambda _position: None
+    opened: list[Digest] = field(default_factory=list)
+    readers: list[MemoryReader] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.manifest = self.image.manifest_bytes()
+        documents = (self.manifest, self.image.config_bytes())
+        self.blobs = {str(Digest.of(data)): data for data in documents}
+        self.blobs |= {layer.digest: layer.blob for layer in self.image.layers}
+
+    def describe(self) -> str:
+        return "memory"
+
+    async def resolve(self) -> Descriptor:
+        return Descriptor(
+            media_type=OCI_MANIFEST, digest=Digest.of(self.manifest), size=len(self.manifest)
+        )
+
+    async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
+        return self._blob(descriptor)
+
+    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> MemoryReader:
+        self.opened.append(descriptor.digest)
+        reader = MemoryReader(self._blob(descriptor)[offset:], self.piece, self.on_piece)
+        self.readers.append(reader)
+        return reader
+
+    def _blob(self, descriptor: Descriptor) -> bytes:
+        try:
+            return self.blobs[str(descriptor.digest)]
+        except KeyError:
+            raise NotFound("no such blob", digest=descriptor.digest) from None

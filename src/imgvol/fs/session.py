@@ -1,0 +1,148 @@
+"""The FUSE session: mount, serve, unmount. pyfuse3 allows one in a process."""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from imgvol import limits
+from imgvol.errors import LocalError, MachineLacks
+from imgvol.fs.operations import Operations
+from imgvol.images.views import Views
+from imgvol.volumes.mountinfo import FILESYSTEM_TYPE, read_mountinfo, source_of
+from imgvol.volumes.mounts import detach_dead_mounts
+
+log = logging.getLogger(__name__)
+
+FUSE_DEVICE: Final = Path("/dev/fuse")
+# Seconds between looks at views that the kernel still refers to and nobody else does.
+LINGERING_CHECK: Final = 5.0
+
+
+def obstacle() -> MachineLacks | None:
+    """Why this process cannot serve a filesystem; None when it can."""
+    if not FUSE_DEVICE.exists():
+        return MachineLacks(
+            "this machine has no /dev/fuse",
+            hint="Load the kernel module: modprobe fuse. In a container, pass --device /dev/fuse.",
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        return MachineLacks(
+            "/dev/fuse may not be opened by this user",
+            hint="Run as root, or: chmod 666 /dev/fuse",
+        )
+    return None
+
+
+@asynccontextmanager
+async def open_session(
+    views: Views, mount_point: Path, *, is_system: bool, on_lost: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Serves the filesystem at a directory while the block runs.
+
+    Args:
+        on_lost: Called when the session ends on its own: somebody unmounted the filesystem, or
+            aborted its connection. This process cannot make another.
+        is_system: Let every user of the machine see what the kernel's own permission checks allow;
+            needs root. Otherwise only the user who runs the daemon sees anything.
+
+    Raises:
+        LocalError: The kernel or fusermount3 refuses the mount.
+    """
+    await trio.to_thread.run_sync(_mount, Operations(views), mount_point, is_system)
+    withdrawn, names = trio.open_memory_channel[bytes](math.inf)
+    views.on_withdrawn = withdrawn.send_nowait
+    try:
+        async with trio.open_nursery() as nursery:
+
+            async def serve() -> None:
+                await pyfuse3.main(min_tasks=1, max_tasks=limits.FUSE_TASKS)
+                log.error("the filesystem's connection ended: somebody unmounted or aborted it")
+                on_lost()
+
+            nursery.start_soon(serve)
+            nursery.start_soon(_forget_withdrawn, names)
+            nursery.start_soon(_release_lingering, views)
+            await trio.to_thread.run_sync(_raise_readahead, mount_point)
+            yield
+            nursery.cancel_scope.cancel()
+    finally:
+        views.on_withdrawn = lambda _name: None
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(pyfuse3.close)
+            # libfuse leaves the mount of a connection that was aborted.
+            await trio.to_thread.run_sync(detach_dead_mounts, mount_point)
+
+
+def _mount(operations: Operations, mount_point: Path, is_system: bool) -> None:
+    # Without default_permissions the kernel would give one user what it has cached for another.
+    options = set(pyfuse3.default_options)
+    assert "default_permissions" in options
+    options |= {f"fsname={os.fsdecode(source_of(mount_point))}", "subtype=imgvol", "ro"}
+    options.add("noatime")
+    if is_system:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(operations, os.fspath(mount_point), options)
+    except RuntimeError as exc:
+        raise LocalError(
+            "cannot mount the filesystem",
+            hint="imgvol doctor says what this machine lacks.",
+            mount_point=mount_point,
+        ) from exc
+    mount = next(m for m in read_mountinfo() if m.mount_point == bytes(mount_point))
+    if mount.fstype != FILESYSTEM_TYPE or not {"nosuid", "nodev"} <= mount.options:
+        pyfuse3.close()
+        raise LocalError("the filesystem was mounted without nosuid,nodev", mount_point=mount_point)
+
+
+def _raise_readahead(mount_point: Path) -> None:
+    """Lets the kernel read ahead by 1 MiB: five times the sequential throughput of 128 KiB."""
+    # The kernel sets its own value when the session's first exchange ends: wait for that, by a
+    # question that only the session can answer.
+    os.statvfs(mount_point)
+    # The device number comes from mountinfo: a stat's would be right, too, but asks the session.
+    mount = next(m for m in read_mountinfo() if m.mount_point == bytes(mount_point))
+    setting = Path(f"/sys/class/bdi/{mount.major}:{mount.minor}/read_ahead_kb")
+    try:
+        setting.write_text(str(limits.READAHEAD_KIB))
+    except OSError as exc:
+        log.info("readahead stays at the kernel's default: %s", exc)
+
+
+async def _forget_withdrawn(names: trio.MemoryReceiveChannel[bytes]) -> None:
+    """Makes the kernel forget each view that leaves the root, so that it can be closed."""
+    async for name in names:
+        await _forget_entry(pyfuse3.ROOT_INODE, name)
+
+
+async def _release_lingering(views: Views) -> None:
+    """Makes the kernel forget views that were still in use when they were withdrawn.
+
+    Once the last file of such a view is closed nothing tells us so, and the kernel would keep its
+    names, and with them the view, until memory gets short.
+    """
+    while True:
+        await trio.sleep(LINGERING_CHECK)
+        for view in views.lingering():
+            root = view.tree.inode(view.tree.root)
+            for name, _ in view.tree.list(view.tree.root):
+                await _forget_entry(root, name)
+
+
+async def _forget_entry(parent: int, name: bytes) -> None:
+    """Drops a name from the kernel's cache; this may wait for requests below that name."""
+
+    def invalidate() -> None:
+        # ENOENT: the kernel does not know the name, or not any more.
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_entry(parent, name)
+
+    await trio.to_thread.run_sync(invalidate, abandon_on_cancel=True)

@@ -1,0 +1,318 @@
+"""Volumes: views bound at paths, recorded, and found again after a restart.
+
+A volume is acknowledged in this order: view open, view shown in the filesystem, bind mount made,
+record written. Undoing goes the other way. A daemon that dies in between leaves at most mounts of a
+dead filesystem, which the next start recognises by their source and detaches, and records, which it
+makes true again.
+
+Everything that may touch a mount runs in threads: a system call on our own filesystem waits for an
+answer that only the event loop can give.
+"""
+
+import logging
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar, TypeVarTuple
+
+import trio
+
+from imgvol.content.records import ImageRecord, Records, VolumeRecord
+from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
+from imgvol.images.pull import PullProgress
+from imgvol.images.service import ImageService, PullOptions
+from imgvol.images.views import OpenView, Views
+from imgvol.oci.digest import ChainID, Digest
+from imgvol.volumes import mounts
+from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+
+log = logging.getLogger(__name__)
+
+CLI_SANDBOX: Final = "cli"
+MOUNT_THREADS: Final = 8
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+PullPolicy = Literal["missing", "never", "always"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """One volume.
+
+    Attributes:
+        image: As the caller named it, canonical.
+        image_id: Digest of the image's config.
+        target: Where it is bound; None when only the view itself is used.
+        view: Path of the view.
+        state: "mounted", or "lost" when somebody else has unmounted the target.
+        created_at: Seconds since the epoch.
+    """
+
+    id: str
+    sandbox: str
+    image: str
+    image_id: Digest
+    chain_id: ChainID
+    target: str | None
+    view: str
+    state: str
+    created_at: float
+    noexec: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Mounted:
+    """A volume's record with what it keeps open."""
+
+    record: VolumeRecord
+    image: ImageRecord
+    view: OpenView
+
+
+class VolumeManager:
+    """Makes, lists and removes volumes. One per daemon.
+
+    Args:
+        views_directory: Where the filesystem is mounted.
+        obstacle: Why nothing can be mounted here; None when all is well.
+        may_bind: Whether the daemon may make mounts itself (it runs as root).
+    """
+
+    def __init__(
+        self,
+        *,
+        images: ImageService,
+        views: Views,
+        records: Records,
+        views_directory: Path,
+        obstacle: MachineLacks | None,
+        may_bind: bool,
+    ) -> None:
+        self._images = images
+        self._views = views
+        self._records = records
+        self._views_directory = views_directory
+        self._obstacle = obstacle
+        self._may_bind = may_bind
+        self._volumes: dict[str, _Mounted] = {}
+        self._busy_targets: set[str] = set()
+        self._limiter = trio.CapacityLimiter(MOUNT_THREADS)
+        self._boot_id = BOOT_ID.read_text().strip()
+
+    async def mount(
+        self,
+        image: str,
+        target: str | None,
+        *,
+        sandbox: str = CLI_SANDBOX,
+        platform: str | None = None,
+        pull: PullPolicy = "missing",
+        options: PullOptions,
+        noexec: bool = False,
+        progress: PullProgress,
+    ) -> Volume:
+        """Mounts an image; nothing is left behind when it fails.
+
+        Args:
+            image: A reference, an image ID, or a local source.
+            target: An empty directory, absolute and without symbolic links; None: the view only.
+            sandbox: Whatever owns the volume.
+            pull: When to fetch: if not here, never, or to look for a newer image every time.
+
+        Raises:
+            MachineLacks: This machine or this user cannot mount.
+            NotFound: No such image, or no such target.
+            InvalidArgument: The target is not an absolute path of a directory.
+            Conflict: The target is not empty, or has something mounted.
+        """
+        if self._obstacle is not None:
+            raise self._obstacle
+        async with self._reserve(target):
+            if target is not None:
+                self._refuse_without_root()
+                await self._in_thread(mounts.check_target, os.fsencode(target))
+            record = await self._obtain(image, platform, pull, options, progress)
+            volume = VolumeRecord(
+                id=secrets.token_hex(6),
+                sandbox=sandbox,
+                image=image if not record.names or image in record.names else record.names[0],
+                manifest=record.manifest,
+                target=target,
+                noexec=noexec,
+                created_at=time.time(),
+                boot_id=self._boot_id,
+            )
+            await self._attach(volume, record)
+            try:
+                await self._records.add_volume(volume)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self._detach(self._volumes[volume.id], lazily=True)
+                raise
+            return self._shown(self._volumes[volume.id])
+
+    async def _obtain(
+        self,
+        image: str,
+        platform: str | None,
+        pull: PullPolicy,
+        options: PullOptions,
+        progress: PullProgress,
+    ) -> ImageRecord:
+        if pull != "always":
+            try:
+                record = await self._images.find(image, platform=platform)
+            except NotFound:
+                if pull == "never":
+                    raise
+            else:
+                progress.stage = "done"
+                return record
+        return await self._images.pull(image, platform=platform, options=options, progress=progress)
+
+    async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
+        """Unmounts a volume.
+
+        Args:
+            target_or_id: Its ID, or the path that it is bound at.
+            detach: Do not wait for users of the mount: they keep what they have open, and nobody
+                else sees it any more.
+
+        Raises:
+            NotFound: No such volume.
+            Conflict: It is in use.
+        """
+        mounted = self._find(target_or_id)
+        async with self._reserve(mounted.record.target):
+            if mounted.record.id not in self._volumes:
+                raise NotFound("no such volume", volume=target_or_id)
+            await self._detach(mounted, lazily=detach)
+            await self._records.remove_volume(mounted.record.id)
+        return self._shown(mounted)
+
+    async def list(self) -> list[Volume]:
+        """Every volume, the oldest first, with whether it is still mounted."""
+        table = {mount.mount_point: mount for mount in await self._in_thread(read_mountinfo)}
+        return [self._shown(mounted, table) for mounted in self._volumes.values()]
+
+    @property
+    def count(self) -> int:
+        """How many volumes there are."""
+        return len(self._volumes)
+
+    async def recover(self) -> None:
+        """Makes the records true again after a restart. Call once, before anything else.
+
+        Volumes of this boot are mounted again at their targets. What cannot be is reported in the
+        log and forgotten: its target then is a plain directory, as before it was mounted.
+        """
+        for record in await self._records.volumes():
+            image = await self._records.image(record.manifest)
+            if record.boot_id == self._boot_id and image is not None and self._obstacle is None:
+                try:
+                    await self._attach(record, image)
+                    continue
+                except (ImgvolError, OSError) as exc:
+                    log.error("cannot mount %s again at %s: %s", record.image, record.target, exc)
+            await self._records.remove_volume(record.id)
+
+    async def detach_all(self, *, forget: bool) -> None:
+        """Unmounts every volume, in use or not; for the daemon's end.
+
+        Args:
+            forget: Also drop the records, so that the next start does not mount them again.
+        """
+        for mounted in list(self._volumes.values()):
+            try:
+                await self._detach(mounted, lazily=True)
+            except (ImgvolError, OSError) as exc:
+                log.error("cannot unmount %s: %s", mounted.record.target, exc)
+            if forget:
+                await self._records.remove_volume(mounted.record.id)
+
+    async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
+        """Opens the view, shows it, binds it. All or nothing."""
+        view = await self._views.acquire(image)
+        self._views.publish(view)
+        try:
+            if volume.target is not None:
+                source = os.path.join(bytes(self._views_directory), view.name)
+                await self._in_thread(
+                    mounts.bind, source, os.fsencode(volume.target), volume.noexec
+                )
+        except BaseException:
+            self._views.withdraw(view)
+            self._views.release(view)
+            raise
+        self._volumes[volume.id] = _Mounted(volume, image, view)
+
+    async def _detach(self, mounted: _Mounted, *, lazily: bool) -> None:
+        target = mounted.record.target
+        if target is not None:
+            await self._in_thread(
+                mounts.unbind,
+                os.fsencode(target),
+                self._views_directory,
+                mounted.view.name,
+                lazily,
+            )
+        del self._volumes[mounted.record.id]
+        self._views.withdraw(mounted.view)
+        self._views.release(mounted.view)
+
+    def _refuse_without_root(self) -> None:
+        if not self._may_bind:
+            raise MachineLacks(
+                "mounting at a directory of your choice needs root",
+                hint="Leave the directory out: imgvol then prints the view's own path.",
+            )
+
+    def _find(self, target_or_id: str) -> _Mounted:
+        if target_or_id in self._volumes:
+            return self._volumes[target_or_id]
+        for mounted in self._volumes.values():
+            if mounted.record.target == target_or_id:
+                return mounted
+        raise NotFound("no such volume", hint="imgvol ps lists the volumes.", volume=target_or_id)
+
+    @asynccontextmanager
+    async def _reserve(self, target: str | None) -> AsyncIterator[None]:
+        """One operation at a time for one target."""
+        if target is None:
+            yield
+            return
+        if target in self._busy_targets:
+            raise Conflict("another mount or unmount is under way there", target=target)
+        self._busy_targets.add(target)
+        try:
+            yield
+        finally:
+            self._busy_targets.remove(target)
+
+    def _shown(self, mounted: _Mounted, table: dict[bytes, MountInfo] | None = None) -> Volume:
+        record = mounted.record
+        is_lost = False
+        if table is not None and record.target is not None:
+            mount = table.get(os.fsencode(record.target))
+            is_lost = mount is None or not is_ours(mount, self._views_directory)
+        return Volume(
+            id=record.id,
+            sandbox=record.sandbox,
+            image=record.image,
+            image_id=mounted.image.id,
+            chain_id=mounted.image.chain_id,
+            target=record.target,
+            view=os.path.join(self._views_directory, os.fsdecode(mounted.view.name)),
+            state="lost" if is_lost else "mounted",
+            created_at=record.created_at,
+            noexec=record.noexec,
+        )
+
+    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)

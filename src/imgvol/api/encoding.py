@@ -1,0 +1,149 @@
+"""Records of the other rooms as JSON. The shapes are those of `schemas`; a test compares them."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from imgvol.api.services import DaemonInfo
+from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.images.ingest import LayerProgress
+from imgvol.images.inspection import EntryInfo
+from imgvol.images.pull import PullProgress
+from imgvol.images.service import RemovalReport
+from imgvol.oci.digest import Digest
+from imgvol.volumes.manager import Volume
+
+Document = dict[str, object]
+
+
+def path_text(path: bytes) -> str:
+    """A path for JSON: surrogate escapes where it is not UTF-8."""
+    return path.decode("utf-8", "surrogateescape")
+
+
+def encode_info(info: DaemonInfo) -> Document:
+    """`Version`."""
+    return {"api": "v1", **dataclasses.asdict(info)}
+
+
+def encode_layer(layer: LayerRecord) -> Document:
+    """`Layer`."""
+    return {
+        "digest": str(layer.digest),
+        "media_type": layer.media_type,
+        "size": layer.size,
+        "diff_id": str(layer.diff_id),
+        "unpacked_size": layer.unpacked_size,
+        "entries": layer.entries,
+    }
+
+
+def encode_image(image: ImageRecord) -> Document:
+    """`Image`."""
+    return {
+        "id": str(image.id),
+        "manifest": str(image.manifest),
+        "media_type": image.media_type,
+        "names": list(image.names),
+        "platform": str(image.platform),
+        "chain_id": str(image.chain_id),
+        "layers": [encode_layer(layer) for layer in image.layers],
+        "size": image.size,
+        "created": image.created,
+        "pulled_at": image.pulled_at,
+    }
+
+
+def encode_removal(report: RemovalReport) -> Document:
+    """`Removal`."""
+    return {
+        "untagged": [str(name) for name in report.untagged],
+        "deleted": [str(digest) for digest in report.deleted],
+        "freed": report.freed,
+    }
+
+
+def encode_volume(volume: Volume) -> Document:
+    """`Volume`."""
+    return {
+        "id": volume.id,
+        "sandbox": volume.sandbox,
+        "image": volume.image,
+        "image_id": str(volume.image_id),
+        "chain_id": str(volume.chain_id),
+        "target": volume.target,
+        "view": str(volume.view),
+        "path": volume.target or str(volume.view),
+        "state": volume.state,
+        "created_at": volume.created_at,
+        "noexec": volume.noexec,
+    }
+
+
+def encode_entry(entry: EntryInfo) -> Document:
+    """`EntryEvent`."""
+    return {
+        "event": "entry",
+        "path": path_text(entry.path),
+        "type": entry.type.name.lower(),
+        "mode": entry.mode & 0o7777,
+        "uid": entry.uid,
+        "gid": entry.gid,
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+        "rdev": entry.rdev,
+        "target": path_text(entry.target) if entry.target else None,
+        "ino": entry.ino,
+        "nlink": entry.nlink,
+        "layer": str(entry.layer) if entry.layer else None,
+    }
+
+
+def encode_layer_progress(layer: LayerProgress) -> Document:
+    """`LayerProgress`."""
+    return {
+        "digest": str(layer.digest),
+        "size": layer.size,
+        "state": layer.state,
+        "received": layer.received,
+        "unpacked": layer.unpacked,
+        "entries": layer.entries,
+    }
+
+
+def encode_progress(progress: PullProgress) -> Document:
+    """`ProgressEvent`."""
+    return {
+        "event": "progress",
+        "stage": progress.stage,
+        "layers": [encode_layer_progress(layer) for layer in progress.layers],
+        "stats": encode_stats(progress.stats),
+    }
+
+
+def encode_stats(stats: Mapping[str, float | int]) -> Document:
+    """Rounded to microseconds: more digits are noise."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value for key, value in stats.items()
+    }
+
+
+def encode_numbers(record: object) -> Document:
+    """A dataclass of numbers, possibly nested; keys of its mappings become text."""
+    assert dataclasses.is_dataclass(record)
+    return {f.name: _plain(getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Digest):
+        return str(value)
+    if dataclasses.is_dataclass(value):
+        return encode_numbers(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bytes):
+        return path_text(value)
+    return str(value)

@@ -1,0 +1,215 @@
+"""What each route does: checked values in, an answer out. No HTTP here, and no decisions either."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Final, cast
+
+import trio
+
+from imgvol.api import encoding
+from imgvol.api.fields import Values
+from imgvol.api.http import (
+    NDJSON,
+    OCTETS,
+    Response,
+    Send,
+    Stream,
+    json_bytes,
+    json_response,
+)
+from imgvol.api.services import Services
+from imgvol.errors import Conflict, InvalidArgument
+from imgvol.images.pull import PullProgress
+from imgvol.images.service import PullOptions
+from imgvol.volumes.manager import PullPolicy
+
+# A person sees no difference below this; a snapshot costs a few 10 us.
+PROGRESS_INTERVAL: Final = 0.1
+# An unchanged snapshot is repeated, so that a silent daemon can be told from a slow registry.
+HEARTBEAT: Final = 5.0
+# Entries per piece: a few ms of work, then other tasks get their turn.
+_ENTRIES_PER_PIECE: Final = 256
+
+
+async def get_version(services: Services, _values: Values) -> Response:
+    """Who answers."""
+    return json_response(encoding.encode_info(services.info()))
+
+
+async def list_images(services: Services, _values: Values) -> Response:
+    """All images."""
+    images = await services.images.list()
+    return json_response({"images": [encoding.encode_image(image) for image in images]})
+
+
+async def inspect_image(services: Services, values: Values) -> Response:
+    """One image with its documents."""
+    image = await services.images.find(values.text("image"), platform=values.optional("platform"))
+    manifest, config = await services.images.documents(image)
+    document = {"image": encoding.encode_image(image), "manifest": manifest, "config": config}
+    return json_response(document)
+
+
+async def remove_image(services: Services, values: Values) -> Response:
+    """Drop a name of an image."""
+    report = await services.images.remove(values.text("image"))
+    return json_response(encoding.encode_removal(report))
+
+
+async def pull_image(services: Services, values: Values) -> Stream:
+    """Pull, telling how far it is."""
+
+    async def work(progress: PullProgress) -> encoding.Document:
+        image = await services.images.pull(
+            values.text("image"),
+            platform=values.optional("platform"),
+            options=_options(values),
+            progress=progress,
+        )
+        return {"image": encoding.encode_image(image)}
+
+    return _with_progress(work)
+
+
+async def mount_volume(services: Services, values: Values) -> Stream:
+    """Pull if needed and mount, telling how far it is."""
+    target = values.optional("target")
+    if target is not None and not target.startswith("/"):
+        raise InvalidArgument("target is not an absolute path", target=target)
+
+    async def work(progress: PullProgress) -> encoding.Document:
+        volume = await services.volumes.mount(
+            values.text("image"),
+            target,
+            sandbox=values.text("sandbox"),
+            platform=values.optional("platform"),
+            pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
+            options=_options(values),
+            noexec=values.flag("noexec"),
+            progress=progress,
+        )
+        return {"volume": encoding.encode_volume(volume)}
+
+    return _with_progress(work)
+
+
+async def list_volumes(services: Services, _values: Values) -> Response:
+    """All volumes."""
+    volumes = await services.volumes.list()
+    return json_response({"volumes": [encoding.encode_volume(volume) for volume in volumes]})
+
+
+async def unmount_volume(services: Services, values: Values) -> Response:
+    """Undo a mount."""
+    volume = await services.volumes.unmount(values.text("volume"), detach=values.flag("detach"))
+    return json_response(encoding.encode_volume(volume))
+
+
+async def list_files(services: Services, values: Values) -> Stream:
+    """Entries of an image, one line each."""
+    return Stream(media_type=NDJSON, produce=partial(_send_entries, services, values))
+
+
+async def read_file(services: Services, values: Values) -> Stream:
+    """The bytes of one file."""
+    return Stream(media_type=OCTETS, produce=partial(_send_content, services, values))
+
+
+async def sum_files(services: Services, values: Values) -> Response:
+    """How much is below a path."""
+    image = await services.images.find(values.text("image"), platform=values.optional("platform"))
+    async with services.images.open_view(image) as view:
+        usage = await services.inspection.usage(view, values.path("path"))
+    return json_response(encoding.encode_numbers(usage))
+
+
+async def get_usage(services: Services, _values: Values) -> Response:
+    """What the store holds."""
+    return json_response(encoding.encode_numbers(await services.images.usage()))
+
+
+async def stop_daemon(services: Services, values: Values) -> Response:
+    """End the daemon, once this answer is out."""
+    volumes = await services.volumes.list()
+    if volumes and not values.flag("force"):
+        raise Conflict(
+            "volumes are mounted, and would be gone",
+            hint="Unmount them first, or: imgvol stop --force",
+            volumes=len(volumes),
+        )
+    return Response(body=json_bytes({"stopping": True}), after=services.stop)
+
+
+def _options(values: Values) -> PullOptions:
+    return PullOptions(
+        plain_http=values.flag("plain_http"),
+        insecure=values.flag("insecure"),
+        ca_file=values.optional("ca_file"),
+    )
+
+
+def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
+    return Stream(media_type=NDJSON, produce=partial(_report_work, work))
+
+
+async def _report_work(
+    work: Callable[[PullProgress], Awaitable[encoding.Document]], send: Send
+) -> None:
+    """Run `work` and send its snapshots; then its result, or raise what it raised."""
+    progress = PullProgress()
+    finished = trio.Event()
+    failure: Exception | None = None
+    result: encoding.Document = {}
+    async with trio.open_nursery() as nursery:
+        # The reporter is asked to end, not cancelled: half a chunk would spoil the stream.
+        nursery.start_soon(_report_progress, progress, finished, send)
+        try:
+            result = await work(progress)
+        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery
+            failure = error
+        finally:
+            finished.set()
+    if failure is not None:
+        raise failure
+    stats = encoding.encode_stats(progress.stats)
+    await send(json_bytes({"event": "done", **result, "stats": stats}))
+
+
+async def _report_progress(progress: PullProgress, finished: trio.Event, send: Send) -> None:
+    sent, sent_at = b"", trio.current_time()
+    while True:
+        with trio.move_on_after(PROGRESS_INTERVAL):
+            await finished.wait()
+            return
+        line = json_bytes(encoding.encode_progress(progress))
+        if line != sent or trio.current_time() - sent_at >= HEARTBEAT:
+            sent, sent_at = line, trio.current_time()
+            await send(line)
+
+
+async def _send_entries(services: Services, values: Values, send: Send) -> None:
+    image = await services.images.find(values.text("image"), platform=values.optional("platform"))
+    async with services.images.open_view(image) as view:
+        lines: list[bytes] = []
+        count = 0
+        entries = services.inspection.list_entries(
+            view, values.path("path"), values.flag("recursive")
+        )
+        for entry in entries:
+            count += 1
+            lines.append(json_bytes(encoding.encode_entry(entry)))
+            if len(lines) == _ENTRIES_PER_PIECE:
+                await send(b"".join(lines))
+                lines.clear()
+        lines.append(json_bytes({"event": "done", "entries": count}))
+        await send(b"".join(lines))
+
+
+async def _send_content(services: Services, values: Values, send: Send) -> None:
+    image = await services.images.find(values.text("image"), platform=values.optional("platform"))
+    async with services.images.open_view(image) as view:
+        pieces: Any = services.inspection.iter_content(view, values.path("path"))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                await send(piece)

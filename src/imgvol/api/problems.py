@@ -1,0 +1,72 @@
+"""The API's edge for errors: the one place where an exception becomes a status and a document.
+
+Values in `fields` come from outside and may be of any type: here they become JSON, and nothing that
+is not a plain value is trusted to have a harmless `repr`.
+"""
+
+from imgvol.errors import ImgvolError, InternalError
+
+# A field longer than this helps nobody and may be an attack on a log or a terminal.
+_FIELD_LENGTH = 4096
+
+
+class RequestError(ImgvolError):
+    """A request that HTTP itself answers: no such route, wrong method, too large, too slow.
+
+    Args:
+        status: HTTP status.
+        message: As for every error.
+        hint: As for every error.
+    """
+
+    def __init__(self, status: int, message: str, *, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+    @property
+    def code(self) -> str:
+        """`invalid-request`, whatever the status: scripts look at the status."""
+        return "invalid-request"
+
+
+def http_status(error: ImgvolError) -> int:
+    """The HTTP status of an error."""
+    return error.status if isinstance(error, RequestError) else type(error).http_status
+
+
+def error_document(error: ImgvolError) -> dict[str, object]:
+    """The JSON form: `{"error": {"code", "message", "hint", "retryable", "fields"}}`."""
+    return {
+        "error": {
+            "code": error.code,
+            "message": error.message,
+            "hint": error.hint,
+            "retryable": type(error).retryable,
+            "fields": {key: _plain(value) for key, value in error.fields.items()},
+        }
+    }
+
+
+def as_imgvol_error(error: Exception) -> ImgvolError:
+    """What to tell the client about any exception; only defects become InternalError.
+
+    A nursery wraps what its tasks raise: a group of one stands for its member.
+    """
+    inner: BaseException = error
+    while isinstance(inner, BaseExceptionGroup) and len(inner.exceptions) == 1:
+        inner = inner.exceptions[0]
+    if isinstance(inner, ImgvolError):
+        return inner
+    return InternalError(
+        "the daemon met an error that it does not know",
+        hint="This is a defect: the daemon's log has the details, please report them.",
+        kind=type(inner).__name__,
+    )
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    return str(value)[:_FIELD_LENGTH]

@@ -1,0 +1,311 @@
+"""The route table: the one declaration behind the dispatch and the OpenAPI document."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from imgvol.api import handlers
+from imgvol.api.fields import Field, Values, parse_body, parse_query
+from imgvol.api.http import JSON, NDJSON, OCTETS, Dispatch, Request, Response, Stream, json_response
+from imgvol.api.problems import RequestError
+from imgvol.api.services import Services
+
+Handler = Callable[[Services, Values], Awaitable[Response | Stream]]
+
+PREFIX: Final = "/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """One operation.
+
+    Attributes:
+        method: HTTP method.
+        path: Below `/v1`.
+        operation: Its identifier for generated clients.
+        summary: One sentence.
+        tag: The group it is shown in.
+        handler: Does it.
+        answers: Names of the component schemas of the answer; for NDJSON, of its lines.
+        media_type: Of the answer.
+        query: What the query string may carry.
+        body: What the JSON body may carry.
+        errors: Statuses that an error of this operation typically has.
+    """
+
+    method: str
+    path: str
+    operation: str
+    summary: str
+    tag: str
+    handler: Handler
+    answers: tuple[str, ...]
+    media_type: str = JSON
+    query: tuple[Field, ...] = ()
+    body: tuple[Field, ...] = ()
+    errors: tuple[int, ...] = ()
+
+
+_EXAMPLE: Final = "docker.io/library/alpine:3.20"
+
+_IMAGE = Field(
+    name="image",
+    description="A reference, an image ID, or `oci:DIR[:TAG]`, `oci-archive:FILE`, "
+    "`docker-archive:FILE[:REF]` with an absolute path.",
+    required=True,
+    example=_EXAMPLE,
+)
+_PLATFORM = Field(
+    name="platform",
+    description="`os/architecture[/variant]`; the daemon's own when absent.",
+    example="linux/arm64",
+)
+_PATH = Field(
+    name="path",
+    description="A path inside the image, as percent-encoded bytes; links are followed.",
+    default="/",
+    example="/etc/os-release",
+    is_path=True,
+)
+_FETCHING = (
+    _PLATFORM,
+    Field(name="plain_http", kind="boolean", description="Talk to the registry without TLS."),
+    Field(name="insecure", kind="boolean", description="Do not check the registry's certificate."),
+    Field(
+        name="ca_file",
+        description="Certificates to trust, PEM, absolute path on the daemon's machine.",
+        example="/etc/ssl/certs/registry.pem",
+        is_path=True,
+    ),
+)
+_MOUNTING = (
+    Field(
+        name="target",
+        description="Absolute path of an existing directory; without it only the view is held.",
+        example="/mnt/alpine",
+        is_path=True,
+    ),
+    Field(name="sandbox", description="Whatever owns the volume.", default="cli"),
+    Field(
+        name="pull",
+        description="Whether to ask the registry.",
+        default="missing",
+        choices=("missing", "never", "always"),
+    ),
+    Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
+)
+_PULL_ERRORS = (403, 404, 422, 429, 502, 503, 507)
+
+
+async def _no_document(_services: Services, _values: Values) -> Response:
+    # The OpenAPI document is made from this very table: see make_dispatch.
+    raise AssertionError
+
+
+ROUTES: Final[tuple[Route, ...]] = (
+    Route(
+        method="GET",
+        path="/version",
+        operation="getVersion",
+        summary="Say which daemon answers.",
+        tag="daemon",
+        handler=handlers.get_version,
+        answers=("Version",),
+    ),
+    Route(
+        method="GET",
+        path="/openapi.json",
+        operation="getOpenAPI",
+        summary="Give this document.",
+        tag="daemon",
+        handler=_no_document,
+        answers=("OpenAPI",),
+    ),
+    Route(
+        method="POST",
+        path="/stop",
+        operation="stopDaemon",
+        summary="End the daemon, once this answer is out.",
+        tag="daemon",
+        handler=handlers.stop_daemon,
+        answers=("Stopping",),
+        body=(
+            Field(
+                name="force",
+                kind="boolean",
+                description="Also when volumes are mounted: they are unmounted, in use or not.",
+            ),
+        ),
+        errors=(409,),
+    ),
+    Route(
+        method="GET",
+        path="/usage",
+        operation="getUsage",
+        summary="Say what the store holds.",
+        tag="daemon",
+        handler=handlers.get_usage,
+        answers=("StoreUsage",),
+    ),
+    Route(
+        method="GET",
+        path="/images",
+        operation="listImages",
+        summary="List the local images.",
+        tag="images",
+        handler=handlers.list_images,
+        answers=("ImageList",),
+    ),
+    Route(
+        method="DELETE",
+        path="/images",
+        operation="removeImage",
+        summary="Drop a name of an image, and the image with its last name.",
+        tag="images",
+        handler=handlers.remove_image,
+        answers=("Removal",),
+        query=(_IMAGE,),
+        errors=(404, 409),
+    ),
+    Route(
+        method="POST",
+        path="/images/pull",
+        operation="pullImage",
+        summary="Fetch, verify and index an image; progress while it lasts.",
+        tag="images",
+        handler=handlers.pull_image,
+        answers=("ProgressEvent", "PulledEvent", "ErrorEvent"),
+        media_type=NDJSON,
+        body=(_IMAGE, *_FETCHING),
+        errors=_PULL_ERRORS,
+    ),
+    Route(
+        method="GET",
+        path="/images/inspect",
+        operation="inspectImage",
+        summary="Show a local image with its manifest and config.",
+        tag="images",
+        handler=handlers.inspect_image,
+        answers=("ImageDetails",),
+        query=(_IMAGE, _PLATFORM),
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/files/list",
+        operation="listFiles",
+        summary="List a directory of a local image, or one file; the last line ends a full list.",
+        tag="files",
+        handler=handlers.list_files,
+        answers=("EntryEvent", "EndEvent", "ErrorEvent"),
+        media_type=NDJSON,
+        query=(
+            _IMAGE,
+            _PLATFORM,
+            _PATH,
+            Field(name="recursive", kind="boolean", description="Everything below the path."),
+        ),
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/files/content",
+        operation="readFile",
+        summary="Give a file's bytes; a body without its last chunk is not the whole file.",
+        tag="files",
+        handler=handlers.read_file,
+        answers=(),
+        media_type=OCTETS,
+        query=(_IMAGE, _PLATFORM, _PATH),
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/files/usage",
+        operation="sumFiles",
+        summary="Sum up what is below a path of a local image.",
+        tag="files",
+        handler=handlers.sum_files,
+        answers=("TreeUsage",),
+        query=(_IMAGE, _PLATFORM, _PATH),
+        errors=(404,),
+    ),
+    Route(
+        method="GET",
+        path="/volumes",
+        operation="listVolumes",
+        summary="List the volumes.",
+        tag="volumes",
+        handler=handlers.list_volumes,
+        answers=("VolumeList",),
+    ),
+    Route(
+        method="POST",
+        path="/volumes",
+        operation="mountVolume",
+        summary="Mount an image read-only; progress while it is pulled.",
+        tag="volumes",
+        handler=handlers.mount_volume,
+        answers=("ProgressEvent", "MountedEvent", "ErrorEvent"),
+        media_type=NDJSON,
+        body=(_IMAGE, *_MOUNTING, *_FETCHING),
+        errors=(*_PULL_ERRORS[:2], 409, *_PULL_ERRORS[2:], 501),
+    ),
+    Route(
+        method="DELETE",
+        path="/volumes",
+        operation="unmountVolume",
+        summary="Unmount a volume.",
+        tag="volumes",
+        handler=handlers.unmount_volume,
+        answers=("Volume",),
+        query=(
+            Field(
+                name="volume",
+                description="Its ID, or the absolute path it is mounted at.",
+                required=True,
+                example="/mnt/alpine",
+                is_path=True,
+            ),
+            Field(
+                name="detach",
+                kind="boolean",
+                description="Take it out of the tree even when it is busy.",
+            ),
+        ),
+        errors=(404, 409),
+    ),
+)
+
+
+def make_dispatch(services: Services) -> Dispatch:
+    """The function that answers requests, for `ApiServer`."""
+    from imgvol.api.openapi import openapi_document
+
+    table: dict[str, dict[str, Route]] = {}
+    for route in ROUTES:
+        table.setdefault(PREFIX + route.path, {})[route.method] = route
+    document = json_response(openapi_document())
+
+    async def dispatch(request: Request) -> Response | Stream:
+        route = _find(table, request)
+        query = parse_query(request.query, route.query)
+        values = parse_body(request.body, route.body) if route.body else query
+        if route.operation == "getOpenAPI":
+            return document
+        return await route.handler(services, values)
+
+    return dispatch
+
+
+def _find(table: dict[str, dict[str, Route]], request: Request) -> Route:
+    methods = table.get(request.path)
+    if methods is None:
+        hint = f"GET {PREFIX}/openapi.json lists what there is."
+        raise RequestError(404, "no such resource", hint=hint)
+    route = methods.get(request.method)
+    if route is None:
+        raise RequestError(
+            405, "no such method here", hint=f"Allowed: {', '.join(sorted(methods))}."
+        )
+    return route

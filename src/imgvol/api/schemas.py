@@ -1,0 +1,197 @@
+"""JSON Schemas (2020-12, as OpenAPI 3.1 uses them) of everything the API answers with."""
+
+from typing import Final
+
+Schema = dict[str, object]
+
+_TEXT: Final[Schema] = {"type": "string"}
+_COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+_FLAG: Final[Schema] = {"type": "boolean"}
+_SECONDS: Final[Schema] = {"type": "number", "description": "Seconds since the epoch."}
+_DIGEST: Final[Schema] = {"type": "string", "pattern": "^[a-z0-9]+:[0-9a-f]{32,}$"}
+_OPEN_OBJECT: Final[Schema] = {"type": "object"}
+
+
+def reference(name: str) -> Schema:
+    """A reference to a component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array_of(items: Schema) -> Schema:
+    """An array."""
+    return {"type": "array", "items": items}
+
+
+def record(properties: dict[str, Schema], *, optional: tuple[str, ...] = ()) -> Schema:
+    """A closed object, all of whose members are required unless named in `optional`."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def _or_null(kind: str) -> Schema:
+    return {"type": [kind, "null"]}
+
+
+def _event(name: str, properties: dict[str, Schema]) -> Schema:
+    return record({"event": {"const": name}, **properties})
+
+
+def _numbers(properties: dict[str, Schema]) -> Schema:
+    # Usage may gain members: clients must ignore what they do not know.
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+_ERROR = record(
+    {
+        "code": {"type": "string", "description": "Stable word for the kind: `not-found` …"},
+        "message": _TEXT,
+        "hint": {"type": "string", "description": "What to do next; may be empty."},
+        "retryable": {"type": "boolean", "description": "The same request can succeed later."},
+        "fields": {"type": "object", "description": "The data behind the message."},
+    }
+)
+
+_LAYER = record(
+    {
+        "digest": _DIGEST,
+        "media_type": _TEXT,
+        "size": _COUNT,
+        "diff_id": _DIGEST,
+        "unpacked_size": _COUNT,
+        "entries": _COUNT,
+    }
+)
+
+_IMAGE = record(
+    {
+        "id": _DIGEST,
+        "manifest": _DIGEST,
+        "media_type": _TEXT,
+        "names": array_of(_TEXT),
+        "platform": _TEXT,
+        "chain_id": _DIGEST,
+        "layers": array_of(reference("Layer")),
+        "size": _COUNT,
+        "created": _or_null("string"),
+        "pulled_at": _SECONDS,
+    }
+)
+
+_VOLUME = record(
+    {
+        "id": _TEXT,
+        "sandbox": _TEXT,
+        "image": _TEXT,
+        "image_id": _DIGEST,
+        "chain_id": _DIGEST,
+        "target": _or_null("string"),
+        "view": _TEXT,
+        "path": {"type": "string", "description": "Where the files are: the target, or the view."},
+        "state": _TEXT,
+        "created_at": _SECONDS,
+        "noexec": _FLAG,
+    }
+)
+
+_VERSION = record(
+    {
+        "version": _TEXT,
+        "api": {"const": "v1"},
+        "pid": {"type": "integer", "minimum": 1},
+        "uid": _COUNT,
+        "root": _TEXT,
+        "run": _TEXT,
+        "views": _TEXT,
+        "is_system": _FLAG,
+        "can_mount": _FLAG,
+        "started_at": _SECONDS,
+    }
+)
+
+_LAYER_PROGRESS = record(
+    {
+        "digest": _TEXT,
+        "size": _COUNT,
+        "state": {"enum": ["waiting", "pulling", "exists", "done"]},
+        "received": _COUNT,
+        "unpacked": _COUNT,
+        "entries": _COUNT,
+    }
+)
+
+ENTRY_TYPES: Final = ("file", "directory", "symlink", "char", "block", "fifo")
+
+_ENTRY = _event(
+    "entry",
+    {
+        "path": {
+            "type": "string",
+            "description": "Bytes that are not UTF-8 are lone surrogates U+DC80 to U+DCFF.",
+        },
+        "type": {"enum": list(ENTRY_TYPES)},
+        "mode": {"type": "integer", "minimum": 0, "maximum": 0o7777},
+        "uid": _COUNT,
+        "gid": _COUNT,
+        "size": _COUNT,
+        "mtime_ns": {"type": "integer"},
+        "rdev": {"type": "integer", "minimum": 0, "description": "As makedev(3) packs it."},
+        "target": _or_null("string"),
+        "ino": _COUNT,
+        "nlink": _COUNT,
+        "layer": _TEXT,
+    },
+)
+
+_STATS: Final[Schema] = {
+    "type": "object",
+    "additionalProperties": {"type": "number"},
+    "description": "`<stage>_seconds` and `<stage>_bytes` belong together; others are counts.",
+}
+
+COMPONENTS: Final[dict[str, Schema]] = {
+    "Problem": record({"error": reference("Error")}),
+    "Error": _ERROR,
+    "Version": _VERSION,
+    "Layer": _LAYER,
+    "Image": _IMAGE,
+    "ImageList": record({"images": array_of(reference("Image"))}),
+    "ImageDetails": record(
+        {"image": reference("Image"), "manifest": _OPEN_OBJECT, "config": _OPEN_OBJECT}
+    ),
+    "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
+    "Volume": _VOLUME,
+    "VolumeList": record({"volumes": array_of(reference("Volume"))}),
+    "TreeUsage": _numbers(
+        {
+            "entries": _COUNT,
+            "files": _COUNT,
+            "directories": _COUNT,
+            "bytes": _COUNT,
+            "layers": array_of(reference("LayerUsage")),
+        }
+    ),
+    "LayerUsage": _numbers({"layer": _DIGEST, "entries": _COUNT, "bytes": _COUNT}),
+    "StoreUsage": _numbers(
+        {"images": _COUNT, "layers": _COUNT, "layers_size": _COUNT, "disk_free": _COUNT}
+    ),
+    "Stopping": record({"stopping": {"const": True}}),
+    "OpenAPI": _OPEN_OBJECT,
+    "LayerProgress": _LAYER_PROGRESS,
+    "ProgressEvent": _event(
+        "progress",
+        {
+            "stage": {"enum": ["resolving", "pulling", "done"]},
+            "layers": array_of(reference("LayerProgress")),
+            "stats": _STATS,
+        },
+    ),
+    "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
+    "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),
+    "ErrorEvent": _event("error", {"error": reference("Error")}),
+    "EntryEvent": _ENTRY,
+    "EndEvent": _event("done", {"entries": _COUNT}),
+}

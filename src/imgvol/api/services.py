@@ -1,0 +1,130 @@
+"""What the control API needs from the rest of the daemon, as small protocols.
+
+The records are the real ones; the services are described here as far as the handlers use them, so
+that tests can give fakes. Everything is called on the event loop, and nothing may wait for the
+filesystem that the daemon serves.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from imgvol.content.records import ImageRecord
+from imgvol.content.store import StoreUsage
+from imgvol.images.inspection import EntryInfo, TreeUsage
+from imgvol.images.pull import PullProgress
+from imgvol.images.service import PullOptions, RemovalReport
+from imgvol.images.views import OpenView
+from imgvol.oci.json import JSONValue
+from imgvol.volumes.manager import PullPolicy, Volume
+
+
+class Images(Protocol):
+    """`images.service.ImageService`."""
+
+    async def pull(
+        self, image: str, *, platform: str | None, options: PullOptions, progress: PullProgress
+    ) -> ImageRecord:
+        """Fetches, verifies and indexes an image; concurrent pulls share their layers."""
+
+    async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
+        """The local image of that name, ID or digest; raises NotFound."""
+
+    async def list(self) -> Sequence[ImageRecord]:
+        """Every local image."""
+
+    async def remove(self, image: str) -> RemovalReport:
+        """Drops a name, and the image with its last name; raises NotFound, Conflict."""
+
+    async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
+        """The manifest and the config, as stored."""
+
+    def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
+        """The merged tree of an image, held open."""
+
+    async def usage(self) -> StoreUsage:
+        """Sizes of what is stored."""
+
+
+class Inspection(Protocol):
+    """Looking into a view: the module `images.inspection`."""
+
+    def list_entries(self, view: OpenView, path: bytes, recursive: bool) -> Iterator[EntryInfo]:
+        """The entry at `path`, or a directory's children, or all below it."""
+
+    async def usage(self, view: OpenView, path: bytes) -> TreeUsage:
+        """Sums up everything below a path."""
+
+    def iter_content(self, view: OpenView, path: bytes) -> AsyncIterator[bytes]:
+        """The bytes of a file, exact or an error."""
+
+
+class Volumes(Protocol):
+    """`volumes.manager.VolumeManager`."""
+
+    async def mount(
+        self,
+        image: str,
+        target: str | None,
+        *,
+        sandbox: str,
+        platform: str | None,
+        pull: PullPolicy,
+        options: PullOptions,
+        noexec: bool,
+        progress: PullProgress,
+    ) -> Volume:
+        """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""
+
+    async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
+        """Undoes a mount; raises NotFound, Conflict when busy."""
+
+    async def list(self) -> Sequence[Volume]:
+        """Every volume."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonInfo:
+    """Who answers.
+
+    Attributes:
+        version: Of imgvol.
+        pid: Process ID.
+        uid: Whom the daemon runs as.
+        root: Directory of the store.
+        run: Directory of the socket and of the views.
+        views: Where views are mounted.
+        is_system: Whether it serves the machine and not one person.
+        can_mount: Whether views can be mounted; False leaves pulling and looking inside.
+        started_at: Seconds since the epoch.
+    """
+
+    version: str
+    pid: int
+    uid: int
+    root: str
+    run: str
+    views: str
+    is_system: bool
+    can_mount: bool
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything that handlers may use.
+
+    Attributes:
+        images: The image service.
+        inspection: Lists, sums up and reads what is in a view.
+        volumes: The volume manager.
+        info: Tells who answers.
+        stop: Asks the daemon to end; returns at once.
+    """
+
+    images: Images
+    inspection: Inspection
+    volumes: Volumes
+    info: Callable[[], DaemonInfo]
+    stop: Callable[[], None]

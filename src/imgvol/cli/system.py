@@ -1,0 +1,163 @@
+"""`serve`, `stop`, `df`, `version`."""
+
+import os
+import select
+import time
+from typing import Any, Final
+
+import click
+
+from imgvol import __version__
+from imgvol.cli import units
+from imgvol.cli.client import NotRunning, connect, peer_process
+from imgvol.cli.render import echo_facts, echo_json, echo_note
+from imgvol.cli.session import (
+    Session,
+    examples,
+    json_option,
+    pass_session,
+    quiet_option,
+    verbose_option,
+)
+from imgvol.errors import DaemonUnavailable
+
+_STOP_DEADLINE: Final = 30.0
+_POLL: Final = 0.05
+
+
+@click.command(
+    "serve",
+    epilog=examples(
+        "imgvol serve                        # as root: for the whole machine",
+        "imgvol --root /tmp/r --run /tmp/s serve --idle-exit 60",
+    ),
+)
+@click.option(
+    "--idle-exit",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    help="Leave after so long without volumes, pulls and requests.",
+)
+@click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much to log, on standard error.",
+)
+@pass_session
+def serve_command(
+    session: Session, /, idle_exit: float | None, ready_fd: int | None, log_level: str
+) -> int:
+    """Run the daemon in the foreground.
+
+    The other commands start one by themselves when there is none; it leaves when it is idle.
+    """
+    from dataclasses import replace
+
+    from imgvol import daemon
+
+    config = replace(session.config, idle_exit=idle_exit)
+    return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))
+
+
+@click.command("stop", epilog=examples("imgvol stop", "imgvol stop --force"))
+@click.option("--force", is_flag=True, help="Unmount all volumes, in use or not.")
+@quiet_option("Print nothing.")
+@verbose_option()
+@pass_session
+def stop_command(session: Session, /, *, force: bool) -> None:
+    """Stop the daemon, and wait until it has gone. No daemon is fine too."""
+    path = str(session.config.socket)
+    try:
+        process = open_process(path)
+    except NotRunning:
+        if not session.is_quiet:
+            echo_note("No daemon was running.")
+        return
+    try:
+        session.running_client.call("POST", "/stop", body={"force": force})
+        _wait_until_gone(path, process)
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def open_process(path: str) -> int | None:
+    """A descriptor of the process behind a socket; None when it cannot be had.
+
+    Its socket goes first, its locks only with the process: the next daemon needs these.
+    """
+    with connect(path, timeout=_STOP_DEADLINE) as connected:
+        pid, _ = peer_process(connected)
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return None  # it is in another container, or has gone
+
+
+def _wait_until_gone(path: str, process: int | None) -> None:
+    deadline = time.monotonic() + _STOP_DEADLINE
+    while time.monotonic() < deadline:
+        if process is not None:
+            # Readable once it has ended, whether somebody has waited for it or not.
+            if select.select([process], [], [], deadline - time.monotonic())[0]:
+                return
+            continue
+        try:
+            connect(path, timeout=_STOP_DEADLINE).close()
+        except NotRunning:
+            return
+        time.sleep(_POLL)
+    raise DaemonUnavailable(
+        f"the daemon has not ended after {_STOP_DEADLINE:g} s",
+        hint="Programs may hang in a view; free them with: imgvol abort",
+    )
+
+
+@click.command("df", epilog=examples("imgvol df", "imgvol df --json"))
+@json_option()
+@quiet_option()
+@verbose_option()
+@pass_session
+def df_command(session: Session, /) -> None:
+    """Show what the store holds, and what is left on its disk."""
+    usage = session.client.call("GET", "/usage")
+    if session.is_json:
+        echo_json(usage)
+        return
+    echo_facts([("store", str(session.config.root)), *_usage_facts(usage)])
+
+
+def _usage_facts(usage: dict[str, Any]) -> list[tuple[str, str]]:
+    """Numbers by name: what says bytes or disk is a size, the rest are counts."""
+    facts = []
+    for key, value in usage.items():
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            is_size = "bytes" in key or "size" in key or key.startswith("disk")
+            shown = units.size(value) if is_size else units.count(int(value))
+            facts.append((key.replace("_", " "), shown))
+    return facts
+
+
+@click.command("version", epilog=examples("imgvol version", "imgvol version --json"))
+@json_option()
+@verbose_option()
+@pass_session
+def version_command(session: Session, /) -> None:
+    """Print the versions of the command and of the daemon, if one is running."""
+    try:
+        daemon: dict[str, Any] | None = session.running_client.call("GET", "/version")
+    except DaemonUnavailable:
+        daemon = None
+    if session.is_json:
+        echo_json({"version": __version__, "daemon": daemon})
+        return
+    facts = [("imgvol", __version__)]
+    if daemon is None:
+        facts.append(("daemon", "not running"))
+    else:
+        since = units.age(daemon["started_at"])
+        facts.append(("daemon", f"{daemon['version']}, process {daemon['pid']}, started {since}"))
+    echo_facts(facts)

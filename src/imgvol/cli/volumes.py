@@ -1,0 +1,156 @@
+"""`mount`, `unmount`, `ps`."""
+
+import os
+from typing import Any
+
+import click
+
+from imgvol.cli import pulling, text, units
+from imgvol.cli.completion_values import complete_volume
+from imgvol.cli.names import familiar, short_id
+from imgvol.cli.render import Column, echo_error, echo_json, echo_note, echo_table
+from imgvol.cli.session import (
+    Session,
+    examples,
+    json_option,
+    pass_session,
+    quiet_option,
+    verbose_option,
+)
+from imgvol.errors import ImgvolError
+
+
+@click.command(
+    "mount",
+    epilog=examples(
+        "imgvol mount alpine:3.20 /mnt",
+        "cd $(imgvol mount alpine:3.20)      # without DIR: the path of the view",
+        "imgvol mount --noexec oci:./build:v1 /mnt",
+        "imgvol unmount /mnt",
+    ),
+)
+@pulling.image_argument
+@click.argument("directory", metavar="[DIR]", required=False, type=click.Path())
+@click.option(
+    "--pull",
+    "pull_policy",
+    type=click.Choice(["missing", "never", "always"]),
+    default="missing",
+    show_default=True,
+    help="Whether to ask the registry.",
+)
+@click.option("--noexec", is_flag=True, help="Programs in the volume cannot be run.")
+@pulling.fetch_options
+@pulling.stats_option
+@json_option("Print the volume as JSON.")
+@quiet_option()
+@verbose_option()
+@pass_session
+def mount_command(
+    session: Session,
+    /,
+    image: str,
+    directory: str | None,
+    pull_policy: str,
+    noexec: bool,
+    show_stats: bool,
+    **options: Any,
+) -> None:
+    """Mount IMAGE read-only at DIR, an existing directory, and print the path.
+
+    Without DIR the image's view is kept open and its path is printed; this is all that works
+    without root. The image is pulled if it is not here.
+    """
+    body = {
+        "image": pulling.absolute_image(image),
+        "target": None if directory is None else os.path.abspath(directory),
+        "pull": pull_policy,
+        "noexec": noexec or None,
+        **pulling.fetching(**options),
+    }
+    event = pulling.follow(session, "/volumes", body, title=image)
+    volume = event["volume"]
+    if session.is_json:
+        echo_json({"volume": volume, "stats": event["stats"]})
+    elif text.has_terminal():
+        click.echo(text.visible_name(volume["path"]))
+    else:
+        click.echo(text.encode(volume["path"]))
+    if show_stats:
+        pulling.echo_stats(event["stats"])
+
+
+@click.command(
+    "unmount",
+    epilog=examples(
+        "imgvol unmount /mnt",
+        "imgvol unmount 3f9c2a71             # by the ID that `imgvol ps` shows",
+        "imgvol unmount --detach /mnt        # now, though programs still use it",
+    ),
+)
+@click.argument(
+    "volumes", metavar="DIR|ID...", nargs=-1, required=True, shell_complete=complete_volume
+)
+@click.option(
+    "--detach", is_flag=True, help="Take it out of the tree at once; its users keep what is open."
+)
+@json_option("Print the volumes as JSON.")
+@quiet_option("Print nothing.")
+@verbose_option()
+@pass_session
+def unmount_command(session: Session, /, volumes: tuple[str, ...], detach: bool) -> int:
+    """Unmount volumes, by directory or ID. The image stays."""
+    gone = []
+    failures = 0
+    for volume in volumes:
+        # An ID has no slash and is no directory here; everything else is a path.
+        is_path = "/" in volume or os.path.isdir(volume)
+        chosen: dict[str, str | bool | None]
+        chosen = {"volume": os.path.abspath(volume) if is_path else volume, "detach": detach}
+        try:
+            gone.append(session.client.call("DELETE", "/volumes", chosen))
+        except ImgvolError as error:
+            echo_error(error)
+            failures += 1
+    if session.is_json:
+        echo_json(gone)
+    return 1 if failures else 0
+
+
+@click.command("ps", epilog=examples("imgvol ps", "imgvol ps --json | jq -r '.[].path'"))
+@json_option("Print an array of volumes as JSON.")
+@quiet_option("Print IDs only.")
+@verbose_option()
+@pass_session
+def ps_command(session: Session, /) -> None:
+    """List what is mounted."""
+    volumes = session.client.call("GET", "/volumes")["volumes"]
+    if session.is_json:
+        echo_json(volumes)
+        return
+    if session.is_quiet:
+        for volume in volumes:
+            click.echo(text.visible_name(volume["id"]))
+        return
+    columns = [
+        Column("ID"),
+        Column("IMAGE", shrinks=True),
+        Column("IMAGE ID"),
+        Column("PATH", shrinks=True),
+        Column("STATE"),
+        Column("SINCE"),
+    ]
+    rows = [
+        [
+            volume["id"],
+            familiar(volume["image"]),
+            short_id(volume["image_id"]),
+            volume["path"],
+            volume["state"],
+            units.age(volume["created_at"]),
+        ]
+        for volume in volumes
+    ]
+    echo_table(columns, rows)
+    if not rows and text.has_terminal():
+        echo_note("Nothing is mounted. Mount something with: imgvol mount IMAGE DIR")

@@ -1,0 +1,238 @@
+"""The daemon: the only place where everything meets.
+
+Each resource is entered on one stack, its undoing beside it; leaving goes backwards: no new
+requests, volumes unmounted, filesystem unmounted, database closed, locks released. Start-up
+contacts no registry.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import Final
+
+import trio
+
+from imgvol import __version__
+from imgvol.api.problems import as_imgvol_error, error_document
+from imgvol.api.routes import make_dispatch
+from imgvol.api.server import ApiServer
+from imgvol.api.services import DaemonInfo, Services
+from imgvol.config import Config
+from imgvol.content.ownership import own_directory
+from imgvol.content.store import open_store
+from imgvol.errors import ImgvolError, MachineLacks
+from imgvol.images import inspection
+from imgvol.images.service import ImageService
+from imgvol.images.views import Views
+from imgvol.volumes.manager import VolumeManager
+from imgvol.volumes.mounts import detach_dead_mounts
+
+log = logging.getLogger(__name__)
+
+IDLE_CHECK: Final = 1.0
+
+
+def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info") -> int:
+    """Runs a daemon until it is told to stop; blocks.
+
+    Args:
+        config: Its directories and habits.
+        ready_fd: Written to once: `ready`, or the reason for not starting as one JSON line.
+        log_level: As `logging` knows it.
+
+    Returns:
+        The process's exit code.
+    """
+    _configure_logging(log_level)
+    os.umask(0o077)
+    _raise_file_limit()
+    daemon = _Daemon(config, ready_fd)
+    try:
+        trio.run(daemon.serve)
+    except Exception as exc:
+        log.debug("the daemon failed", exc_info=True)
+        daemon.report_failure(as_imgvol_error(exc))
+        return 1
+    return daemon.exit_code
+
+
+class _Daemon:
+    def __init__(self, config: Config, ready_fd: int | None) -> None:
+        self._config = config
+        self._ready_fd = ready_fd
+        self._stopping = trio.Event()
+        self._started_at = time.time()
+        # A daemon that is told to stop forgets its volumes; one that is restarted keeps them.
+        self._forget_volumes = False
+        self.exit_code = 0
+
+    async def serve(self) -> None:
+        """Starts everything in order, waits, and takes it down in the opposite order."""
+        config = self._config
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(open_store(config.root))
+            lock = await trio.to_thread.run_sync(own_directory, config.run)
+            stack.callback(os.close, lock)
+            await trio.to_thread.run_sync(detach_dead_mounts, config.views)
+            views = Views(store)
+            images = ImageService(store, views)
+            obstacle = await self._open_filesystem(stack, views)
+            volumes = VolumeManager(
+                images=images,
+                views=views,
+                records=store.records,
+                views_directory=config.views,
+                obstacle=obstacle,
+                may_bind=config.is_system,
+            )
+            stack.push_async_callback(self._detach_volumes, volumes)
+            await volumes.recover()
+            services = Services(
+                images=images,
+                inspection=inspection,
+                volumes=volumes,
+                info=lambda: self._info(can_mount=obstacle is None),
+                stop=self._stop,
+            )
+            server = ApiServer(config.socket, make_dispatch(services))
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            await nursery.start(server.run)
+            self._report_ready()
+            log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
+            await self._wait_for_the_end(server, images, volumes)
+            log.info("stopping")
+
+    async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:
+        """Mounts the filesystem; returns what is in the way, if something is."""
+        try:
+            from imgvol.fs import session
+        except ImportError:
+            return MachineLacks(
+                "pyfuse3 is not installed",
+                hint="With libfuse3-dev and gcc present: pip install 'imgvol[fuse]'",
+            )
+        obstacle = session.obstacle()
+        if obstacle is None:
+            config = self._config
+            await trio.to_thread.run_sync(lambda: config.views.mkdir(mode=0o700, exist_ok=True))
+            await stack.enter_async_context(
+                session.open_session(
+                    views, config.views, is_system=config.is_system, on_lost=self._filesystem_lost
+                )
+            )
+        else:
+            log.warning("images can be pulled and looked into, but not mounted: %s", obstacle)
+        return obstacle
+
+    async def _wait_for_the_end(
+        self, server: ApiServer, images: ImageService, volumes: VolumeManager
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal)
+            if self._config.idle_exit is not None:
+                nursery.start_soon(
+                    self._stop_when_idle, self._config.idle_exit, server, images, volumes
+                )
+            await self._stopping.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("received %s", signal.Signals(number).name)
+                self._stopping.set()
+
+    async def _stop_when_idle(
+        self, limit: float, server: ApiServer, images: ImageService, volumes: VolumeManager
+    ) -> None:
+        while True:
+            await trio.sleep(min(IDLE_CHECK, limit))
+            is_used = volumes.count > 0 or images.pulls_under_way > 0
+            if not is_used and server.idle_seconds() >= limit:
+                log.info("nobody has asked for anything in %g s", limit)
+                self._stopping.set()
+                return
+
+    async def _detach_volumes(self, volumes: VolumeManager) -> None:
+        with trio.CancelScope(shield=True):
+            await volumes.detach_all(forget=self._forget_volumes)
+
+    def _stop(self) -> None:
+        self._forget_volumes = True
+        self._stopping.set()
+
+    def _filesystem_lost(self) -> None:
+        """The connection to the kernel is gone; a new process can make another, this one cannot."""
+        self.exit_code = 1
+        self._stopping.set()
+
+    def _info(self, *, can_mount: bool) -> DaemonInfo:
+        config = self._config
+        return DaemonInfo(
+            version=__version__,
+            pid=os.getpid(),
+            uid=os.getuid(),
+            root=str(config.root),
+            run=str(config.run),
+            views=str(config.views),
+            is_system=config.is_system,
+            can_mount=can_mount,
+            started_at=self._started_at,
+        )
+
+    def _report_ready(self) -> None:
+        self._tell_starter(b"ready\n")
+        _notify_systemd("READY=1")
+
+    def report_failure(self, error: ImgvolError) -> None:
+        """Tells whoever started us why there is no daemon."""
+        log.error("%s", error)
+        if error.hint:
+            log.error("%s", error.hint)
+        self._tell_starter(json.dumps(error_document(error)).encode() + b"\n")
+
+    def _tell_starter(self, line: bytes) -> None:
+        if self._ready_fd is not None:
+            with contextlib.suppress(OSError):  # the starter may have gone: then nobody waits
+                os.write(self._ready_fd, line)
+            os.close(self._ready_fd)
+            self._ready_fd = None
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    # These print every request's URL at INFO.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _raise_file_limit() -> None:
+    """Each open layer takes a descriptor, each large file that is read another."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _notify_systemd(state: str) -> None:
+    """sd_notify(3): one datagram to the socket that systemd names."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with (
+        contextlib.suppress(OSError),  # a manager that does not listen is not our failure
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify,
+    ):
+        notify.sendto(state.encode(), address)

@@ -1,0 +1,355 @@
+"""Fakes of the rooms behind the control API, and a daemon made of them.
+
+`python -m support.api_fakes DIRECTORY` (with tests/ on the path) serves them at
+DIRECTORY/imgvol.sock: for looking at the commands by hand.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+from types import SimpleNamespace
+from unittest.mock import sentinel
+
+import trio
+
+from imgvol import __version__
+from imgvol.api.routes import make_dispatch
+from imgvol.api.server import ApiServer
+from imgvol.api.services import DaemonInfo, Services
+from imgvol.content.store import StoreUsage
+from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
+from imgvol.images.inspection import LayerUsage, TreeUsage
+from imgvol.layers.index import NodeType
+from imgvol.oci.digest import Digest
+
+
+def digest(number: int) -> str:
+    return f"sha256:{number:064x}"
+
+
+def make_layer(number: int, size: int = 1_000_000) -> SimpleNamespace:
+    return SimpleNamespace(
+        digest=digest(0xABC000 + number),
+        media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+        size=size,
+        diff_id=digest(0xDEF000 + number),
+        unpacked_size=size * 3,
+        entries=100 + number,
+    )
+
+
+def make_image(name: str = "docker.io/library/alpine:3.20", *, layers: int = 2) -> SimpleNamespace:
+    return SimpleNamespace(
+        id=digest(0x111 << 240),
+        manifest=digest(0x222 << 240),
+        media_type="application/vnd.oci.image.manifest.v1+json",
+        names=(name,),
+        platform="linux/amd64",
+        chain_id=digest(0x333 << 240),
+        layers=tuple(make_layer(n, size=20_000_000 * (n + 1)) for n in range(layers)),
+        size=sum(20_000_000 * (n + 1) for n in range(layers)),
+        created="2024-05-01T12:00:00Z",
+        pulled_at=1_714_000_000.0,
+    )
+
+
+def make_entry(path: bytes, kind: str = "FILE", **changes: object) -> SimpleNamespace:
+    values = {
+        "path": path,
+        "type": NodeType[kind],
+        "mode": 0o755 if kind == "DIRECTORY" else 0o644,
+        "uid": 0,
+        "gid": 0,
+        "size": 0 if kind == "DIRECTORY" else 1234,
+        "mtime_ns": 1_714_000_000_000_000_000,
+        "rdev": 0,
+        "target": b"",
+        "ino": 4_294_967_297,
+        "nlink": 1,
+        "layer": digest(0xABC000),
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+TREE = {
+    b"/": make_entry(b"/", "DIRECTORY"),
+    b"/bin": make_entry(b"/bin", "SYMLINK", target=b"usr/bin", mode=0o777),
+    b"/etc": make_entry(b"/etc", "DIRECTORY"),
+    b"/etc/os-release": make_entry(b"/etc/os-release"),
+    b"/etc/evil\x1b]0;owned\x07": make_entry(b"/etc/evil\x1b]0;owned\x07", size=3),
+    b"/etc/latin\xe9.conf": make_entry(b"/etc/latin\xe9.conf", size=3),
+    b"/etc/two words": make_entry(b"/etc/two words", size=3),
+    b"/null": make_entry(b"/null", "CHAR", rdev=os.makedev(1, 3), size=0),
+}
+
+
+def store_usage() -> StoreUsage:
+    return StoreUsage(
+        images=2,
+        layers=5,
+        blobs_size=12_345,
+        layers_size=123_456_789,
+        disk_size=100_000_000_000,
+        disk_free=40_000_000_000,
+    )
+
+
+def tree_usage() -> TreeUsage:
+    layer = LayerUsage(layer=Digest.parse(digest(0xABC000)), entries=1234, bytes=7_900_000)
+    return TreeUsage(
+        entries=1234, files=1000, directories=200, symlinks=34, bytes=7_900_000, layers=[layer]
+    )
+
+
+class FakeImages:
+    """Holds what was asked; `pull_steps` and `pull_error` say how a pull goes."""
+
+    def __init__(self) -> None:
+        self.images = {"docker.io/library/alpine:3.20": make_image()}
+        self.calls: list[tuple] = []
+        self.pull_steps = 1
+        self.pull_pause = 0.0
+        self.pull_error: Exception | None = None
+        self.pull_started = threading.Event()
+        self.pull_cancelled = threading.Event()
+
+    async def pull(self, image, *, platform, options, progress):
+        self.calls.append(("pull", image, platform, options))
+        self.pull_started.set()
+        found = make_image(canonical(image), layers=3)
+        try:
+            await self._go_through(found, progress)
+        except trio.Cancelled:
+            self.pull_cancelled.set()
+            raise
+        if self.pull_error is not None:
+            raise self.pull_error
+        self.images[found.names[0]] = found
+        return found
+
+    async def _go_through(self, found, progress):
+        progress.layers = [
+            SimpleNamespace(
+                digest=layer.digest,
+                size=layer.size,
+                state="exists" if number == 0 else "waiting",
+                received=0,
+                unpacked=0,
+                entries=0,
+            )
+            for number, layer in enumerate(found.layers)
+        ]
+        progress.stage = "pulling"
+        for step in range(1, self.pull_steps + 1):
+            await trio.sleep(self.pull_pause)
+            for number, layer in enumerate(progress.layers[1:], start=1):
+                # Later layers lag behind.
+                done = max(0.0, min(1.0, step / self.pull_steps * 1.5 - 0.1 * number))
+                layer.received = int(layer.size * done)
+                layer.unpacked = layer.received * 3
+                layer.state = (
+                    "done" if step == self.pull_steps else "pulling" if done else "waiting"
+                )
+        progress.stage = "done"
+        progress.stats.update(
+            resolve_seconds=0.12,
+            total_seconds=3.4,
+            received_bytes=120_000_000,
+            unpacked_bytes=360_000_000,
+            entries=306,
+            receive_seconds=2.2,
+            decompress_seconds=1.1,
+        )
+
+    async def find(self, image, *, platform=None):
+        self.calls.append(("find", image, platform))
+        try:
+            return self.images[canonical(image)]
+        except KeyError:
+            hint = f"Pull it first: imgvol pull {image}"
+            raise NotFound("image is not in the store", hint=hint, image=image) from None
+
+    async def list(self):
+        return list(self.images.values())
+
+    async def remove(self, image):
+        self.calls.append(("remove", image))
+        found = await self.find(image)
+        del self.images[found.names[0]]
+        return SimpleNamespace(untagged=found.names, deleted=(found.manifest,), freed=found.size)
+
+    async def documents(self, image):
+        config = {"Env": ["PATH=/bin", "EVIL=\x1b[2J"], "Cmd": ["/bin/sh", "-c", "echo hi"]}
+        return {"schemaVersion": 2}, {"os": "linux", "config": config}
+
+    def open_view(self, record):
+        @contextlib.asynccontextmanager
+        async def hold():
+            yield sentinel.view
+
+        return hold()
+
+    async def usage(self):
+        return store_usage()
+
+
+def canonical(image: str) -> str:
+    return image if "/" in image or ":" not in image else f"docker.io/library/{image}"
+
+
+class FakeInspection:
+    """A small tree; `content_error` breaks a file after its first piece."""
+
+    def __init__(self) -> None:
+        self.content = {b"/etc/os-release": [b"NAME=alpine\n", b"ID=alpine\n"], b"/empty": []}
+        self.content_error: Exception | None = None
+        self.extra: list[SimpleNamespace] = []
+
+    def list_entries(self, view, path, recursive):
+        if path.rstrip(b"/") not in {p.rstrip(b"/") for p in TREE}:
+            raise NotFound("no such path in the image", path=path)
+        prefix = path.rstrip(b"/") + b"/"
+        if recursive:
+            yield TREE[path.rstrip(b"/") or b"/"]
+        for name, entry in sorted(TREE.items()):
+            rest = name.removeprefix(prefix)
+            if rest and rest != name and (recursive or b"/" not in rest):
+                yield entry
+        yield from self.extra
+
+    async def usage(self, view, path):
+        return tree_usage()
+
+    async def iter_content(self, view, path):
+        if path not in self.content:
+            raise NotFound("no such path in the image", path=path)
+        for number, piece in enumerate(self.content[path]):
+            if number and self.content_error is not None:
+                raise self.content_error
+            yield piece
+
+
+class FakeVolumes:
+    def __init__(self, images: FakeImages) -> None:
+        self.images = images
+        self.volumes: dict[str, SimpleNamespace] = {}
+        self.calls: list[dict] = []
+
+    async def mount(self, image, target, *, options, progress, **habits):
+        self.calls.append({"image": image, "target": target, "options": options, **habits})
+        if any(v.target == target for v in self.volumes.values() if target):
+            raise Conflict("the target is mounted already", target=target)
+        found = await self.images.pull(
+            image, platform=habits["platform"], options=options, progress=progress
+        )
+        volume = SimpleNamespace(
+            id=f"{len(self.volumes):08x}",
+            sandbox=habits["sandbox"],
+            image=found.names[0],
+            image_id=found.id,
+            chain_id=found.chain_id,
+            target=target,
+            view="/run/imgvol/views/333",
+            state="mounted",
+            created_at=1_714_000_000.0,
+            noexec=habits["noexec"],
+        )
+        self.volumes[volume.id] = volume
+        return volume
+
+    async def unmount(self, target_or_id, *, detach=False):
+        self.calls.append({"unmount": target_or_id, "detach": detach})
+        for volume in self.volumes.values():
+            if target_or_id in {volume.id, volume.target}:
+                return self.volumes.pop(volume.id)
+        raise NotFound("no such volume", hint="imgvol ps lists the volumes.", volume=target_or_id)
+
+    async def list(self):
+        return list(self.volumes.values())
+
+
+class FakeDaemon:
+    """All fakes, the services made of them, and whether somebody asked to stop."""
+
+    def __init__(self, run: str = "/run/imgvol") -> None:
+        self.images = FakeImages()
+        self.inspection = FakeInspection()
+        self.volumes = FakeVolumes(self.images)
+        self.stopped = False
+        self.on_stop = lambda: None
+        self.services = Services(
+            images=self.images,
+            inspection=self.inspection,
+            volumes=self.volumes,
+            info=lambda: DaemonInfo(
+                version=__version__,
+                pid=os.getpid(),
+                uid=os.getuid(),
+                root="/var/lib/imgvol",
+                run=run,
+                views=f"{run}/views",
+                is_system=os.getuid() == 0,
+                can_mount=True,
+                started_at=1_714_000_000.0,
+            ),
+            stop=self.stop,
+        )
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.on_stop()
+
+
+@contextlib.contextmanager
+def served_in_thread(path, daemon: FakeDaemon, *, dispatch=None):
+    """Serve a fake daemon from a thread of its own: the commands block."""
+    ready = threading.Event()
+    token: list = []
+    scope = trio.CancelScope()
+
+    async def serve() -> None:
+        token.append(trio.lowlevel.current_trio_token())
+        server = ApiServer(path, dispatch or make_dispatch(daemon.services))
+        daemon.on_stop = scope.cancel
+        with scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(server.run)
+                ready.set()
+
+    thread = threading.Thread(target=trio.run, args=(serve,))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield daemon
+    finally:
+        with contextlib.suppress(trio.RunFinishedError):
+            token[0].run_sync_soon(scope.cancel)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def broken_content() -> DigestMismatch:
+    return DigestMismatch("bytes do not match their digest", expected=digest(1), actual=digest(2))
+
+
+def invalid_reference() -> InvalidArgument:
+    return InvalidArgument("not an image reference", reference="UPPER\x1b[31m")
+
+
+def main() -> None:
+    directory = sys.argv[1]
+    daemon = FakeDaemon(directory)
+    daemon.images.pull_steps = int(os.environ.get("FAKE_STEPS", "60"))
+    daemon.images.pull_pause = 0.1
+
+    async def serve() -> None:
+        with trio.CancelScope() as scope:
+            daemon.on_stop = scope.cancel
+            await ApiServer(f"{directory}/imgvol.sock", make_dispatch(daemon.services)).run()
+
+    trio.run(serve)
+
+
+if __name__ == "__main__":
+    main()

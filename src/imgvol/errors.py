@@ -22,13 +22,13 @@ Two questions choose the class: whose fault is it, and can the same call succeed
     │   ├── Unauthorized            401 or 403 after all that credentials could do
     │   ├── RegistryUnavailable     cannot connect, 5xx, reset, stalled; retryable
     │   │   └── TooManyRequests     429 past the retry budget
-    │   └── ProtocolError           an answer that the distribution specification does not allow
+    │   └── ProtocolError           an answer that the specification does not allow
     ├── LocalError                  this machine: disk, kernel, privileges
     │   ├── StoreFull               ENOSPC, EDQUOT, EFBIG; retryable after making room
     │   ├── StoreDamaged            local bytes are not what was stored
     │   ├── StoreLocked             another daemon owns the root
     │   ├── DaemonUnavailable       the command cannot reach or start a daemon
-    │   └── MachineLacks            something to install or to be granted: /dev/fuse, root, a program
+    │   └── MachineLacks            to be installed or granted first: /dev/fuse, root, a program
     └── InternalError               a defect of imgvol
 
 Errors carry data (`fields`) beside a one-line `message`; `hint` says what to do next. No secret

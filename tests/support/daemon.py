@@ -1,0 +1,129 @@
+"""A daemon of one's own for an integration test, and the command that talks to it."""
+
+import contextlib
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.programs import stop
+
+START_SECONDS = 30.0
+STOP_SECONDS = 20.0
+COMMAND = [sys.executable, "-m", "imgvol"]
+# Asks in a pipe what a terminal would see, without colours or the width of this one.
+ENVIRONMENT = {"NO_COLOR": "1", "COLUMNS": "100", "TERM": "dumb"}
+
+
+@dataclass(slots=True)
+class Imgvol:
+    """The directories of a daemon, and the command line as a user types it, with these directories.
+
+    Attributes:
+        base: The parent of everything, open to other users; a place for targets.
+        expected_log: Patterns of lines above INFO that a test provokes in the daemon's log.
+    """
+
+    base: Path
+    expected_log: list[str] = field(default_factory=list)
+    process: subprocess.Popen | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.base / "store"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.base / "run"
+
+    @property
+    def log(self) -> Path:
+        return self.base / "daemon.log"
+
+    @property
+    def command(self) -> list[str]:
+        return [*COMMAND, "--root", str(self.root), "--run", str(self.run_dir)]
+
+    def target(self, name: str) -> str:
+        """A new empty directory to mount at."""
+        path = self.base / name
+        path.mkdir()
+        return str(path)
+
+    def run(self, *arguments, timeout: float = 120, check: bool = True, **options):
+        """Runs `imgvol ARGUMENTS`; its output is text."""
+        command = [*self.command, *map(os.fspath, arguments)]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+            text=True,
+            errors="surrogateescape",
+            env={**os.environ, **ENVIRONMENT},
+            **options,
+        )
+        if check and done.returncode != 0:
+            said = f"{done.stdout}{done.stderr}\n{self.log_end()}"
+            raise AssertionError(f"imgvol {arguments} exited with {done.returncode}\n{said}")
+        return done
+
+    def json(self, *arguments, **options):
+        return json.loads(self.run(*arguments, "--json", **options).stdout)
+
+    def start(self) -> None:
+        """Starts `imgvol serve` and returns when it says that it is ready."""
+        ready_end, told_end = os.pipe()
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [*self.command, "serve", "--ready-fd", str(told_end)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[told_end],
+            )
+        os.close(told_end)
+        with open(ready_end, "rb", buffering=0) as ready:
+            readable, _, _ = select.select([ready], [], [], START_SECONDS)
+            line = ready.read(65536) if readable else b""
+        if not line.startswith(b"ready"):
+            stop(self.process)
+            raise AssertionError(f"the daemon did not start: {line!r}\n{self.log_end()}")
+
+    def terminate(self) -> None:
+        """Stops it as a service manager does, and checks that it went in good order."""
+        status = stop(self.process, seconds=STOP_SECONDS)
+        assert status == 0, f"the daemon ended with {status}\n{self.log_end()}"
+
+    def log_end(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+    def unexpected_log(self) -> list[str]:
+        """Lines above INFO, and tracebacks, that no test has announced."""
+        found = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback")
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [
+            line
+            for line in lines
+            if found.search(line) and not any(re.search(p, line) for p in self.expected_log)
+        ]
+
+
+@contextlib.contextmanager
+def running_daemon(base: Path) -> Iterator[Imgvol]:
+    """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
+    imgvol = Imgvol(base)
+    imgvol.start()
+    try:
+        yield imgvol
+    except BaseException:
+        stop(imgvol.process, seconds=STOP_SECONDS)
+        raise
+    imgvol.terminate()
+    assert not imgvol.unexpected_log()

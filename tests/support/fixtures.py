@@ -1,0 +1,78 @@
+"""Fixtures that several levels use: real servers, images, a daemon, an agent."""
+
+from pathlib import Path
+
+import pytest
+
+from support import edge_cases, guards, rootfs
+from support.agent import Agent
+from support.daemon import running_daemon
+from support.images import Image, push, umoci_unpack, write_layout
+from support.programs import require, require_fuse, require_root
+from support.registry import running_registry
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory):
+    """An empty real registry, shared by the run: use names of your own in it."""
+    require("docker-registry", "skopeo")
+    with running_registry(tmp_path_factory.mktemp("registry")) as running:
+        guards.shared_processes.add(running.process.pid)
+        yield running
+        guards.shared_processes.discard(running.process.pid)
+
+
+@pytest.fixture
+def agent():
+    """A process that looks at a mount for the test."""
+    with Agent() as started:
+        yield started
+
+
+@pytest.fixture
+def daemon(short_path):
+    """A daemon over an empty store; `daemon.target(name)` makes a directory to mount at."""
+    require_fuse()
+    with running_daemon(short_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(our_roots, tmp_path_factory):
+    """The same for the tests of a module that only read."""
+    require_fuse()
+    directory = Path(our_roots[1]) / tmp_path_factory.mktemp("shared").name
+    directory.mkdir(mode=0o755)
+    with running_daemon(directory) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def edge_image() -> Image:
+    """The edge cases that umoci and imgvol read alike."""
+    return edge_cases.image_of(edge_cases.CASES)
+
+
+@pytest.fixture(scope="session")
+def edge_reference(edge_image, registry, tmp_path_factory):
+    """The same image in the registry."""
+    layout = write_layout(tmp_path_factory.mktemp("edge"), {"x": edge_image})
+    reference = registry.reference("edge:cases")
+    push(layout, "x", reference)
+    return reference
+
+
+@pytest.fixture(scope="session")
+def edge_tree(edge_image, tmp_path_factory) -> Path:
+    """What umoci makes of it."""
+    require("umoci")
+    require_root()
+    return umoci_unpack(edge_image, tmp_path_factory.mktemp("edge-umoci"))
+
+
+@pytest.fixture(scope="session")
+def rootfs_layout() -> Path:
+    """The layout of the real root file system image, tag `rootfs`."""
+    require("mmdebstrap")
+    require_root()
+    return rootfs.ensure_layout()

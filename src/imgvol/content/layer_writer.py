@@ -20,12 +20,21 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from imgvol.content.durable import sync_directory, translate_os_errors, write_all, write_file
+from imgvol.content.durable import (
+    start_writeback,
+    sync_directory,
+    translate_os_errors,
+    write_all,
+    write_file,
+)
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
+
+# Dirty data that may pile up before the kernel is asked to begin writing.
+WRITEBACK_STEP: Final = 16 << 20
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -39,6 +48,7 @@ class LayerWriter:
         self._expected: deque[_LargeFile] = deque()
         self._contents: dict[int, str] = {}
         self._length = 0
+        self._written_back = 0
         with translate_os_errors("begin a layer"):
             self._directory.mkdir(mode=0o700)
             (self._directory / FILES_NAME).mkdir(mode=0o700)
@@ -85,6 +95,9 @@ class LayerWriter:
                 self._close_first()
             if cursor < end:
                 write_all(self._data, view[cursor - position :], cursor)
+            if end - self._written_back >= WRITEBACK_STEP:
+                start_writeback(self._data, self._written_back, end - self._written_back)
+                self._written_back = end
 
     def publish(self, digest: Digest, index: bytes, referenced: Collection[int]) -> None:
         """Makes the layer durable and visible. Call it only when both digests have been checked.
@@ -201,9 +214,7 @@ class _LargeFile:
         return "" if self.is_sparse else self._hasher.hexdigest()
 
     def close(self) -> None:
-        # The kernel begins to write dirty pages when told that they will not be needed: most of the
-        # work of the fsync at the end then happens while the rest of the layer streams by.
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        start_writeback(self.fd, 0, 0)
         os.close(self.fd)
 
 

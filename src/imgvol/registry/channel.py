@@ -8,10 +8,10 @@ simple: its deadline, its cancel button and its guard are those of that user.
 import contextlib
 import ssl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 import httpcore
 import httpx
@@ -31,11 +31,14 @@ _HEADERS: Final = {
 }
 _IS_PROXIED: Final = "imgvol.is_proxied"
 
+# How to check certificates; made when first needed, since it takes tens of milliseconds.
+TLS: TypeAlias = Callable[[], ssl.SSLContext]
+
 
 class Channel:
     """A way to send requests, for one thread at a time."""
 
-    def __init__(self, tls: ssl.SSLContext, bounds: Bounds, proxies: ProxySelector) -> None:
+    def __init__(self, tls: TLS, bounds: Bounds, proxies: ProxySelector) -> None:
         self.line = Line()
         self._http = httpx.Client(
             transport=_Transport(self.line, tls, proxies),
@@ -86,7 +89,7 @@ class Channel:
 class ChannelPool:
     """Lends channels. Safe to use from any thread."""
 
-    def __init__(self, tls: ssl.SSLContext, bounds: Bounds, proxies: ProxySelector) -> None:
+    def __init__(self, tls: TLS, bounds: Bounds, proxies: ProxySelector) -> None:
         self._tls = tls
         self._bounds = bounds
         self._proxies = proxies
@@ -150,11 +153,11 @@ def peer_of(response: httpx.Response) -> IPAddress | None:
 class _Transport(httpx.BaseTransport):
     """httpx over httpcore, with our own network backend: a pool for direct, one for each proxy."""
 
-    def __init__(self, line: Line, tls: ssl.SSLContext, proxies: ProxySelector) -> None:
+    def __init__(self, line: Line, tls: TLS, proxies: ProxySelector) -> None:
         self._line = line
         self._tls = tls
         self._proxies = proxies
-        self._pools: dict[httpx.URL | None, httpcore.ConnectionPool] = {}
+        self._pools: dict[tuple[str, httpx.URL | None], httpcore.ConnectionPool] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         proxy = self._proxies(request.url)
@@ -164,7 +167,7 @@ class _Transport(httpx.BaseTransport):
             port=request.url.port,
             target=request.url.raw_path,
         )
-        response = self._pool(proxy).handle_request(
+        response = self._pool(request.url.scheme, proxy).handle_request(
             httpcore.Request(
                 method=request.method,
                 url=url,
@@ -184,15 +187,16 @@ class _Transport(httpx.BaseTransport):
         for pool in self._pools.values():
             pool.close()
 
-    def _pool(self, proxy: httpx.URL | None) -> httpcore.ConnectionPool:
-        if proxy not in self._pools:
-            self._pools[proxy] = httpcore.ConnectionPool(
-                ssl_context=self._tls,
+    def _pool(self, scheme: str, proxy: httpx.URL | None) -> httpcore.ConnectionPool:
+        key = (scheme, proxy)
+        if key not in self._pools:
+            self._pools[key] = httpcore.ConnectionPool(
+                ssl_context=self._tls() if scheme == "https" else None,
                 proxy=_proxy(proxy, self._tls) if proxy is not None else None,
                 keepalive_expiry=limits.IDLE_CONNECTION,
                 network_backend=Backend(self._line, is_guarded=proxy is None),
             )
-        return self._pools[proxy]
+        return self._pools[key]
 
 
 class _Body(httpx.SyncByteStream):
@@ -206,11 +210,15 @@ class _Body(httpx.SyncByteStream):
         self._response.close()
 
 
-def _proxy(url: httpx.URL, tls: ssl.SSLContext) -> httpcore.Proxy:
-    if tls.verify_mode is ssl.CERT_NONE:
-        tls = ssl.create_default_context()  # that a registry is not checked is no word on proxies
+def _proxy(url: httpx.URL, tls: TLS) -> httpcore.Proxy:
+    context = None
+    if url.scheme == "https":
+        context = tls()
+        if context.verify_mode is ssl.CERT_NONE:
+            # That a registry is not checked is no word on proxies.
+            context = ssl.create_default_context()
     return httpcore.Proxy(
         url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=b"/"),
         auth=(url.username, url.password) if url.userinfo else None,
-        ssl_context=tls if url.scheme == "https" else None,
+        ssl_context=context,
     )

@@ -6,6 +6,7 @@ when its thread has let go. Blobs are received in the thread that asks for them,
 a layer ever passes through the event loop.
 """
 
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -62,8 +63,10 @@ async def open_registry_client(
     endpoints = endpoints_of(reference_domain, options)
     endpoint = next(each for each in endpoints if Capability.ALL in each.capabilities)
     proxies = proxies_from(environ)
-    # Reading the system's certificates takes tens of milliseconds.
-    tls = await trio.to_thread.run_sync(tls_context, options)
+    tls = functools.cache(partial(tls_context, options))
+    if endpoint.origin.scheme == "https" or options.ca_file or options.client_cert:
+        # Now rather than at the first request: options that cannot be used are an error here.
+        await trio.to_thread.run_sync(tls)
     pool = ChannelPool(tls, bounds, proxies)
     hops = Hops(endpoint.origin, bounds, random or Random())  # noqa: S311 - spreads retries
     session = Session(hops, Authorizer(reference_domain, hops, credentials))

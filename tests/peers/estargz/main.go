@@ -1,0 +1,5 @@
+package main
+
+import _ "github.com/containerd/stargz-snapshotter/estargz"
+
+func main() {}

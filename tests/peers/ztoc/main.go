@@ -1,0 +1,5 @@
+package main
+
+import _ "github.com/awslabs/soci-snapshotter/ztoc"
+
+func main() {}

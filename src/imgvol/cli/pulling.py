@@ -53,7 +53,7 @@ def absolute_image(image: str) -> str:
     for scheme in _LOCAL_SCHEMES:
         if image.startswith(scheme):
             path = image.removeprefix(scheme)
-            if not path.startswith("/"):
+            if path and path[0] not in "/:@":
                 path = f"{os.getcwd()}/{path.removeprefix('./')}"
             return f"{scheme}{path}"
     return image

@@ -79,8 +79,16 @@ def wanted_platform(text: str | None) -> Matcher:
     return only(Platform.parse(text, host=machine) if text else machine)
 
 
-async def resolve_image(source: ImageSource, matcher: Matcher) -> ResolvedImage:
+async def resolve_image(
+    source: ImageSource, matcher: Matcher, *, must_match: bool = False
+) -> ResolvedImage:
     """Walks from the source's top document to one manifest and its config.
+
+    Args:
+        source: Where the image is.
+        matcher: Which platforms fit, the best first.
+        must_match: Whether an image that comes without an index, and so without a choice, must
+            fit, too. Usually it is taken as it is, as other tools do.
 
     Raises:
         NotFound: The source has no such image.
@@ -101,14 +109,15 @@ async def resolve_image(source: ImageSource, matcher: Matcher) -> ResolvedImage:
             )
         candidates = select_manifests(document, matcher)
         if not candidates:
-            raise _no_match(document, matcher)
+            offered = {str(entry.platform) for entry in document.manifests if entry.platform}
+            raise _no_match(offered, matcher, document.digest)
         descriptor = candidates[0]
         # An index entry without a platform promises nothing: then the config has to fit.
         is_chosen = descriptor.platform is not None
     raw = await source.read_document(document.config, max_size=limits.CONFIG_SIZE)
     config = parse_image_config(raw, expected=document.config.digest)
-    if indexes and not is_chosen and not matcher.match(config.platform):
-        raise _no_match(indexes[-1], matcher)
+    if not is_chosen and (indexes or must_match) and not matcher.match(config.platform):
+        raise _no_match({str(config.platform)}, matcher, top.digest)
     if len(config.diff_ids) != len(document.layers):
         raise InvalidDocument(
             "config and manifest do not agree on the number of layers",
@@ -126,13 +135,12 @@ async def _read_manifest(source: ImageSource, descriptor: Descriptor) -> Manifes
     return parse_manifest(raw, media_type=descriptor.media_type, expected=descriptor.digest)
 
 
-def _no_match(index: Index, matcher: Matcher) -> NoMatchingPlatform:
-    offered = {str(entry.platform) for entry in index.manifests if entry.platform}
+def _no_match(offered: set[str], matcher: Matcher, digest: Digest) -> NoMatchingPlatform:
     return NoMatchingPlatform(
         "the image has no variant for this platform",
         hint=f"Choose one with --platform: {', '.join(sorted(offered)) or 'there is none'}.",
         wanted=matcher.accepted[0],
-        index=index.digest,
+        image=digest,
     )
 
 
@@ -216,12 +224,14 @@ class Puller:
             if stored is not None and stored.diff_id == diff_id:
                 progress.state = "exists"
                 return stored
+            # A type that says "plain" is no promise: real images have gzip under it. The bytes
+            # tell, and the diff ID is checked in any case.
             compression = layer_compression(descriptor.media_type)
             ingest = LayerIngest(
                 source=source,
                 store=self._store,
                 descriptor=descriptor,
-                compression=None if compression is None else Compression(compression),
+                compression=Compression(compression) if compression else None,
                 diff_id=diff_id,
                 progress=progress,
             )

@@ -89,7 +89,7 @@ class ImageService:
                     _registry_options(options),
                     spool_directory=self._store.spool_directory,
                 ) as source:
-                    resolved = await resolve_image(source, matcher)
+                    resolved = await resolve_image(source, matcher, must_match=platform is not None)
                     progress.stats["resolve_seconds"] = time.perf_counter() - started
                     record = await self._puller.pull(source, resolved, str(argument), progress)
         except ImgvolError as exc:

@@ -282,6 +282,12 @@ def test_df_and_version(daemon, imgvol):
     assert json.loads(imgvol("version", "--json")[1])["daemon"]["api"] == "v1"
 
 
+def test_a_local_source_without_a_path_is_not_the_current_directory(daemon, imgvol):
+    imgvol("pull", "oci:")
+    imgvol("pull", "oci::v1")
+    assert [call[1] for call in daemon.images.calls] == ["oci:", "oci::v1"]
+
+
 def test_stop_waits_until_the_daemon_has_gone(daemon, imgvol, directory, monkeypatch):
     # The fake's process is this one, which stays: then the socket tells.
     monkeypatch.setattr("imgvol.cli.system.open_process", lambda _path: None)

@@ -16,6 +16,7 @@ from imgvol.errors import (
     LimitExceeded,
     NoMatchingPlatform,
     NotFound,
+    Unsupported,
 )
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.views import Views
@@ -194,6 +195,35 @@ async def test_config_and_manifest_must_agree_on_layers(tmp_path):
     async with open_puller(tmp_path) as (_, puller):
         with pytest.raises(InvalidDocument, match="number of layers"):
             await pull(puller, MemorySource(Short([BASE, TOP])))
+
+
+async def test_an_image_without_index_must_fit_only_a_platform_that_was_asked_for():
+    source = MemorySource(images.Image([BASE], architecture="s390x"))
+    wanted = wanted_platform("linux/amd64")
+    resolved = await resolve_image(source, wanted)
+    assert str(resolved.config.platform) == "linux/s390x"
+    with pytest.raises(NoMatchingPlatform) as caught:
+        await resolve_image(source, wanted, must_match=True)
+    assert "linux/s390x" in caught.value.hint
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+async def test_compressed_bytes_under_the_plain_type_are_read(tmp_path, compression):
+    layer = images.Layer([images.file("x", b"x")], compression)
+    layer.media_type = "application/vnd.oci.image.layer.v1.tar"
+    async with open_puller(tmp_path) as (_, puller):
+        record = await pull(puller, MemorySource(images.Image([layer])))
+    assert record.layers[0].entries == 1
+
+
+async def test_a_compression_that_nobody_can_read_is_named(tmp_path):
+    layer = images.Layer([images.file("x", b"x")], "none")
+    layer.blob = b"BZh91AY&SY" + bytes(100)
+    layer.digest, layer.size = images.sha256(layer.blob), len(layer.blob)
+    async with open_puller(tmp_path) as (_, puller):
+        with pytest.raises(Unsupported, match="bzip2"):
+            await pull(puller, MemorySource(images.Image([layer])))
+    assert_nothing_left(tmp_path)
 
 
 async def test_a_platform_that_an_index_does_not_have_is_named(tmp_path):

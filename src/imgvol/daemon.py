@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -119,16 +120,22 @@ class _Daemon:
                 "pyfuse3 is not installed",
                 hint="With libfuse3-dev and gcc present: pip install 'imgvol[fuse]'",
             )
+        config = self._config
         obstacle = session.obstacle()
         if obstacle is None:
-            config = self._config
-            await trio.to_thread.run_sync(lambda: config.views.mkdir(mode=0o700, exist_ok=True))
-            await stack.enter_async_context(
-                session.open_session(
-                    views, config.views, is_system=config.is_system, on_lost=self._filesystem_lost
+            try:
+                await trio.to_thread.run_sync(_ensure_directory, config.views)
+                await stack.enter_async_context(
+                    session.open_session(
+                        views,
+                        config.views,
+                        is_system=config.is_system,
+                        on_lost=self._filesystem_lost,
+                    )
                 )
-            )
-        else:
+            except MachineLacks as exc:
+                obstacle = exc
+        if obstacle is not None:
             log.warning("images can be pulled and looked into, but not mounted: %s", obstacle)
         return obstacle
 
@@ -205,6 +212,10 @@ class _Daemon:
                 os.write(self._ready_fd, line)
             os.close(self._ready_fd)
             self._ready_fd = None
+
+
+def _ensure_directory(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
 
 
 def _configure_logging(level: str) -> None:

@@ -54,7 +54,7 @@ async def open_session(
             needs root. Otherwise only the user who runs the daemon sees anything.
 
     Raises:
-        LocalError: The kernel or fusermount3 refuses the mount.
+        MachineLacks: The kernel or fusermount3 refuses the mount.
     """
     await trio.to_thread.run_sync(_mount, Operations(views), mount_point, is_system)
     withdrawn, names = trio.open_memory_channel[bytes](math.inf)
@@ -92,9 +92,9 @@ def _mount(operations: Operations, mount_point: Path, is_system: bool) -> None:
     try:
         pyfuse3.init(operations, os.fspath(mount_point), options)
     except RuntimeError as exc:
-        raise LocalError(
-            "cannot mount the filesystem",
-            hint="imgvol doctor says what this machine lacks.",
+        raise MachineLacks(
+            "the filesystem cannot be mounted here",
+            hint="The daemon's log has the reason; imgvol doctor says what this machine lacks.",
             mount_point=mount_point,
         ) from exc
     mount = next(m for m in read_mountinfo() if m.mount_point == bytes(mount_point))

@@ -180,7 +180,7 @@ class VolumeManager:
         """Unmounts a volume.
 
         Args:
-            target_or_id: Its ID, or the path that it is bound at.
+            target_or_id: Its ID, the path that it is bound at, or, without one, the view's.
             detach: Do not wait for users of the mount: they keep what they have open, and nobody
                 else sees it any more.
 
@@ -277,7 +277,7 @@ class VolumeManager:
         if target_or_id in self._volumes:
             return self._volumes[target_or_id]
         for mounted in self._volumes.values():
-            if mounted.record.target == target_or_id:
+            if target_or_id == (mounted.record.target or self._path_of(mounted.view)):
                 return mounted
         raise NotFound("no such volume", hint="imgvol ps lists the volumes.", volume=target_or_id)
 
@@ -295,6 +295,9 @@ class VolumeManager:
         finally:
             self._busy_targets.remove(target)
 
+    def _path_of(self, view: OpenView) -> str:
+        return os.path.join(self._views_directory, os.fsdecode(view.name))
+
     def _shown(self, mounted: _Mounted, table: dict[bytes, MountInfo] | None = None) -> Volume:
         record = mounted.record
         is_lost = False
@@ -308,7 +311,7 @@ class VolumeManager:
             image_id=mounted.image.id,
             chain_id=mounted.image.chain_id,
             target=record.target,
-            view=os.path.join(self._views_directory, os.fsdecode(mounted.view.name)),
+            view=self._path_of(mounted.view),
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
             noexec=record.noexec,

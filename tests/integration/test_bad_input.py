@@ -10,6 +10,7 @@ import signal
 import subprocess
 import threading
 import time
+import zlib
 
 import pytest
 import zstandard
@@ -165,6 +166,16 @@ def zstd_bomb():
     return altered(Layer([], "zstd"), blob=blob, digest=sha256(blob), size=len(blob))
 
 
+def gzip_bomb():
+    """More than a gibibyte of zeros in little more than one mebibyte."""
+    compressor = zlib.compressobj(9, wbits=31)
+    pieces = [compressor.compress(file("x", mode=0o644).member())]
+    pieces += [compressor.compress(bytes(64 * MIB)) for _ in range(20)]
+    blob = b"".join([*pieces, compressor.flush()])
+    assert len(blob) < 2 * MIB
+    return altered(Layer([], "gzip"), blob=blob, digest=sha256(blob), size=len(blob))
+
+
 def invalid_whiteout():
     return Layer([file("etc/.wh.")])
 
@@ -186,6 +197,7 @@ WRONG_LAYERS = {
     cut_tar: r"truncated|ends|short|cut off",
     cut_gzip: r"truncated|ends|short|cut off",
     rubbish_after_gzip: r"gzip|trailing|after",
+    gzip_bomb: r"bomb",
     zstd_bomb: r"ratio|limit|expand|larger|more",
     invalid_whiteout: r"whiteout",
     other_compression: r"bzip2",

@@ -1,5 +1,0 @@
-package main
-
-import _ "github.com/containerd/stargz-snapshotter/estargz"
-
-func main() {}

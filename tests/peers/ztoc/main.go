@@ -1,5 +1,0 @@
-package main
-
-import _ "github.com/awslabs/soci-snapshotter/ztoc"
-
-func main() {}

@@ -43,6 +43,8 @@ class Overlay:
             text=True,
             cwd=Path(__file__).parent.parent,
         )
+        # Ready, and so itself: a process between fork and exec is nobody yet to the leak guard.
+        assert self._process.stdout.readline() == "ready\n"
 
     def merge(self, layers: list[list[dict]]) -> dict[str, list]:
         self._process.stdin.write(json.dumps(layers) + "\n")
@@ -60,6 +62,7 @@ class Overlay:
 
 def serve(directory: str) -> None:
     mount("tmpfs", directory, "tmpfs", 0, "")
+    print("ready", flush=True)
     for line in sys.stdin:
         layers = json.loads(line)
         names = []

@@ -64,6 +64,23 @@ GZIP_HEADER_SIZE: Final = 128 * KIB
 # zstd --long=27, the most that a decoder accepts unasked: 128 MiB of memory.
 ZSTD_WINDOW: Final = 128 * MIB
 
+# --- lazy layers ------------------------------------------------------------------------------
+# The table of contents of one layer, compressed or not: what containers/storage takes.
+TOC_SIZE: Final = 150 * MIB
+# One entry of it: extended attributes are the most of it, and XATTR_LIST_SIZE and XATTR_VALUE_SIZE
+# bound them, base64 and escapes included.
+TOC_ENTRY_SIZE: Final = 1 * MIB
+# What one span decodes to, which is verified as a whole in memory. Tools make chunks of 64 KiB to
+# 4 MiB unless asked for others.
+SPAN_SIZE: Final = 64 * MIB
+# The zTOC of a SOCI layer is mostly checkpoints, 32 KiB for each span of usually 4 MiB: enough for
+# 30 GiB. It is held in memory as long as the layer is incomplete.
+ZTOC_SIZE: Final = 256 * MIB
+# The prefetch artifact of one layer: some 60 bytes for each range of spans.
+PREFETCH_SIZE: Final = 1 * MIB
+# Fetched from the end of an eStargz blob: its footer, and most often its table of contents.
+TOC_TAIL_SIZE: Final = 64 * KIB
+
 # --- layer stores -----------------------------------------------------------------------------
 # Entries of this size and more get a file of their own in the store.
 LARGE_FILE: Final = 1 * MIB
@@ -113,6 +130,26 @@ REMOTE_TEXT_LENGTH: Final = 200
 IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.
 DOCUMENT_THREADS: Final = 8
+
+# --- lazy layers -------------------------------------------------------------------------------
+# A range that is asked for by itself: less costs a round trip for next to nothing.
+FETCH_SMALLEST: Final = 128 * KIB
+# One range at most: what is on its way for one reader delays the next.
+FETCH_LARGEST: Final = 4 * MIB
+# Bytes that nobody needs and that are fetched all the same rather than ask twice.
+FETCH_GAP: Final = 64 * KIB
+# Ranges received at once, of all layers.
+FETCH_AT_ONCE: Final = 8
+# After a registry failed, readers fail at once for so long.
+FETCH_FAILURE_REST: Final = 1.0
+# Background work waits until readers have been quiet for so long.
+FETCH_QUIET: Final = 0.2
+# A source that nobody uses is closed after so long.
+FETCH_IDLE: Final = 60.0
+# Between tries of background work after a failure of the registry.
+FETCH_RETRY: Final = 30.0
+# Present spans are made durable so often.
+FETCH_FLUSH: Final = 2.0
 
 # --- local sources -----------------------------------------------------------------------------
 # Entries of an archive of images (blobs, links, documents).

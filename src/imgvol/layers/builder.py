@@ -52,9 +52,14 @@ class IndexBuilder:
         builder.referenced_files  # the own files that are still needed
 
     The same members give the same bytes. After an error the builder is of no use.
+
+    Args:
+        own_files: Whether large files get files of their own. Without, all content is in the data
+            file, at the positions that the members give.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_files: bool = True) -> None:
+        self._large_file = limits.LARGE_FILE if own_files else limits.TAR_SIZE + 1
         self._root = TreeDirectory(IMPLICIT_DIRECTORY, path_length=0)
         self._records = Records()
         self._own_files: dict[int, int] = {}  # by leaf
@@ -118,7 +123,7 @@ class IndexBuilder:
                 self._add_directory(parent, name, self._records.describe_directory(member))
             case MemberType.HARDLINK:
                 self._add_link(parent, name, member.linkname)
-            case MemberType.FILE if member.size >= limits.LARGE_FILE:
+            case MemberType.FILE if member.size >= self._large_file:
                 number = self._own_file_count
                 self._own_file_count += 1
                 leaf = self._records.add_leaf(member, number)

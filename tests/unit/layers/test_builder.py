@@ -563,3 +563,17 @@ def test_errors_say_where():
     with pytest.raises(InvalidLayer) as caught:
         build(symlink(b"a/b", b"", payload_offset=1024))
     assert caught.value.fields == {"target": b"", "path": b"a/b", "offset": 1024}
+
+
+def test_without_own_files_large_files_stay_in_the_data_file():
+    builder = IndexBuilder(own_files=False)
+    assert builder.add(file(b"large", limits.LARGE_FILE, payload_offset=700)) is None
+    pieces = ((5, 10), (limits.LARGE_FILE, 20))
+    sparse = file(b"sparse", limits.TAR_SIZE, payload_offset=9000, sparse=pieces)
+    assert builder.add(sparse) is None
+    index = LayerIndex(builder.finish())
+    assert builder.referenced_files == frozenset()
+    large, sparse_node = (index.child(ROOT, name) for name in (b"large", b"sparse"))
+    assert (index.own_file(large), index.own_file(sparse_node)) == (None, None)
+    assert index.extents(large) == ((0, limits.LARGE_FILE, 700),)
+    assert index.extents(sparse_node) == ((5, 10, 9000), (limits.LARGE_FILE, 20, 9010))

@@ -1,0 +1,162 @@
+"""What a lazy layer is: its files, and where in the blob each byte of them comes from.
+
+Every format ends up as the same two things. The LayerIndex says which files there are and at which
+*position* of the layer's data file their contents lie. The SpanTable says which *spans* of the blob
+bring those positions: a span is what is fetched, verified and decoded at once.
+
+Rule 1: a span table hands out verified bytes only. Whatever `decode` returns is covered by a digest
+that the table of contents pins; a layer whose table of contents leaves anything uncovered is
+refused when it is opened, never served in part.
+
+Rule 2: positions are the table's own. A SOCI layer uses the offsets of its uncompressed tar, the
+others put the contents of files one after another. The index that came with a table is the only one
+that fits it.
+
+Rule 3: a table survives restarts without its source. `to_bytes` gives one self-describing piece of
+bytes, sealed here: magic, version, kind and checksum before a body that only its kind understands.
+`imgvol.layers.lazy.open.open_span_table` reads it again.
+"""
+
+import enum
+import struct
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from imgvol.errors import StoreDamaged
+
+MAGIC: Final = b"imgvolST"
+VERSION: Final = 1
+
+# magic, version, kind, CRC-32 of the body, size of the body; then the body
+_SEAL: Final = struct.Struct("<8sHHIQ")
+
+
+class Kind(enum.IntEnum):
+    """What understands the body of a sealed table. Stored: numbers are never used again."""
+
+    CHUNKS = 1  # eStargz and zstd:chunked
+    SOCI = 2
+
+
+class Region(NamedTuple):
+    """Bytes that belong at a position of the layer's data file."""
+
+    position: int
+    data: bytes
+
+
+class SpanTable(ABC):
+    """Where the bytes of a lazy layer's data file come from. Immutable, for any number of threads.
+
+        for span in table.spans_of(extent.position, extent.size):
+            start, end = table.compressed_range(span)
+            for region in table.decode(span, fetch(start, end)):
+                write(region.data, region.position)
+
+    Spans are numbered in the order of the blob: neighbours there have neighbouring numbers. Their
+    ranges may touch, share bytes at their borders (a checkpoint in the middle of a byte) or leave
+    gaps (headers of the tar that nobody needs).
+
+    Attributes:
+        blob_size: Bytes of the blob.
+        data_size: Bytes of the data file's address space.
+        span_count: Spans, numbered from 0.
+        prefetch: The spans that whoever made the image wants first, in that order; often none.
+    """
+
+    blob_size: int
+    data_size: int
+    span_count: int
+    prefetch: Sequence[int]
+
+    @abstractmethod
+    def spans_of(self, position: int, size: int) -> Sequence[int]:
+        """The spans that hold the bytes [position, position + size) of the data file, ascending.
+
+        Bytes outside of the address space are nowhere: they add no span.
+        """
+
+    @abstractmethod
+    def compressed_range(self, span: int) -> tuple[int, int]:
+        """Where a span lies in the blob: its first byte, and the one after its last.
+
+        Never empty, never outside of the blob, and bounded, whatever the table of contents said.
+        """
+
+    @abstractmethod
+    def decode(self, span: int, data: bytes) -> list[Region]:
+        """Verify and decode a span. Pure computation of up to some 100 ms: do it in a thread.
+
+        Args:
+            span: Its number.
+            data: Exactly the bytes of its compressed range.
+
+        Returns:
+            Everything in the span that belongs into the data file, by ascending position. The
+            regions of different spans do not overlap, and those of all spans make up all positions
+            that the index refers to.
+
+        Raises:
+            DigestMismatch: The bytes are not those that the table of contents pins.
+            InvalidLayer: They cannot be decoded, or the table of contents lied about them.
+        """
+
+    @abstractmethod
+    def to_bytes(self) -> bytes:
+        """The table in its sealed form: the same table gives the same bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LazyLayer:
+    """A layer that can be shown before its content is there.
+
+    Attributes:
+        index: The file of its LayerIndex; all content is in the data file, own files are not used.
+        table: Where that comes from.
+    """
+
+    index: bytes
+    table: SpanTable
+
+
+def seal(kind: Kind, body: bytes) -> bytes:
+    """Put the seal before the body of a table."""
+    return _SEAL.pack(MAGIC, VERSION, kind, zlib.crc32(body), len(body)) + body
+
+
+def unseal(data: bytes) -> tuple[Kind, bytes]:
+    """Check a seal.
+
+    Returns:
+        Who understands the body, and the body, unchanged since it was sealed.
+
+    Raises:
+        StoreDamaged: It is not a whole, unchanged table of a version and kind that we know.
+    """
+    if len(data) < _SEAL.size:
+        raise damaged("size", expected=_SEAL.size, actual=len(data))
+    magic, version, kind, checksum, size = _SEAL.unpack_from(data)
+    if magic != MAGIC:
+        raise damaged("magic")
+    if version != VERSION:
+        raise damaged("version", expected=VERSION, actual=version)
+    body = data[_SEAL.size :]
+    if len(body) != size:
+        raise damaged("size", expected=size, actual=len(body))
+    actual = zlib.crc32(body)
+    if actual != checksum:
+        raise damaged("checksum", expected=f"{checksum:08x}", actual=f"{actual:08x}")
+    try:
+        return Kind(kind), body
+    except ValueError:
+        raise damaged("kind", actual=kind) from None
+
+
+def damaged(reason: str, *, expected: object = None, actual: object = None) -> StoreDamaged:
+    """The error for a stored table that cannot be used."""
+    message = f"not a usable span table: wrong {reason}"
+    hint = "Remove the image and pull it again."
+    return StoreDamaged(message, hint=hint, reason=reason, expected=expected, actual=actual)

@@ -1,0 +1,63 @@
+"""Lazy layers made by other people's code: the programs of tests/peers, and podman."""
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.programs import require, run
+
+
+@dataclass(frozen=True)
+class PeerLayer:
+    """A layer as a registry would have it: the blob, and what its descriptor says of it."""
+
+    blob: bytes
+    annotations: dict[str, str]
+
+
+def require_peer(name: str) -> Path:
+    """The program that scripts/setup-peers makes of tests/peers/<name>; skips without it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    program = cache / "imgvol-peers" / name
+    if not program.exists():
+        pytest.skip(f"the peer {name} is not built (scripts/setup-peers builds it, with Go)")
+    return program
+
+
+def stargz_layer(directory: Path, archive: bytes, *flags: str) -> PeerLayer:
+    """What stargz-snapshotter's library makes of a tar; flags as tests/peers/estargz has them."""
+    program = require_peer("estargz")
+    source, output = directory / "source.tar", directory / "blob"
+    source.write_bytes(archive)
+    report = json.loads(run(program, *flags, source, output).stdout)
+    return PeerLayer(output.read_bytes(), report["annotations"])
+
+
+def podman_layer(directory: Path, archive: bytes) -> PeerLayer:
+    """The zstd:chunked layer that podman pushes for a tar."""
+    require("podman")
+    source, layout = directory / "source.tar", directory / "layout"
+    source.write_bytes(archive)
+    # A store of its own: podman would re-use a blob that it remembers, in whatever compression.
+    # And one of a short name, for podman's own runroot may have no more than 50 characters.
+    with tempfile.TemporaryDirectory(prefix="podman-", dir="/tmp") as store:
+        podman = ["podman", "--root", f"{store}/root", "--runroot", f"{store}/run"]
+        podman += ["--storage-driver", "vfs"]
+        name = "localhost/layer:1"
+        imported = run(*podman, "import", "--quiet", source, name, check=False)
+        if imported.returncode != 0:
+            pytest.skip(f"podman cannot import an image here: {imported.stderr.strip()[-200:]}")
+        compression = ("--compression-format", "zstd:chunked", "--format", "oci")
+        run(*podman, "push", "--quiet", *compression, name, f"oci:{layout}:1")
+    blobs = layout / "blobs" / "sha256"
+
+    def read(descriptor: dict) -> bytes:
+        return (blobs / descriptor["digest"].removeprefix("sha256:")).read_bytes()
+
+    index = json.loads((layout / "index.json").read_bytes())
+    (layer,) = json.loads(read(index["manifests"][0]))["layers"]
+    return PeerLayer(read(layer), layer.get("annotations", {}))

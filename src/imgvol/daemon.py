@@ -27,9 +27,11 @@ from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services
 from imgvol.config import Config
 from imgvol.content.ownership import own_directory
-from imgvol.content.store import open_store
+from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, MachineLacks
 from imgvol.images import inspection
+from imgvol.images.fetching import open_fetch_engine
+from imgvol.images.lazy import LazyLayers
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.volumes.manager import VolumeManager
@@ -84,6 +86,7 @@ class _Daemon:
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
             images = ImageService(store, views)
+            await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
                 images=images,
@@ -110,6 +113,17 @@ class _Daemon:
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
             await self._wait_for_the_end(server, images, volumes)
             log.info("stopping")
+
+    async def _open_lazy_layers(
+        self, stack: AsyncExitStack, store: Store, views: Views, images: ImageService
+    ) -> None:
+        engine = await stack.enter_async_context(open_fetch_engine())
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        lazy_layers = LazyLayers(store, engine, nursery)
+        views.on_lazy_layer = lazy_layers.attach
+        views.on_lazy_layer_closed = lazy_layers.detach
+        images.call_on_completed(lazy_layers.adopt)
 
     async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:
         """Mounts the filesystem; returns what is in the way, if something is."""

@@ -20,6 +20,7 @@ from imgvol.api.services import DaemonInfo, Services
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.inspection import LayerUsage, TreeUsage
+from imgvol.images.views import LayerStatus
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
 
@@ -36,6 +37,8 @@ def make_layer(number: int, size: int = 1_000_000) -> SimpleNamespace:
         diff_id=digest(0xDEF000 + number),
         unpacked_size=size * 3,
         entries=100 + number,
+        format="tar",
+        is_complete=True,
     )
 
 
@@ -254,6 +257,17 @@ class FakeVolumes:
             state="mounted",
             created_at=1_714_000_000.0,
             noexec=habits["noexec"],
+            layers=(
+                LayerStatus(
+                    digest=Digest.parse(digest(0xABC000)),
+                    format="eStargz",
+                    state="lazy",
+                    size=20_000_000,
+                    present=5_000_000,
+                    fetched=6_000_000,
+                    needed=4_000_000,
+                ),
+            ),
         )
         self.volumes[volume.id] = volume
         return volume

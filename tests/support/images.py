@@ -186,6 +186,7 @@ class Layer:
         self.diff_id = sha256(self.tar)
         self.size = len(self.blob)
         self.media_type = f"{OCI}.layer.v1.tar{SUFFIX[compression]}"
+        self.annotations: dict[str, str] = {}
 
     def recompressed(self, compression: str) -> "Layer":
         return Layer(self.tar, compression)
@@ -219,7 +220,12 @@ class Image:
                     "size": len(config),
                 },
                 "layers": [
-                    {"mediaType": layer.media_type, "digest": layer.digest, "size": layer.size}
+                    {
+                        "mediaType": layer.media_type,
+                        "digest": layer.digest,
+                        "size": layer.size,
+                        **({"annotations": layer.annotations} if layer.annotations else {}),
+                    }
                     for layer in self.layers
                 ],
             }

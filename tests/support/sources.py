@@ -59,9 +59,11 @@ class MemorySource:
     async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
         return self._blob(descriptor)
 
-    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> MemoryReader:
+    def open_blob(
+        self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
+    ) -> MemoryReader:
         self.opened.append(descriptor.digest)
-        reader = MemoryReader(self._blob(descriptor)[offset:], self.piece, self.on_piece)
+        reader = MemoryReader(self._blob(descriptor)[offset:end], self.piece, self.on_piece)
         self.readers.append(reader)
         return reader
 

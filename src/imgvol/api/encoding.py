@@ -9,6 +9,7 @@ from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
 from imgvol.images.pull import PullProgress
 from imgvol.images.service import RemovalReport
+from imgvol.images.views import LayerStatus
 from imgvol.oci.digest import Digest
 from imgvol.volumes.manager import Volume
 
@@ -34,6 +35,8 @@ def encode_layer(layer: LayerRecord) -> Document:
         "diff_id": str(layer.diff_id),
         "unpacked_size": layer.unpacked_size,
         "entries": layer.entries,
+        "format": layer.format,
+        "is_complete": layer.is_complete,
     }
 
 
@@ -76,7 +79,13 @@ def encode_volume(volume: Volume) -> Document:
         "state": volume.state,
         "created_at": volume.created_at,
         "noexec": volume.noexec,
+        "layers": [encode_layer_status(layer) for layer in volume.layers],
     }
+
+
+def encode_layer_status(layer: LayerStatus) -> Document:
+    """`LayerStatus`."""
+    return {**dataclasses.asdict(layer), "digest": str(layer.digest)}
 
 
 def encode_entry(entry: EntryInfo) -> Document:

@@ -87,6 +87,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
             options=_options(values),
             noexec=values.flag("noexec"),
+            lazy=values.text("lazy") == "auto",
             progress=progress,
         )
         return {"volume": encoding.encode_volume(volume)}

@@ -93,6 +93,12 @@ _MOUNTING = (
         choices=("missing", "never", "always"),
     ),
     Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
+    Field(
+        name="lazy",
+        description="`auto`: mount before everything is here, where layers allow it.",
+        default="auto",
+        choices=("auto", "off"),
+    ),
 )
 _PULL_ERRORS = (403, 404, 422, 429, 502, 503, 507)
 

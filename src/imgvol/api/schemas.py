@@ -63,6 +63,8 @@ _LAYER = record(
         "diff_id": _DIGEST,
         "unpacked_size": _COUNT,
         "entries": _COUNT,
+        "format": _TEXT,
+        "is_complete": _FLAG,
     }
 )
 
@@ -94,6 +96,20 @@ _VOLUME = record(
         "state": _TEXT,
         "created_at": _SECONDS,
         "noexec": _FLAG,
+        "layers": array_of(reference("LayerStatus")),
+    }
+)
+
+_LAYER_STATUS = record(
+    {
+        "digest": _DIGEST,
+        "format": _TEXT,
+        "state": {"enum": ["complete", "lazy", "bad"]},
+        "size": _COUNT,
+        "present": _COUNT,
+        "fetched": _COUNT,
+        "needed": _COUNT,
+        "reason": _TEXT,
     }
 )
 
@@ -116,7 +132,7 @@ _LAYER_PROGRESS = record(
     {
         "digest": _TEXT,
         "size": _COUNT,
-        "state": {"enum": ["waiting", "pulling", "exists", "done"]},
+        "state": {"enum": ["waiting", "pulling", "exists", "lazy", "done"]},
         "received": _COUNT,
         "unpacked": _COUNT,
         "entries": _COUNT,
@@ -164,6 +180,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
     "Volume": _VOLUME,
+    "LayerStatus": _LAYER_STATUS,
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
     "TreeUsage": _numbers(
         {

@@ -73,6 +73,7 @@ class Volumes(Protocol):
         pull: PullPolicy,
         options: PullOptions,
         noexec: bool,
+        lazy: bool,
         progress: PullProgress,
     ) -> Volume:
         """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""

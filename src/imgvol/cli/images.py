@@ -220,6 +220,7 @@ def _echo_layers(layers: Sequence[Mapping[str, Any]]) -> None:
         Column("SIZE", is_number=True),
         Column("UNPACKED", is_number=True),
         Column("ENTRIES", is_number=True),
+        Column("KNOWN BY"),
         Column("MEDIA TYPE", shrinks=True),
     ]
     rows = [
@@ -228,6 +229,7 @@ def _echo_layers(layers: Sequence[Mapping[str, Any]]) -> None:
             units.size(layer["size"]),
             units.size(layer["unpacked_size"]),
             units.count(layer["entries"]),
+            layer["format"] if layer["is_complete"] else f"{layer['format']}, lazy",
             layer["media_type"],
         ]
         for layer in layers

@@ -21,7 +21,7 @@ from imgvol.cli.text import visible
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
-_FINISHED: Final = frozenset({"done", "exists"})
+_FINISHED: Final = frozenset({"done", "exists", "lazy"})
 _RATE_WINDOW: Final = 3.0
 _REFRESH: Final = 8
 # Rows below the bars: what is collapsed, the rest, the sum; one more for the cursor.

@@ -40,6 +40,14 @@ from imgvol.errors import ImgvolError
     help="Whether to ask the registry.",
 )
 @click.option("--noexec", is_flag=True, help="Programs in the volume cannot be run.")
+@click.option(
+    "--lazy",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Whether to mount before everything is here, where the image allows it.",
+)
+@click.option("--wait", is_flag=True, help="Fetch and verify everything first: --lazy=off.")
 @pulling.fetch_options
 @pulling.stats_option
 @json_option("Print the volume as JSON.")
@@ -53,6 +61,8 @@ def mount_command(
     directory: str | None,
     pull_policy: str,
     noexec: bool,
+    lazy: str,
+    wait: bool,
     show_stats: bool,
     **options: Any,
 ) -> None:
@@ -66,6 +76,7 @@ def mount_command(
         "target": None if directory is None else os.path.abspath(directory),
         "pull": pull_policy,
         "noexec": noexec or None,
+        "lazy": "off" if wait or lazy == "off" else None,
         **pulling.fetching(**options),
     }
     event = pulling.follow(session, "/volumes", body, title=image)
@@ -117,12 +128,20 @@ def unmount_command(session: Session, /, volumes: tuple[str, ...], detach: bool)
     return 1 if failures else 0
 
 
-@click.command("ps", epilog=examples("imgvol ps", "imgvol ps --json | jq -r '.[].path'"))
+@click.command(
+    "ps",
+    epilog=examples(
+        "imgvol ps",
+        "imgvol ps --layers                  # what of each layer is here already",
+        "imgvol ps --json | jq -r '.[].path'",
+    ),
+)
+@click.option("--layers", "show_layers", is_flag=True, help="Show the layers of each volume.")
 @json_option("Print an array of volumes as JSON.")
 @quiet_option("Print IDs only.")
 @verbose_option()
 @pass_session
-def ps_command(session: Session, /) -> None:
+def ps_command(session: Session, /, *, show_layers: bool) -> None:
     """List what is mounted."""
     volumes = session.client.call("GET", "/volumes")["volumes"]
     if session.is_json:
@@ -138,6 +157,7 @@ def ps_command(session: Session, /) -> None:
         Column("IMAGE ID"),
         Column("PATH", shrinks=True),
         Column("STATE"),
+        Column("HERE", is_number=True),
         Column("SINCE"),
     ]
     rows = [
@@ -146,11 +166,57 @@ def ps_command(session: Session, /) -> None:
             familiar(volume["image"]),
             short_id(volume["image_id"]),
             volume["path"],
-            volume["state"],
+            _state(volume),
+            _here(volume["layers"]),
             units.age(volume["created_at"]),
         ]
         for volume in volumes
     ]
     echo_table(columns, rows)
+    if show_layers and rows:
+        click.echo()
+        _echo_layers(volumes)
     if not rows and text.has_terminal():
         echo_note("Nothing is mounted. Mount something with: imgvol mount IMAGE DIR")
+
+
+def _state(volume: dict[str, Any]) -> str:
+    is_bad = any(layer["state"] == "bad" for layer in volume["layers"])
+    return "bad" if is_bad else str(volume["state"])
+
+
+def _here(layers: list[dict[str, Any]]) -> str:
+    """How much of an image is here; a lazy one is complete only when it has been verified."""
+    size = sum(layer["size"] for layer in layers)
+    present = sum(layer["present"] for layer in layers)
+    if all(layer["state"] == "complete" for layer in layers) or not size:
+        return "100 %"
+    return f"{min(99, present * 100 // size)} %"
+
+
+def _echo_layers(volumes: list[dict[str, Any]]) -> None:
+    columns = [
+        Column("VOLUME"),
+        Column("LAYER"),
+        Column("FORMAT"),
+        Column("STATE"),
+        Column("HERE", is_number=True),
+        Column("FETCHED", is_number=True),
+        Column("WAITED FOR", is_number=True),
+        Column("REASON", shrinks=True),
+    ]
+    rows = [
+        [
+            volume["id"],
+            short_id(layer["digest"]),
+            layer["format"],
+            layer["state"],
+            units.progress(layer["present"], layer["size"]),
+            units.size(layer["fetched"]),
+            units.size(layer["needed"]),
+            layer["reason"],
+        ]
+        for volume in volumes
+        for layer in volume["layers"]
+    ]
+    echo_table(columns, rows)

@@ -53,16 +53,26 @@ CREATE TABLE name (
 CREATE TABLE layer (
     slot        INTEGER PRIMARY KEY AUTOINCREMENT, -- in inode numbers; never used again
     digest      TEXT NOT NULL UNIQUE,              -- of the blob, verified
-    diff_id     TEXT NOT NULL,                     -- verified
+    diff_id     TEXT NOT NULL,                     -- verified if complete, else claimed
     media_type  TEXT NOT NULL,
     size        INTEGER NOT NULL,                  -- bytes of the blob
-    unpacked    INTEGER NOT NULL,                  -- bytes of the uncompressed tar
-    entries     INTEGER NOT NULL                   -- paths in its index
+    unpacked    INTEGER NOT NULL,                  -- bytes of the uncompressed tar; lazy: of files
+    entries     INTEGER NOT NULL,                  -- paths in its index
+    format      TEXT NOT NULL,                     -- how its files were known: tar, estargz …
+    is_complete INTEGER NOT NULL                   -- 0: lazy, partly here
 ) STRICT;
+
+CREATE TABLE origin (                              -- where to fetch the rest of a lazy layer
+    digest      TEXT PRIMARY KEY REFERENCES layer (digest) ON DELETE CASCADE,
+    argument    TEXT NOT NULL,                     -- as a user would name the image
+    plain_http  INTEGER NOT NULL,
+    insecure    INTEGER NOT NULL,
+    ca_file     TEXT
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE chain (
     slot        INTEGER PRIMARY KEY AUTOINCREMENT, -- in inode numbers; never used again
-    chain_id    TEXT NOT NULL UNIQUE
+    view_id     TEXT NOT NULL UNIQUE               -- a chain ID, or an unverified chain's own
 ) STRICT;
 
 CREATE TABLE volume (
@@ -72,6 +82,7 @@ CREATE TABLE volume (
     manifest    TEXT NOT NULL,      -- digest
     target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
     noexec      INTEGER NOT NULL,
+    view_id     TEXT NOT NULL,      -- which view it shows: a chain ID, or an unverified chain's own
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
 ) STRICT;

@@ -102,7 +102,7 @@ class LayerStore:
         if data is not None:
             return data
         return await trio.to_thread.run_sync(
-            self._read_blocking, node, offset, size, limiter=self._disk_reads
+            self.read_blocking, node, offset, size, limiter=self._disk_reads
         )
 
     def _read_cached(self, node: int, offset: int, size: int) -> bytearray | None:
@@ -122,7 +122,9 @@ class LayerStore:
             return _pread_nowait(self._data.fd, extents[0].position + offset, size)
         return None
 
-    def _read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
+    def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
+        """As `read`, without asking the page cache first. Blocks."""
+        size = min(size, self.index.record(node).size - offset)
         number = self.index.own_file(node)
         if number is not None:
             descriptor = self._open_file(number)

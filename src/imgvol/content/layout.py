@@ -7,6 +7,7 @@
         index                its LayerIndex
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
+      lazy/<hex>/            a layer that is partly here (lazy_layer.py)
       files/sha256/<hex>     hard links to complete large files, by content
       ingest/                work in progress; emptied at start
 
@@ -46,6 +47,11 @@ class StoreLayout:
         return self.root / "layers"
 
     @property
+    def lazy_layers(self) -> Path:
+        """Layers that are partly here."""
+        return self.root / "lazy"
+
+    @property
     def shared_files(self) -> Path:
         """Large files by the SHA-256 of their content."""
         return self.root / "files" / "sha256"
@@ -63,6 +69,10 @@ class StoreLayout:
         """One layer's directory. Digests of different algorithms differ in length."""
         return self.layers / digest.encoded
 
+    def lazy_layer(self, digest: Digest) -> Path:
+        """One lazy layer's directory."""
+        return self.lazy_layers / digest.encoded
+
     def shared_file(self, content_hex: str) -> Path:
         """The one copy of a large file that layers link to."""
         return self.shared_files / content_hex
@@ -73,6 +83,7 @@ class StoreLayout:
             self.root,
             self.blobs,
             self.layers,
+            self.lazy_layers,
             self.root / "files",
             self.shared_files,
             self.ingest,

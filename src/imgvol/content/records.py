@@ -11,14 +11,16 @@ from imgvol.oci.digest import ChainID, DiffID, Digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One complete layer of the store.
+    """One layer of the store.
 
     Attributes:
-        digest: Of the blob, verified.
-        diff_id: Of the uncompressed tar, verified.
+        digest: Of the blob; verified if the layer is complete.
+        diff_id: Of the uncompressed tar; verified if the layer is complete, else only claimed.
         size: Bytes of the blob.
-        unpacked_size: Bytes of the uncompressed tar.
+        unpacked_size: Bytes of the uncompressed tar; of a lazy layer, of its files.
         entries: Paths in its index.
+        format: How its files were known: "tar", "eStargz", "zstd:chunked" or "SOCI".
+        is_complete: Whether all of it is here and verified; False: it is lazy.
         slot: Its number in inode numbers; 0 until the database has given one.
     """
 
@@ -28,12 +30,28 @@ class LayerRecord:
     size: int
     unpacked_size: int
     entries: int
+    format: str = "tar"
+    is_complete: bool = True
     slot: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where the rest of a lazy layer is fetched from.
+
+    Attributes:
+        argument: The image, as a user would name it.
+    """
+
+    argument: str
+    plain_http: bool
+    insecure: bool
+    ca_file: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
-    """One image: a manifest for one platform, all of whose layers are here and verified.
+    """One image: a manifest for one platform, all of whose layers are here, some perhaps lazily.
 
     Attributes:
         id: Digest of the config.
@@ -55,6 +73,23 @@ class ImageRecord:
     pulled_at: float
     names: tuple[str, ...] = ()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every layer is here and verified, and with them the chain ID."""
+        return all(layer.is_complete for layer in self.layers)
+
+    @property
+    def view_id(self) -> Digest:
+        """What the image's view is known by.
+
+        A claimed diff ID is no identity: an image with layers that have not been verified gets a
+        view of its own, named by its blobs, even if it claims a chain ID that another image has.
+        """
+        if self.is_complete:
+            return self.chain_id
+        blobs = " ".join(str(layer.digest) for layer in self.layers)
+        return Digest.of(f"unverified {blobs}".encode())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
@@ -66,6 +101,7 @@ class VolumeRecord:
     manifest: Digest
     target: str | None
     noexec: bool
+    view_id: Digest
     created_at: float
     boot_id: str
 
@@ -92,26 +128,54 @@ class Records:
         )
 
     async def add_layer(self, layer: LayerRecord) -> LayerRecord:
-        """Records a layer that was published; an older record of the same blob gives way."""
+        """Records a layer that was published, or what has become of it; its slot stays."""
 
         def add(db: sqlite3.Connection) -> LayerRecord:
-            db.execute("DELETE FROM layer WHERE digest = ?", [str(layer.digest)])
+            _put_layer(db, layer)
+            row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()
+            return _layer(row)
+
+        return await self._database.run(add)
+
+    async def add_lazy_layer(self, layer: LayerRecord, origin: Origin) -> LayerRecord:
+        """Records a lazy layer, with where the rest of it is."""
+
+        def add(db: sqlite3.Connection) -> LayerRecord:
+            _put_layer(db, layer)
             db.execute(
-                "INSERT INTO layer (digest, diff_id, media_type, size, unpacked, entries)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO origin VALUES (?, ?, ?, ?, ?)",
                 [
                     str(layer.digest),
-                    str(layer.diff_id),
-                    layer.media_type,
-                    layer.size,
-                    layer.unpacked_size,
-                    layer.entries,
+                    origin.argument,
+                    origin.plain_http,
+                    origin.insecure,
+                    origin.ca_file,
                 ],
             )
             row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()
             return _layer(row)
 
         return await self._database.run(add)
+
+    async def origin(self, digest: Digest) -> Origin | None:
+        """Where the rest of a lazy layer is."""
+
+        def find(db: sqlite3.Connection) -> Origin | None:
+            row = db.execute(
+                "SELECT argument, plain_http, insecure, ca_file FROM origin WHERE digest = ?",
+                [str(digest)],
+            ).fetchone()
+            if row is None:
+                return None
+            argument, plain_http, insecure, ca_file = row
+            return Origin(
+                argument=argument,
+                plain_http=bool(plain_http),
+                insecure=bool(insecure),
+                ca_file=ca_file,
+            )
+
+        return await self._database.run(find)
 
     async def forget_layer(self, digest: Digest) -> None:
         """Forgets a layer whose files are gone, whatever needs it."""
@@ -155,12 +219,12 @@ class Records:
             }
         )
 
-    async def chain_slot(self, chain: ChainID) -> int:
-        """The chain's number in inode numbers, given at first use and kept for ever."""
+    async def view_slot(self, view_id: Digest) -> int:
+        """The view's number in inode numbers, given at first use and kept for ever."""
 
         def ensure(db: sqlite3.Connection) -> int:
-            db.execute("INSERT OR IGNORE INTO chain (chain_id) VALUES (?)", [str(chain)])
-            row = db.execute("SELECT slot FROM chain WHERE chain_id = ?", [str(chain)]).fetchone()
+            db.execute("INSERT OR IGNORE INTO chain (view_id) VALUES (?)", [str(view_id)])
+            row = db.execute("SELECT slot FROM chain WHERE view_id = ?", [str(view_id)]).fetchone()
             return int(row[0])
 
         return await self._database.run(ensure)
@@ -254,7 +318,7 @@ class Records:
         """Records a volume."""
         await self._database.run(
             lambda db: db.execute(
-                "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     volume.id,
                     volume.sandbox,
@@ -262,6 +326,7 @@ class Records:
                     str(volume.manifest),
                     volume.target,
                     volume.noexec,
+                    str(volume.view_id),
                     volume.created_at,
                     volume.boot_id,
                 ],
@@ -275,12 +340,13 @@ class Records:
         )
 
 
-_SELECT_LAYER = "SELECT slot, digest, diff_id, media_type, size, unpacked, entries FROM layer"
+_LAYER_COLUMNS = "slot, digest, diff_id, media_type, size, unpacked, entries, format, is_complete"
+_SELECT_LAYER = f"SELECT {_LAYER_COLUMNS} FROM layer"
 _SELECT_IMAGE = (
     "SELECT manifest, config, media_type, platform, chain_id, size, created, pulled_at FROM image "
 )
 _SELECT_VOLUME = (
-    "SELECT id, sandbox, image, manifest, target, noexec, created_at, boot_id FROM volume"
+    "SELECT id, sandbox, image, manifest, target, noexec, view_id, created_at, boot_id FROM volume"
 )
 
 # What sqlite3 itself says of a row.
@@ -288,7 +354,7 @@ _Row = tuple[Any, ...]
 
 
 def _layer(row: _Row) -> LayerRecord:
-    slot, digest, diff_id, media_type, size, unpacked, entries = row
+    slot, digest, diff_id, media_type, size, unpacked, entries, kind, is_complete = row
     return LayerRecord(
         slot=slot,
         digest=Digest.parse(digest),
@@ -297,11 +363,34 @@ def _layer(row: _Row) -> LayerRecord:
         size=size,
         unpacked_size=unpacked,
         entries=entries,
+        format=kind,
+        is_complete=bool(is_complete),
+    )
+
+
+def _put_layer(db: sqlite3.Connection, layer: LayerRecord) -> None:
+    db.execute(
+        "INSERT INTO layer"
+        " (digest, diff_id, media_type, size, unpacked, entries, format, is_complete)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
+        " diff_id = excluded.diff_id, media_type = excluded.media_type, size = excluded.size,"
+        " unpacked = excluded.unpacked, entries = excluded.entries, format = excluded.format,"
+        " is_complete = excluded.is_complete",
+        [
+            str(layer.digest),
+            str(layer.diff_id),
+            layer.media_type,
+            layer.size,
+            layer.unpacked_size,
+            layer.entries,
+            layer.format,
+            layer.is_complete,
+        ],
     )
 
 
 def _volume(row: _Row) -> VolumeRecord:
-    volume_id, sandbox, image, manifest, target, noexec, created_at, boot_id = row
+    volume_id, sandbox, image, manifest, target, noexec, view_id, created_at, boot_id = row
     return VolumeRecord(
         id=volume_id,
         sandbox=sandbox,
@@ -309,6 +398,7 @@ def _volume(row: _Row) -> VolumeRecord:
         manifest=Digest.parse(manifest),
         target=target,
         noexec=bool(noexec),
+        view_id=Digest.parse(view_id),
         created_at=created_at,
         boot_id=boot_id,
     )
@@ -323,8 +413,8 @@ def _images(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> lis
             "SELECT count(*) FROM image_layer WHERE manifest = ?", [manifest]
         ).fetchone()
         layers = db.execute(
-            "SELECT slot, digest, diff_id, media_type, size, unpacked, entries"
-            " FROM image_layer JOIN layer USING (digest) WHERE manifest = ? ORDER BY position",
+            f"SELECT {_LAYER_COLUMNS} FROM image_layer JOIN layer USING (digest)"
+            " WHERE manifest = ? ORDER BY position",
             [manifest],
         ).fetchall()
         if len(layers) != expected:

@@ -25,8 +25,10 @@ from imgvol.content.durable import translate_os_errors
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import StoreLayout
+from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
 from imgvol.content.ownership import own_directory
-from imgvol.content.records import LayerRecord, Records
+from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
 
 # Threads for documents, opening and removing.
@@ -79,6 +81,43 @@ class Store:
         """A writer for one layer. Blocks: call it in the pulling thread."""
         return LayerWriter(self._layout)
 
+    async def add_lazy_layer(
+        self, record: LayerRecord, lazy: LazyLayer, origin: Origin
+    ) -> LayerRecord:
+        """Stores a lazy layer without content, durably, and records it."""
+
+        def create() -> None:
+            # An orphan of a crash between rename and record has the same content: none.
+            shutil.rmtree(self._layout.lazy_layer(record.digest), ignore_errors=True)
+            create_lazy_layer(self._layout, record.digest, index=lazy.index, table=lazy.table)
+
+        await trio.to_thread.run_sync(create, limiter=self._limiter)
+        return await self.records.add_lazy_layer(record, origin)
+
+    async def open_lazy_layer(self, record: LayerRecord) -> LazyLayerStore:
+        """Opens a lazy layer; a fetcher must be attached before it is read.
+
+        Raises:
+            StoreDamaged: Its files are missing or damaged.
+        """
+        return await trio.to_thread.run_sync(
+            LazyLayerStore,
+            self._layout.lazy_layer(record.digest),
+            record.digest,
+            record.slot,
+            self._disk_reads,
+            limiter=self._limiter,
+        )
+
+    async def complete_layer(self, record: LayerRecord) -> LayerRecord:
+        """Records that a lazy layer has been published whole, and removes its lazy form."""
+        stored = await self.records.add_layer(record)
+        await trio.to_thread.run_sync(
+            lambda: shutil.rmtree(self._layout.lazy_layer(record.digest), ignore_errors=True),
+            limiter=self._limiter,
+        )
+        return stored
+
     async def open_layer(self, record: LayerRecord) -> LayerStore:
         """Opens a complete layer for reading.
 
@@ -104,8 +143,10 @@ class Store:
 
     def _remove_layer_files(self, digest: Digest) -> int:
         path = self._layout.layer(digest)
-        freed = _tree_usage(path, shared_links=2)
+        lazy = self._layout.lazy_layer(digest)
+        freed = _tree_usage(path, shared_links=2) + _tree_usage(lazy)
         shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(lazy, ignore_errors=True)
         _sweep_shared_files(self._layout)
         return freed
 
@@ -129,7 +170,8 @@ class Store:
                 layers=len(layers),
                 blobs_size=_tree_usage(self._layout.blobs),
                 # Counted from the top, so that files shared by hard links count once.
-                layers_size=_tree_usage(self._layout.layers),
+                layers_size=_tree_usage(self._layout.layers)
+                + _tree_usage(self._layout.lazy_layers),
                 disk_size=disk.f_blocks * disk.f_frsize,
                 disk_free=disk.f_bavail * disk.f_frsize,
             )
@@ -171,14 +213,22 @@ def _prepare(layout: StoreLayout) -> None:
 
 async def _reconcile(layout: StoreLayout, records: Records) -> None:
     """Drops records without files, and files without records."""
-    recorded = {record.digest for record in await records.layers()}
+    recorded = await records.layers()
 
     def compare() -> list[Digest]:
-        present = {entry.name for entry in layout.layers.iterdir()}
-        for orphan in present - {digest.encoded for digest in recorded}:
-            shutil.rmtree(layout.layers / orphan, ignore_errors=True)
+        lost = []
+        for directory, is_complete in ((layout.layers, True), (layout.lazy_layers, False)):
+            present = {entry.name for entry in directory.iterdir()}
+            wanted = {r.digest.encoded for r in recorded if r.is_complete == is_complete}
+            for orphan in present - wanted:
+                shutil.rmtree(directory / orphan, ignore_errors=True)
+            lost += [
+                r.digest
+                for r in recorded
+                if r.is_complete == is_complete and r.digest.encoded not in present
+            ]
         _sweep_shared_files(layout)
-        return [digest for digest in recorded if digest.encoded not in present]
+        return lost
 
     for lost in await trio.to_thread.run_sync(compare):
         await records.forget_layer(lost)

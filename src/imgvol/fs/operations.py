@@ -20,9 +20,8 @@ from typing import Final, NoReturn, cast
 
 import pyfuse3
 
-from imgvol.content.layer_store import LayerStore
 from imgvol.fs.guard import failure, guarded
-from imgvol.images.views import OpenView, Views
+from imgvol.images.views import AnyLayer, OpenView, Views
 from imgvol.layers.index import NodeType
 from imgvol.view.chain import Attributes, NodeID, layer_attributes
 from imgvol.view.inodes import ChainInode, LayerInode, decode
@@ -194,13 +193,13 @@ class Operations(pyfuse3.Operations):
             _stale()
         return view, meaning.node
 
-    def _layer(self, slot: int) -> LayerStore:
+    def _layer(self, slot: int) -> AnyLayer:
         store = self._views.layer_by_slot(slot)
         if store is None:
             _stale()
         return store
 
-    def _layer_node(self, inode: int) -> tuple[LayerStore, int]:
+    def _layer_node(self, inode: int) -> tuple[AnyLayer, int]:
         """Where what is no directory lies: its layer, and its node there."""
         meaning = decode(inode)
         if isinstance(meaning, LayerInode):

@@ -17,6 +17,7 @@ thread's wait for bytes, and through the queue the storing thread.
 import queue
 import threading
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,10 +27,10 @@ from imgvol.errors import DigestMismatch, InternalError
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, open_decoder, sniff
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.tar import TarParser
+from imgvol.layers.tar import TarMember, TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
-from imgvol.sources.base import BlobReader, ImageSource
+from imgvol.sources.base import BlobReader
 
 # Pieces of up to limits.DECODED_PIECE between the threads.
 QUEUE_LENGTH: Final = 8
@@ -42,7 +43,7 @@ class LayerProgress:
     Attributes:
         digest: The blob's digest, as text.
         size: Bytes of the blob.
-        state: "waiting", "pulling", "exists" (already in the store) or "done".
+        state: "waiting", "pulling", "exists" (already in the store), "lazy" or "done".
         received: Bytes of the blob so far.
         unpacked: Bytes of the uncompressed tar so far.
         entries: Members of the tar so far.
@@ -102,19 +103,21 @@ class LayerIngest:
     def __init__(
         self,
         *,
-        source: ImageSource,
+        open_blob: Callable[[], BlobReader],
         store: Store,
         descriptor: Descriptor,
         compression: Compression | None,
         diff_id: DiffID,
         progress: LayerProgress,
+        adapt: Callable[[TarMember], TarMember | None] | None = None,
     ) -> None:
-        self._source = source
+        self._open_blob = open_blob
         self._store = store
         self._descriptor = descriptor
         self._compression = compression
         self._diff_id = diff_id
         self._progress = progress
+        self._adapt = adapt
         self._pieces = _PieceQueue()
         self._reader: BlobReader | None = None
         self._is_cancelled = False
@@ -165,7 +168,7 @@ class LayerIngest:
         clock = _Stopwatch(self._progress.seconds)
         decoder = None if self._compression is None else open_decoder(self._compression)
         head = b""
-        with self._source.open_blob(self._descriptor) as reader:
+        with self._open_blob() as reader:
             self._reader = reader
             if self._is_cancelled:
                 raise _Cancelled
@@ -213,7 +216,7 @@ class LayerIngest:
                 clock.lap("idle")
                 hasher.update(piece)
                 members = parser.feed(piece)
-                for member in members:
+                for member in self._adapted(members):
                     number = builder.add(member)
                     if number is not None:
                         writer.expect(number, member)
@@ -239,6 +242,12 @@ class LayerIngest:
             unpacked_size=position,
             entries=LayerIndex(index).entry_count,
         )
+
+    def _adapted(self, members: Iterable[TarMember]) -> Iterable[TarMember]:
+        """The members as users are to see them."""
+        if self._adapt is None:
+            return members
+        return [adapted for member in members if (adapted := self._adapt(member)) is not None]
 
     def _check(self, actual: Digest, expected: Digest, message: str) -> None:
         if actual != expected:

@@ -10,19 +10,24 @@ import os
 import platform as host
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
 from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.lazy import LazyFinder, open_finder
 from imgvol.layers.compression import Compression
+from imgvol.layers.index import LayerIndex
+from imgvol.layers.lazy.estargz import TOC_DIGEST
+from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -151,13 +156,28 @@ class Puller:
         self._store = store
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
         self._layer_locks: dict[Digest, _CountedLock] = {}
+        # Called with each layer that was lazy and has been pulled as a whole.
+        self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
         # Layers of pulls under way: complete, perhaps, but not yet named by an image.
         self._held: Counter[Digest] = Counter()
 
     async def pull(
-        self, source: ImageSource, resolved: ResolvedImage, name: str, progress: PullProgress
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        name: str,
+        progress: PullProgress,
+        lazy_origin: Origin | None = None,
     ) -> ImageRecord:
         """Fetches what is missing and records the image; the name comes last.
+
+        Args:
+            source: Where the image is.
+            resolved: Its documents.
+            name: What it is called from now on.
+            progress: Told how far the pull is.
+            lazy_origin: Where the rest of lazy layers can be fetched later; None: every layer is
+                pulled as a whole.
 
         Raises:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
@@ -170,7 +190,7 @@ class Puller:
         digests = [layer.digest for layer in manifest.layers]
         self._held.update(digests)
         try:
-            layers = await self._ensure_layers(source, resolved, progress)
+            layers = await self._ensure_layers(source, resolved, progress, lazy_origin)
             for index in resolved.indexes:
                 await self._store.put_blob(index.digest, index.raw)
             await self._store.put_blob(manifest.digest, manifest.raw)
@@ -192,8 +212,15 @@ class Puller:
             self._held += Counter()
 
     async def _ensure_layers(
-        self, source: ImageSource, resolved: ResolvedImage, progress: PullProgress
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        progress: PullProgress,
+        lazy_origin: Origin | None,
     ) -> list[LayerRecord]:
+        finder = None
+        if lazy_origin is not None:
+            finder = await open_finder(source, resolved.manifest, lazy_origin, self._limiter)
         records: dict[int, LayerRecord] = {}
         failures: list[ImgvolError] = []
 
@@ -204,6 +231,7 @@ class Puller:
                     resolved.manifest.layers[position],
                     resolved.config.diff_ids[position],
                     progress.layers[position],
+                    finder,
                 )
             except ImgvolError as exc:
                 failures.append(exc)
@@ -217,26 +245,64 @@ class Puller:
         return [records[position] for position in sorted(records)]
 
     async def _ensure_layer(
-        self, source: ImageSource, descriptor: Descriptor, diff_id: DiffID, progress: LayerProgress
+        self,
+        source: ImageSource,
+        descriptor: Descriptor,
+        diff_id: DiffID,
+        progress: LayerProgress,
+        finder: LazyFinder | None,
     ) -> LayerRecord:
         async with self._layer_lock(descriptor.digest):
             stored = await self._store.records.layer(descriptor.digest)
-            if stored is not None and stored.diff_id == diff_id:
+            is_enough = stored is not None and (stored.is_complete or finder is not None)
+            if stored is not None and is_enough and stored.diff_id == diff_id:
                 progress.state = "exists"
                 return stored
+            if finder is not None and stored is None:
+                lazy = await self._try_lazy(finder, descriptor, diff_id)
+                if lazy is not None:
+                    progress.state = "lazy"
+                    return lazy
             # A type that says "plain" is no promise: real images have gzip under it. The bytes
             # tell, and the diff ID is checked in any case.
             compression = layer_compression(descriptor.media_type)
             ingest = LayerIngest(
-                source=source,
+                open_blob=partial(source.open_blob, descriptor),
                 store=self._store,
                 descriptor=descriptor,
                 compression=Compression(compression) if compression else None,
                 diff_id=diff_id,
                 progress=progress,
+                # What is no file to a lazy reader is none after a full pull, either.
+                adapt=as_stargz if TOC_DIGEST in descriptor.annotations else None,
             )
             record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
-            return await self._store.records.add_layer(record)
+            if stored is None or stored.is_complete:
+                return await self._store.records.add_layer(record)
+            # It was lazy until now; views that are open go on with what has just been verified.
+            record = await self._store.complete_layer(record)
+            await self.on_completed(record)
+            return record
+
+    async def _try_lazy(
+        self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID
+    ) -> LayerRecord | None:
+        """Makes a layer known by its table of contents, if it has one."""
+        found = await finder.find(descriptor)
+        if found is None:
+            return None
+        index = LayerIndex(found.layer.index)
+        record = LayerRecord(
+            digest=descriptor.digest,
+            diff_id=diff_id,
+            media_type=descriptor.media_type,
+            size=descriptor.size,
+            unpacked_size=index.file_bytes,
+            entries=index.entry_count,
+            format=found.format,
+            is_complete=False,
+        )
+        return await self._store.add_lazy_layer(record, found.layer, finder.origin)
 
     async def discard_layer(self, digest: Digest) -> int:
         """Removes a layer unless a pull or an image wants it by now; returns the bytes freed."""
@@ -257,6 +323,10 @@ class Puller:
             counted.users -= 1
             if counted.users == 0:
                 del self._layer_locks[digest]
+
+
+async def _nothing_to_do(_record: LayerRecord) -> None:
+    """For stores without open lazy layers."""
 
 
 @dataclass(slots=True)

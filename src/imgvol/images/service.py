@@ -2,14 +2,14 @@
 
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord
+from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
@@ -18,7 +18,7 @@ from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.open import open_source
-from imgvol.sources.parse import parse_image_argument
+from imgvol.sources.parse import RegistryImage, parse_image_argument
 
 # As many hex digits of an image ID as tools print; fewer are taken for a name.
 SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
@@ -57,6 +57,10 @@ class ImageService:
         self._puller = Puller(store)
         self.pulls_under_way = 0
 
+    def call_on_completed(self, adopt: Callable[[LayerRecord], Awaitable[None]]) -> None:
+        """Whom to tell of layers that were lazy and have been pulled as a whole."""
+        self._puller.on_completed = adopt
+
     async def pull(
         self,
         image: str,
@@ -64,12 +68,15 @@ class ImageService:
         platform: str | None = None,
         options: PullOptions,
         progress: PullProgress,
+        lazy: bool = False,
     ) -> ImageRecord:
-        """Makes an image complete in the store, fetching what is missing.
+        """Makes an image ready in the store, fetching what is missing.
 
         Args:
             image: A reference, or a local source such as `oci:/directory:tag`.
             platform: For which platform; None: this machine's.
+            lazy: Be content with the tables of contents of layers that have them; the rest is
+                fetched while the image is mounted.
 
         Raises:
             InvalidReference: `image` is malformed.
@@ -91,7 +98,15 @@ class ImageService:
                 ) as source:
                     resolved = await resolve_image(source, matcher, must_match=platform is not None)
                     progress.stats["resolve_seconds"] = time.perf_counter() - started
-                    record = await self._puller.pull(source, resolved, str(argument), progress)
+                    # Local bytes are at hand: copying them costs less than asking for each.
+                    is_lazy = lazy and isinstance(argument, RegistryImage)
+                    record = await self._puller.pull(
+                        source,
+                        resolved,
+                        str(argument),
+                        progress,
+                        _origin(str(argument), options) if is_lazy else None,
+                    )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
                 await self._collect()
@@ -243,6 +258,15 @@ def _registry_options(options: PullOptions) -> RegistryOptions:
         plain_http=options.plain_http,
         insecure=options.insecure,
         ca_file=Path(options.ca_file) if options.ca_file else None,
+    )
+
+
+def _origin(argument: str, options: PullOptions) -> Origin:
+    return Origin(
+        argument=argument,
+        plain_http=options.plain_http,
+        insecure=options.insecure,
+        ca_file=options.ca_file,
     )
 
 

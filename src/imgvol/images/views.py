@@ -8,21 +8,77 @@ The filesystem finds views and layers by their slots, the numbers in inode numbe
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
 from imgvol.content.layer_store import LayerStore
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.content.store import Store
-from imgvol.oci.digest import ChainID, Digest
+from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
 # Indexes being loaded and merged at once.
 VIEW_THREADS: Final = 2
+
+
+AnyLayer: TypeAlias = LayerStore | LazyLayerStore
+
+
+async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
+    """For views without lazy layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerStatus:
+    """How one layer of an open view is read.
+
+    Attributes:
+        format: How its files are known: "tar" (all of it was pulled), or a lazy format.
+        state: "complete" (all here and verified), "lazy" or "bad".
+        size: Bytes of the blob.
+        present: Bytes of it that are here.
+        fetched: Bytes fetched since the view was opened, whatever for.
+        needed: Bytes of them that readers were waiting for.
+        reason: Why it is bad, or why the rest does not come.
+    """
+
+    digest: Digest
+    format: str
+    state: str
+    size: int
+    present: int
+    fetched: int = 0
+    needed: int = 0
+    reason: str = ""
+
+
+def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
+    """What there is to say of a layer of an open view."""
+    if isinstance(layer, LayerStore):
+        return LayerStatus(
+            digest=layer.digest,
+            format=record.format,
+            state="complete",
+            size=record.size,
+            present=record.size,
+        )
+    state = "complete" if layer.is_complete else "lazy"
+    fetcher = layer.fetcher
+    return LayerStatus(
+        digest=layer.digest,
+        format=record.format,
+        state="bad" if layer.poison else state,
+        size=record.size,
+        present=record.size if layer.is_complete else layer.kept_bytes,
+        fetched=fetcher.statistics.fetched if fetcher else 0,
+        needed=fetcher.statistics.needed if fetcher else 0,
+        reason=str(layer.poison or (fetcher and fetcher.failure) or ""),
+    )
 
 
 @dataclass(eq=False, slots=True)
@@ -30,16 +86,17 @@ class OpenView:
     """One open view.
 
     Attributes:
+        id: The chain ID, or what stands for it until every layer has been verified.
         slot: The chain's number in inode numbers.
         holders: Who uses it on our side.
         publications: Volumes that show it in the filesystem's root.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
     """
 
-    chain_id: ChainID
+    id: Digest
     slot: int
     tree: ChainView
-    layers: tuple[LayerStore, ...]
+    layers: tuple[AnyLayer, ...]
     holders: int = 0
     publications: int = 0
     kernel_references: int = 0
@@ -47,7 +104,7 @@ class OpenView:
     @property
     def name(self) -> bytes:
         """The view's directory in the root: no colon, which overlayfs would split at."""
-        return self.chain_id.hex.encode()
+        return self.id.hex.encode()
 
     async def read(self, node: NodeID, offset: int, size: int) -> bytes | bytearray:
         """Reads a file's bytes: exact up to the end of the file, or an error."""
@@ -57,7 +114,7 @@ class OpenView:
 
 @dataclass(eq=False, slots=True)
 class _SharedLayer:
-    store: LayerStore
+    store: AnyLayer
     users: int = 0
 
 
@@ -67,14 +124,18 @@ class Views:
 
     Attributes:
         on_withdrawn: Called when a view leaves the filesystem's root, with its name.
+        on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
+        on_lazy_layer_closed: Called when its last view has closed.
     """
 
     store: Store
     on_withdrawn: Callable[[bytes], None] = lambda _name: None
+    on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
+    on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
     _layers: dict[Digest, _SharedLayer] = field(default_factory=dict)
-    _layers_by_slot: dict[int, LayerStore] = field(default_factory=dict)
+    _layers_by_slot: dict[int, AnyLayer] = field(default_factory=dict)
     _pinned: Counter[Digest] = field(default_factory=Counter)
     _opening: trio.Lock = field(default_factory=trio.Lock)
     _limiter: trio.CapacityLimiter = field(
@@ -90,8 +151,12 @@ class Views:
         finally:
             self.release(view)
 
-    async def acquire(self, image: ImageRecord) -> OpenView:
+    async def acquire(self, image: ImageRecord, view_id: Digest | None = None) -> OpenView:
         """Opens an image's view, or takes the open one. `release` must follow.
+
+        Args:
+            image: Which image.
+            view_id: What its view was known by when it was first opened; None: now.
 
         Raises:
             StoreDamaged: A layer cannot be read.
@@ -102,11 +167,12 @@ class Views:
         digests = [layer.digest for layer in image.layers]
         self._pinned.update(digests)
         try:
-            slot = await self.store.records.chain_slot(image.chain_id)
+            view_id = view_id or image.view_id
+            slot = await self.store.records.view_slot(view_id)
             async with self._opening:
                 view = self._by_slot.get(slot)
                 if view is None:
-                    view = await self._open(image, slot)
+                    view = await self._open(image, view_id, slot)
                     self._by_slot[slot] = view
                 view.holders += 1
                 return view
@@ -152,7 +218,7 @@ class Views:
         """The open view of a chain."""
         return self._by_slot.get(slot)
 
-    def layer_by_slot(self, slot: int) -> LayerStore | None:
+    def layer_by_slot(self, slot: int) -> AnyLayer | None:
         """The open layer with this number."""
         return self._layers_by_slot.get(slot)
 
@@ -160,8 +226,8 @@ class Views:
         """Layers of views that are open or being opened."""
         return self._layers.keys() | self._pinned.keys()
 
-    async def _open(self, image: ImageRecord, slot: int) -> OpenView:
-        stores: list[LayerStore] = []
+    async def _open(self, image: ImageRecord, view_id: Digest, slot: int) -> OpenView:
+        stores: list[AnyLayer] = []
         try:
             for record in image.layers:
                 store = await self._acquire_layer(record)
@@ -178,23 +244,32 @@ class Views:
             for store in stores:
                 self._release_layer(store)
             raise
-        return OpenView(chain_id=image.chain_id, slot=slot, tree=tree, layers=tuple(stores))
+        return OpenView(id=view_id, slot=slot, tree=tree, layers=tuple(stores))
 
-    async def _acquire_layer(self, record: LayerRecord) -> LayerStore:
+    async def _acquire_layer(self, record: LayerRecord) -> AnyLayer:
         shared = self._layers.get(record.digest)
         if shared is None:
-            shared = _SharedLayer(await self.store.open_layer(record))
+            shared = _SharedLayer(await self._open_layer(record))
             self._layers[record.digest] = shared
             self._layers_by_slot[record.slot] = shared.store
         shared.users += 1
         return shared.store
 
-    def _release_layer(self, store: LayerStore) -> None:
+    async def _open_layer(self, record: LayerRecord) -> AnyLayer:
+        if record.is_complete:
+            return await self.store.open_layer(record)
+        layer = await self.store.open_lazy_layer(record)
+        await self.on_lazy_layer(layer, record)
+        return layer
+
+    def _release_layer(self, store: AnyLayer) -> None:
         shared = self._layers[store.digest]
         shared.users -= 1
         if shared.users == 0:
             del self._layers[store.digest]
             del self._layers_by_slot[store.slot]
+            if isinstance(store, LazyLayerStore):
+                self.on_lazy_layer_closed(store)
 
     def _close_if_unused(self, view: OpenView) -> None:
         if view.holders == 0 and view.kernel_references == 0:

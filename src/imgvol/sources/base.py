@@ -8,6 +8,7 @@ unverified: whoever pulls a layer hashes it anyway, and must look at the result 
 from typing import Protocol
 
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.registry.body import BlobReader
 
 __all__ = ["BlobReader", "ImageSource"]
@@ -48,8 +49,20 @@ class ImageSource(Protocol):
         """
         ...
 
-    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobReader:
-        """Open a blob at a position in it, without verifying it. Blocks: for worker threads.
+    async def read_pinned_manifest(self, digest: Digest) -> bytes:
+        """A manifest beside the image that a document of the image names, verified.
+
+        Raises:
+            NotFound: The source does not have it, or can have no such thing.
+            ContentError: It is not what the digest names, or no manifest.
+            RemoteError: The registry failed.
+        """
+        ...
+
+    def open_blob(
+        self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
+    ) -> BlobReader:
+        """Open a blob, or the range [offset, end) of it, unverified. Blocks: for worker threads.
 
         Raises:
             ContentError: The source lacks it, or it has another size.

@@ -116,22 +116,30 @@ class RangeReader:
     Args:
         opened: The bytes.
         offset: Where in them to start.
+        end: Where to stop; None: at their end.
         stop: What `cancel` sets; one event may end many readers.
     """
 
     def __init__(
-        self, opened: FileRange, *, offset: int = 0, stop: threading.Event | None = None
+        self,
+        opened: FileRange,
+        *,
+        offset: int = 0,
+        end: int | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self._range = opened
         self._position = offset
+        self._end = opened.size if end is None else min(end, opened.size)
         self._stop = stop or threading.Event()
 
     def iter_pieces(self) -> Iterator[bytes]:
-        """The bytes from the start position to the end of the range."""
-        while self._position < self._range.size:
+        """The bytes from the start position to the end position."""
+        while self._position < self._end:
             if self._stop.is_set():
                 raise RegistryUnavailable("reading was cancelled")
-            piece = self._range.read(self._position, limits.BODY_PIECE)
+            size = min(limits.BODY_PIECE, self._end - self._position)
+            piece = self._range.read(self._position, size)
             self._position += len(piece)
             yield piece
 

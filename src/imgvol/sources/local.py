@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from imgvol.errors import DigestMismatch, InvalidDocument, LimitExceeded
+from imgvol.errors import DigestMismatch, InvalidDocument, LimitExceeded, NotFound
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.sources.files import FileRange, ImageFiles, RangeReader, read_whole
@@ -54,9 +54,15 @@ class LocalSource(abc.ABC):
         read = functools.partial(self._read_document, descriptor)
         return await trio.to_thread.run_sync(read, limiter=self._limiter)
 
-    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> RangeReader:
-        """A blob of the image from `offset` on, not verified. Blocks."""
-        return RangeReader(self._open(descriptor), offset=offset)
+    async def read_pinned_manifest(self, digest: Digest) -> bytes:
+        """Never there: what is beside an image is not looked for in files."""
+        raise NotFound("files hold nothing beside the image", digest=digest)
+
+    def open_blob(
+        self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
+    ) -> RangeReader:
+        """A blob of the image, or a range of it, not verified. Blocks."""
+        return RangeReader(self._open(descriptor), offset=offset, end=end)
 
     async def aclose(self) -> None:
         """Close the files."""

@@ -2,6 +2,7 @@
 
 from imgvol.errors import LimitExceeded
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import is_index, is_manifest
 from imgvol.oci.reference import Reference
 from imgvol.registry.body import BlobReader
@@ -40,9 +41,16 @@ class RegistrySource:
             return await self._client.fetch_manifest(self._reference, descriptor)
         return await self._client.fetch_blob(self._reference, descriptor, max_size=max_size)
 
-    def open_blob(self, descriptor: Descriptor, *, offset: int = 0) -> BlobReader:
-        """A blob from `offset` on, not verified."""
-        return self._client.open_blob(self._reference, descriptor, offset=offset)
+    async def read_pinned_manifest(self, digest: Digest) -> bytes:
+        """A manifest of the repository that is beside the image, verified."""
+        pinned = self._reference.with_tag(None).with_digest(digest)
+        return await self._client.fetch_manifest(pinned, None)
+
+    def open_blob(
+        self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
+    ) -> BlobReader:
+        """A blob, or a range of it, not verified."""
+        return self._client.open_blob(self._reference, descriptor, offset=offset, end=end)
 
     async def aclose(self) -> None:
         """Nothing to do."""

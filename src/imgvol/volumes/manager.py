@@ -25,7 +25,7 @@ from imgvol.content.records import ImageRecord, Records, VolumeRecord
 from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
 from imgvol.images.service import ImageService, PullOptions
-from imgvol.images.views import OpenView, Views
+from imgvol.images.views import LayerStatus, OpenView, Views, layer_status
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes import mounts
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
@@ -51,6 +51,7 @@ class Volume:
         target: Where it is bound; None when only the view itself is used.
         view: Path of the view.
         state: "mounted", or "lost" when somebody else has unmounted the target.
+        layers: How each layer is read, the bottom one first.
         created_at: Seconds since the epoch.
     """
 
@@ -64,6 +65,7 @@ class Volume:
     state: str
     created_at: float
     noexec: bool
+    layers: tuple[LayerStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ class VolumeManager:
         pull: PullPolicy = "missing",
         options: PullOptions,
         noexec: bool = False,
+        lazy: bool = True,
         progress: PullProgress,
     ) -> Volume:
         """Mounts an image; nothing is left behind when it fails.
@@ -124,6 +127,7 @@ class VolumeManager:
             target: An empty directory, absolute and without symbolic links; None: the view only.
             sandbox: Whatever owns the volume.
             pull: When to fetch: if not here, never, or to look for a newer image every time.
+            lazy: Mount before everything is here, where the image's layers allow it.
 
         Raises:
             MachineLacks: This machine or this user cannot mount.
@@ -137,7 +141,7 @@ class VolumeManager:
             if target is not None:
                 self._refuse_without_root()
                 await self._in_thread(mounts.check_target, os.fsencode(target))
-            record = await self._obtain(image, platform, pull, options, progress)
+            record = await self._obtain(image, platform, pull, options, progress, lazy=lazy)
             volume = VolumeRecord(
                 id=secrets.token_hex(6),
                 sandbox=sandbox,
@@ -145,6 +149,7 @@ class VolumeManager:
                 manifest=record.manifest,
                 target=target,
                 noexec=noexec,
+                view_id=record.view_id,
                 created_at=time.time(),
                 boot_id=self._boot_id,
             )
@@ -164,6 +169,8 @@ class VolumeManager:
         pull: PullPolicy,
         options: PullOptions,
         progress: PullProgress,
+        *,
+        lazy: bool,
     ) -> ImageRecord:
         if pull != "always":
             try:
@@ -172,9 +179,12 @@ class VolumeManager:
                 if pull == "never":
                     raise
             else:
-                progress.stage = "done"
-                return record
-        return await self._images.pull(image, platform=platform, options=options, progress=progress)
+                if lazy or record.is_complete:
+                    progress.stage = "done"
+                    return record
+        return await self._images.pull(
+            image, platform=platform, options=options, progress=progress, lazy=lazy
+        )
 
     async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
         """Unmounts a volume.
@@ -238,7 +248,7 @@ class VolumeManager:
 
     async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
         """Opens the view, shows it, binds it. All or nothing."""
-        view = await self._views.acquire(image)
+        view = await self._views.acquire(image, volume.view_id)
         self._views.publish(view)
         try:
             if volume.target is not None:
@@ -315,6 +325,10 @@ class VolumeManager:
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
             noexec=record.noexec,
+            layers=tuple(
+                layer_status(layer, stored)
+                for layer, stored in zip(mounted.view.layers, mounted.image.layers, strict=True)
+            ),
         )
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:

@@ -221,6 +221,7 @@ def test_the_rooms_own_records_match_the_schemas():
     """The fakes above could drift from the real thing; the encoders are held to both."""
     from imgvol.content.records import ImageRecord, LayerRecord
     from imgvol.images.inspection import EntryInfo
+    from imgvol.images.views import LayerStatus
     from imgvol.layers.index import NodeType
     from imgvol.oci.digest import Digest
     from imgvol.volumes.manager import Volume
@@ -251,6 +252,9 @@ def test_the_rooms_own_records_match_the_schemas():
         state="lost",
         created_at=1.5,
         noexec=False,
+        layers=(
+            LayerStatus(digest=one, format="SOCI", state="bad", size=9, present=4, reason="x"),
+        ),
     )
     validator("Volume").validate(encoding.encode_volume(volume))
     for kind in NodeType:

@@ -125,7 +125,7 @@ async def test_ranges_are_exact_cached_or_not(tmp_path):
         if size_left <= 0:
             return
         expected = content[offset : offset + size]
-        assert bytes(layer._read_blocking(node, offset, size_left)) == expected
+        assert bytes(layer.read_blocking(node, offset, size_left)) == expected
         cached = layer._read_cached(node, offset, size_left)
         assert cached is None or bytes(cached) == expected
 

@@ -111,8 +111,8 @@ async def test_slots_are_never_given_twice(tmp_path):
         await records.forget_layer(first.digest)
         second = await records.add_layer(layer_record("one"))
         assert second.slot > first.slot > 0
-        chain = image_record([second]).chain_id
-        assert await records.chain_slot(chain) == await records.chain_slot(chain)
+        view_id = image_record([second]).view_id
+        assert await records.view_slot(view_id) == await records.view_slot(view_id)
 
 
 async def test_a_damaged_database_says_what_to_do(tmp_path):

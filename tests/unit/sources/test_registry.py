@@ -32,8 +32,8 @@ class Client:
         self.asked.append(("blob", max_size))
         return b"blob"
 
-    def open_blob(self, reference, wanted, *, offset=0):
-        return (reference, wanted, offset)
+    def open_blob(self, reference, wanted, *, offset=0, end=None):
+        return (reference, wanted, offset, end)
 
 
 async def test_each_question_goes_to_the_right_place():
@@ -46,7 +46,8 @@ async def test_each_question_goes_to_the_right_place():
     assert await source.read_document(descriptor(media_types.OCI_CONFIG), max_size=9) == b"blob"
     assert client.asked[-1] == ("blob", 9)
     layer = descriptor(media_types.OCI_LAYER)
-    assert source.open_blob(layer, offset=7) == (REFERENCE, layer, 7)
+    assert source.open_blob(layer, offset=7) == (REFERENCE, layer, 7, None)
+    assert source.open_blob(layer, offset=7, end=9) == (REFERENCE, layer, 7, 9)
     await source.aclose()
 
 

@@ -1,0 +1,300 @@
+"""A layer that is only partly here: its index and span table complete, its content span by span.
+
+    lazy/<hex>/
+      index    the LayerIndex that its table of contents gave
+      table    the SpanTable: where each byte of the content comes from
+      data     the content, sparse, in the address space of the span table
+      blob     the compressed spans that have been fetched, at their places in the blob, sparse
+      spans    which of them are present
+
+Readers see bytes of a span only after it has been verified and written. The compressed bytes are
+kept until the whole layer has been verified, so that this fetches nothing twice; then the layer
+moves to `layers/` in its final form, and readers of this object are served from there: the two
+indexes number the same files alike.
+"""
+
+import os
+import secrets
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import trio
+
+from imgvol.content.durable import (
+    sync_directory,
+    translate_os_errors,
+    write_all,
+    write_file,
+)
+from imgvol.content.layer_store import LayerStore
+from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.ranges import Ranges
+from imgvol.content.span_map import SpanMap
+from imgvol.errors import ImgvolError, InternalError, StoreDamaged
+from imgvol.layers.index import LayerIndex
+from imgvol.layers.lazy.open import open_span_table
+from imgvol.layers.lazy.spans import Region, SpanTable
+from imgvol.oci.digest import Digest
+
+TABLE_NAME: Final = "table"
+BLOB_NAME: Final = "blob"
+SPANS_NAME: Final = "spans"
+
+_OPEN: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@dataclass(slots=True)
+class FetchStatistics:
+    """What has been fetched for one layer since it was opened.
+
+    Attributes:
+        fetched: Bytes, whatever for.
+        needed: Bytes of them that readers were waiting for.
+        requests: Ranges asked for.
+    """
+
+    fetched: int = 0
+    needed: int = 0
+    requests: int = 0
+
+
+class Fetcher(Protocol):
+    """Brings spans of one layer.
+
+    Attributes:
+        statistics: What it has done.
+        failure: Why it cannot, if the latest try failed.
+    """
+
+    statistics: FetchStatistics
+    failure: ImgvolError | None
+
+    async def ensure(self, spans: Collection[int]) -> None:
+        """Returns when all of these spans are present, or raises why one cannot be had."""
+
+
+class LazyLayerStore:
+    """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
+
+    Attributes:
+        digest: Of the blob, not yet verified as a whole.
+        slot: The layer's number in inode numbers.
+        index: Its file table.
+        table: Its span table.
+        present: Which spans are here.
+        fetcher: Brings the others.
+        poison: Why the layer must not be read any more; None while all is well.
+    """
+
+    def __init__(
+        self, directory: Path, digest: Digest, slot: int, disk_reads: trio.CapacityLimiter
+    ) -> None:
+        self.digest = digest
+        self.slot = slot
+        self.fetcher: Fetcher | None = None
+        self.poison: ImgvolError | None = None
+        self._directory = directory
+        self._disk_reads = disk_reads
+        self._complete: LayerStore | None = None
+        self._has_lost_writes = False
+        self._writing = threading.Lock()
+        try:
+            self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
+            self.table: SpanTable = open_span_table((directory / TABLE_NAME).read_bytes())
+            self._data = os.open(directory / DATA_NAME, _OPEN)
+            self._blob = os.open(directory / BLOB_NAME, _OPEN)
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored layer cannot be opened", digest=digest, reason=exc.strerror
+            ) from exc
+        self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
+        self._saved_count = self.present.present_count
+        self._received = Ranges()
+        for span in range(self.table.span_count):
+            if span in self.present:
+                self._received.add(*self.table.compressed_range(span))
+
+    def __del__(self) -> None:
+        for name in ("_data", "_blob"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the layer has been verified as a whole and is served from its final form."""
+        return self._complete is not None
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the blob that are here."""
+        with self._writing:
+            return sum(end - start for start, end in self._received)
+
+    def missing(self, spans: Sequence[int]) -> list[int]:
+        """Those of some spans that are not here."""
+        return [span for span in spans if span not in self.present]
+
+    async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
+        """Reads a file's bytes, fetching what is missing: exact up to the end of the file.
+
+        Raises:
+            RemoteError: A span cannot be fetched.
+            ContentError: A span is not what its digest names, or the layer turned out to be bad.
+        """
+        if self.poison is not None:
+            raise self.poison
+        if self._complete is not None:
+            return await self._complete.read(node, offset, size)
+        size = min(size, self.index.record(node).size - offset)
+        if size <= 0:
+            return b""
+        pieces = self._pieces(node, offset, size)
+        wanted = [
+            span
+            for _, position, length in pieces
+            for span in self.missing(self.table.spans_of(position, length))
+        ]
+        if wanted:
+            assert self.fetcher is not None, "attached when the view was opened"
+            await self.fetcher.ensure(wanted)
+            if self.poison is not None:
+                raise self.poison
+            if self.missing(wanted):
+                raise InternalError("a fetched span is missing", digest=self.digest)
+        if len(pieces) == 1 and pieces[0][2] == size:
+            return await trio.to_thread.run_sync(
+                self._pread, pieces[0][1], size, limiter=self._disk_reads
+            )
+        return await trio.to_thread.run_sync(self._gather, pieces, size, limiter=self._disk_reads)
+
+    def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
+        """As `read`, of what is present: the rest reads as zeros. Blocks."""
+        size = min(size, self.index.record(node).size - offset)
+        return self._gather(self._pieces(node, offset, size), size)
+
+    def _pieces(self, node: int, offset: int, size: int) -> list[tuple[int, int, int]]:
+        """What a range of a file is made of: place in the answer, position, length; no holes."""
+        pieces = []
+        for extent in self.index.extents(node):
+            begin = max(extent.offset, offset)
+            end = min(extent.offset + extent.size, offset + size)
+            if begin < end:
+                pieces.append(
+                    (begin - offset, extent.position + begin - extent.offset, end - begin)
+                )
+        return pieces
+
+    def _gather(self, pieces: list[tuple[int, int, int]], size: int) -> bytearray:
+        out = bytearray(size)
+        for place, position, length in pieces:
+            out[place : place + length] = self._pread(position, length)
+        return out
+
+    def _pread(self, position: int, size: int) -> bytes:
+        return self._pread_from(self._data, position, size)
+
+    def _pread_from(self, fd: int, position: int, size: int) -> bytes:
+        try:
+            data = os.pread(fd, size, position)
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
+            ) from exc
+        if len(data) < size:
+            raise StoreDamaged(
+                "a stored layer is shorter than its index says",
+                digest=self.digest,
+                offset=position,
+                expected=size,
+                actual=len(data),
+            )
+        return data
+
+    def put_span(self, span: int, regions: Sequence[Region]) -> None:
+        """Stores a verified span and shows it to readers. Blocks; safe in any thread.
+
+        Raises:
+            StoreFull: No room; the span stays missing.
+        """
+        with self._writing, translate_os_errors("store a part of a layer"):
+            for region in regions:
+                write_all(self._data, region.data, region.position)
+            self.present.add(span)
+
+    def put_compressed(self, start: int, data: bytes) -> None:
+        """Keeps a range of the blob until the layer is verified as a whole. Blocks.
+
+        Raises:
+            StoreFull: No room; the range has to be fetched again for that.
+        """
+        with self._writing, translate_os_errors("store a part of a layer"):
+            write_all(self._blob, data, start)
+            self._received.add(start, start + len(data))
+
+    def has_compressed(self, start: int, end: int) -> bool:
+        """Whether a range of the blob has been kept."""
+        with self._writing:
+            return self._received.covers(start, end)
+
+    def read_compressed(self, offset: int, size: int) -> bytes:
+        """Bytes of the blob that have been kept. Blocks.
+
+        Raises:
+            StoreDamaged: They cannot be read any more.
+        """
+        return self._pread_from(self._blob, offset, size)
+
+    def flush(self) -> None:
+        """Makes the present spans durable, so that they survive a crash. Blocks.
+
+        Raises:
+            StoreFull: No room.
+            LocalError: The disk failed: the map stays behind, for good, which is safe.
+        """
+        with self._writing:
+            bits, count = self.present.snapshot(), self.present.present_count
+        if count == self._saved_count or self._has_lost_writes:
+            return
+        with translate_os_errors("store a part of a layer"):
+            try:
+                os.fdatasync(self._data)
+                os.fdatasync(self._blob)
+            except OSError:
+                # Told only once: the next call would succeed, with the bytes lost all the same.
+                self._has_lost_writes = True
+                raise
+            self.present.save(bits)
+        self._saved_count = count
+
+    def complete(self, store: LayerStore) -> None:
+        """From now on reads are answered by the layer's final form."""
+        self._complete = store
+
+
+def create_lazy_layer(
+    layout: StoreLayout, digest: Digest, *, index: bytes, table: SpanTable
+) -> None:
+    """Stores a lazy layer without content, durably. Blocks.
+
+    Raises:
+        StoreFull: No room.
+    """
+    with translate_os_errors("begin a lazy layer"):
+        work = layout.ingest / f"lazy-{secrets.token_hex(8)}"
+        work.mkdir(mode=0o700)
+        write_file(work / INDEX_NAME, index)
+        write_file(work / TABLE_NAME, table.to_bytes())
+        for name, size in ((DATA_NAME, table.data_size), (BLOB_NAME, table.blob_size)):
+            fd = os.open(work / name, _CREATE, 0o600)
+            try:
+                os.ftruncate(fd, size)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        sync_directory(work)
+        os.rename(work, layout.lazy_layer(digest))
+        sync_directory(layout.lazy_layers)

@@ -1,0 +1,32 @@
+"""A set of numbers, kept as ranges: which bytes of a file are there."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+
+class Ranges:
+    """Disjoint ranges [start, end), in order; ranges that touch become one."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, start: int, end: int) -> None:
+        """Puts a range in."""
+        if start >= end:
+            return
+        first = bisect_left(self._ends, start)
+        last = bisect_right(self._starts, end)
+        if first < last:
+            start = min(start, self._starts[first])
+            end = max(end, self._ends[last - 1])
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [end]
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether all of [start, end) is in."""
+        place = bisect_right(self._starts, start) - 1
+        return start >= end or (place >= 0 and end <= self._ends[place])
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)

@@ -1,0 +1,70 @@
+"""Which spans of a lazy layer are on disk: one bit each, in a file that is never ahead of the data.
+
+The map is written whole, beside the old one, and renamed over it, always after the bytes that it
+speaks of have been made durable. A crash loses the latest bits, never the truth: a span without its
+bit is fetched again. A map that is damaged or does not fit counts as empty, for the same reason.
+"""
+
+import contextlib
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+from imgvol.content.durable import sync_directory, write_file
+
+_MAGIC: Final = b"imgvolSM"
+# magic, number of spans, CRC-32 of the bits; then the bits, the first span in the lowest
+_HEADER: Final = struct.Struct("<8sQI")
+
+
+class SpanMap:
+    """The map of one layer. Bits are set by one thread at a time, and read by any.
+
+    Attributes:
+        present_count: How many spans are present.
+    """
+
+    def __init__(self, path: Path, span_count: int) -> None:
+        self._path = path
+        self._span_count = span_count
+        self._bits = bytearray((span_count + 7) // 8)
+        # Not there yet, or not to be trusted: nothing is present then.
+        with contextlib.suppress(OSError):
+            self._load(path.read_bytes())
+        self.present_count = sum(byte.bit_count() for byte in self._bits)
+
+    def _load(self, data: bytes) -> None:
+        if len(data) != _HEADER.size + len(self._bits):
+            return
+        magic, count, checksum = _HEADER.unpack_from(data)
+        bits = data[_HEADER.size :]
+        if magic == _MAGIC and count == self._span_count and checksum == zlib.crc32(bits):
+            self._bits[:] = bits
+
+    def __contains__(self, span: int) -> bool:
+        return bool(self._bits[span >> 3] >> (span & 7) & 1)
+
+    def add(self, span: int) -> None:
+        """Marks a span as present, in memory."""
+        if span not in self:
+            self._bits[span >> 3] |= 1 << (span & 7)
+            self.present_count += 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every span is present."""
+        return self.present_count == self._span_count
+
+    def snapshot(self) -> bytes:
+        """The bits as they are now, for `save`."""
+        return bytes(self._bits)
+
+    def save(self, bits: bytes) -> None:
+        """Makes a snapshot durable. What it says must be durable already. Blocks."""
+        new = self._path.with_name(f"{self._path.name}.new")
+        new.unlink(missing_ok=True)
+        write_file(new, _HEADER.pack(_MAGIC, self._span_count, zlib.crc32(bits)) + bits)
+        os.replace(new, self._path)
+        sync_directory(self._path.parent)

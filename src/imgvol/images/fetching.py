@@ -1,0 +1,327 @@
+"""Fetches the spans of lazy layers: each once, whoever waits for it, and the rest behind.
+
+Theory of operation. A reader names the spans that it misses (`LayerFetcher.ensure`). Those that
+are under way already are waited for; the others are put together into ranges, one *flight* each:
+neighbours in one, and a flight that would be small takes the spans behind it along, as far as
+asking costs more than receiving. A flight belongs to the engine, not to the reader who caused it:
+it ends early only when the last of its readers has gone. Bytes are shown to readers after their
+span's digest has been checked.
+
+A flight that failed because the registry did fails for all that wait; for a moment others then fail
+at once, so that an outage does not become a storm of retries.
+
+Background work asks for flights, too, one at a time, and waits until no reader has asked for
+anything for a while.
+"""
+
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from imgvol import limits
+from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore
+from imgvol.content.records import Origin
+from imgvol.errors import ImgvolError, RemoteError
+from imgvol.oci.descriptor import Descriptor
+from imgvol.registry.hosts import RegistryOptions
+from imgvol.sources.base import BlobReader, ImageSource
+from imgvol.sources.open import open_source
+from imgvol.sources.parse import parse_image_argument
+from imgvol.threads import run_cancellable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """A range of a blob on its way, with the spans in it."""
+
+    start: int
+    end: int
+    spans: tuple[int, ...]
+    waiters: int = 0
+    error: ImgvolError | None = None
+    landed: trio.Event = field(default_factory=trio.Event)
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+
+@dataclass(slots=True)
+class _LineQuality:
+    """What a registry's line is like, from the flights so far; seconds and bytes per second."""
+
+    round_trip: float = 0.02
+    bandwidth: float = 20e6
+
+    def learn(self, first_byte: float, size: int, seconds: float) -> None:
+        """Takes one flight into account; the latest weigh most."""
+        self.round_trip += (first_byte - self.round_trip) / 4
+        if size >= limits.FETCH_SMALLEST and seconds > first_byte:
+            self.bandwidth += (size / (seconds - first_byte) - self.bandwidth) / 4
+
+    @property
+    def worthwhile(self) -> int:
+        """Bytes that take about as long as asking for them."""
+        size = int(self.round_trip * self.bandwidth)
+        return max(limits.FETCH_SMALLEST, min(size, limits.FETCH_LARGEST))
+
+
+class LayerFetcher:
+    """Brings the spans of one layer. Used on the event loop.
+
+    Attributes:
+        statistics: What has been fetched.
+        failure: Why the latest flight failed, if it did.
+    """
+
+    def __init__(
+        self, engine: "FetchEngine", layer: LazyLayerStore, descriptor: Descriptor, origin: Origin
+    ) -> None:
+        self.statistics = FetchStatistics()
+        self.descriptor = descriptor
+        self._engine = engine
+        self._layer = layer
+        self._origin = origin
+        self._flights: dict[int, _Flight] = {}
+        self._line = _LineQuality()
+        self.failure: ImgvolError | None = None
+        self._failed_until = -math.inf
+        self._last_asked = -math.inf
+
+    async def ensure(self, spans: Collection[int]) -> None:
+        """Returns when all of these spans are present.
+
+        Raises:
+            RemoteError: The registry does not deliver.
+            ContentError: What it delivers is not what was promised.
+        """
+        self._last_asked = trio.current_time()
+        if self.failure is not None and trio.current_time() < self._failed_until:
+            raise self.failure
+        # More than once only if a flight that was joined has lost its last reader in that moment.
+        while missing := [s for s in sorted(set(spans)) if s not in self._layer.present]:
+            flights = [f for s in missing if (f := self._flights.get(s)) is not None]
+            fresh = [s for s in missing if s not in self._flights]
+            flights += [self._launch(group) for group in self._grouped(fresh)]
+            for flight in dict.fromkeys(flights):
+                await self._wait(flight)
+        self._last_asked = trio.current_time()
+
+    async def fetch_window(self, start: int, end: int, spans: Sequence[int]) -> None:
+        """Brings a range of the blob with all spans in it, and what lies between them.
+
+        For the background: it is never amplified. Spans that are under way anyway are left out of
+        the accounts, not of the range.
+        """
+        flight = _Flight(start, end, tuple(spans))
+        for span in spans:
+            self._flights.setdefault(span, flight)
+        self._engine.launch(self.fly, flight)
+        await self._wait(flight)
+
+    async def wait_quiet(self) -> None:
+        """Waits until no reader has asked for anything for a while."""
+        while (  # noqa: ASYNC110 - readers move the goal
+            until := self._last_asked + limits.FETCH_QUIET
+        ) > trio.current_time():
+            await trio.sleep_until(until)
+
+    def _grouped(self, spans: Sequence[int]) -> Iterator[list[int]]:
+        """Neighbours together, up to the largest range that is fetched at once."""
+        group: list[int] = []
+        for span in spans:
+            start, end = self._layer.table.compressed_range(span)
+            if group:
+                first, _ = self._layer.table.compressed_range(group[0])
+                _, reached = self._layer.table.compressed_range(group[-1])
+                if start - reached > limits.FETCH_GAP or end - first > limits.FETCH_LARGEST:
+                    yield group
+                    group = []
+            group.append(span)
+        if group:
+            yield group
+
+    def _launch(self, group: list[int]) -> _Flight:
+        ranges = self._layer.table.compressed_range
+        start, end = ranges(group[0])[0], ranges(group[-1])[1]
+        self.statistics.needed += sum(ranges(s)[1] - ranges(s)[0] for s in group)
+        # A small flight takes its missing neighbours along.
+        following = group[-1] + 1
+        while following < self._layer.table.span_count and end - start < self._line.worthwhile:
+            next_start, next_end = ranges(following)
+            is_far = next_start - end > limits.FETCH_GAP
+            is_known = following in self._layer.present or following in self._flights
+            if is_far or is_known or next_end - start > limits.FETCH_LARGEST:
+                break
+            group.append(following)
+            end = next_end
+            following += 1
+        flight = _Flight(start, end, tuple(group))
+        for span in group:
+            self._flights[span] = flight
+        self._engine.launch(self.fly, flight)
+        return flight
+
+    async def _wait(self, flight: _Flight) -> None:
+        flight.waiters += 1
+        try:
+            await flight.landed.wait()
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0 and not flight.landed.is_set():
+                flight.scope.cancel()
+                self._forget(flight)
+        if flight.error is not None:
+            raise flight.error
+
+    async def fly(self, flight: _Flight) -> None:
+        """Runs one flight to its end, whatever that is; the engine calls this."""
+        try:
+            with flight.scope as scope:
+                async with self._engine.source(self._origin) as source:
+                    fetch = _RangeFetch(self._layer, source, self.descriptor, flight)
+                    await run_cancellable(fetch.run, fetch.cancel, limiter=self._engine.limiter)
+                    self._line.learn(fetch.first_byte, flight.end - flight.start, fetch.seconds)
+            if not scope.cancelled_caught:
+                self.statistics.requests += 1
+                self.statistics.fetched += flight.end - flight.start
+                self.failure = None
+        except ImgvolError as exc:
+            flight.error = exc
+            if isinstance(exc, RemoteError):
+                self.failure = exc
+                self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
+        finally:
+            self._forget(flight)
+            flight.landed.set()
+
+    def _forget(self, flight: _Flight) -> None:
+        for span in flight.spans:
+            if self._flights.get(span) is flight:
+                del self._flights[span]
+
+
+class _RangeFetch:
+    """The blocking part of a flight: receive, verify, store."""
+
+    def __init__(
+        self, layer: LazyLayerStore, source: ImageSource, descriptor: Descriptor, flight: _Flight
+    ) -> None:
+        self._layer = layer
+        self._source = source
+        self._descriptor = descriptor
+        self._flight = flight
+        self._reader: BlobReader | None = None
+        self._is_cancelled = False
+        self.first_byte = 0.0
+        self.seconds = 0.0
+
+    def cancel(self) -> None:
+        """Ends `run` soon."""
+        self._is_cancelled = True
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def run(self) -> None:
+        """Receives the range and stores its spans, each as soon as it is whole."""
+        flight, ranges = self._flight, self._layer.table.compressed_range
+        began = time.perf_counter()
+        received = bytearray()
+        waiting = list(reversed(flight.spans))
+        with self._source.open_blob(
+            self._descriptor, offset=flight.start, end=flight.end
+        ) as reader:
+            self._reader = reader
+            if self._is_cancelled:
+                reader.cancel()
+            for piece in reader.iter_pieces():
+                self.first_byte = self.first_byte or time.perf_counter() - began
+                received += piece
+                while waiting and ranges(waiting[-1])[1] <= flight.start + len(received):
+                    self._store(waiting.pop(), received)
+        self.seconds = time.perf_counter() - began
+        self._layer.put_compressed(flight.start, bytes(received))
+
+    def _store(self, span: int, received: bytearray) -> None:
+        if span in self._layer.present:
+            return
+        start, end = self._layer.table.compressed_range(span)
+        base = self._flight.start
+        compressed = bytes(received[start - base : end - base])
+        self._layer.put_span(span, self._layer.table.decode(span, compressed))
+
+
+@dataclass(eq=False, slots=True)
+class _OpenSource:
+    source: ImageSource
+    users: int = 0
+    idle_since: float = 0.0
+
+
+class FetchEngine:
+    """Runs flights and keeps their sources open. Made by `open_fetch_engine`.
+
+    Attributes:
+        limiter: Ranges that are received at once.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._sources: dict[Origin, _OpenSource] = {}
+        self._opening = trio.Lock()
+        self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
+
+    def attach(self, layer: LazyLayerStore, descriptor: Descriptor, origin: Origin) -> LayerFetcher:
+        """Gives a layer what brings its spans."""
+        fetcher = LayerFetcher(self, layer, descriptor, origin)
+        layer.fetcher = fetcher
+        return fetcher
+
+    def launch(self, fly: Callable[[_Flight], Awaitable[None]], flight: _Flight) -> None:
+        """Starts a flight: it is the engine's task, not that of whoever caused it."""
+        self._nursery.start_soon(fly, flight)
+
+    @asynccontextmanager
+    async def source(self, origin: Origin) -> AsyncIterator[ImageSource]:
+        """An open source; it stays open for a while for the next one."""
+        async with self._opening:
+            opened = self._sources.get(origin)
+            if opened is None:
+                opened = await self._nursery.start(self._keep_open, origin)
+        opened.users += 1
+        try:
+            yield opened.source
+        finally:
+            opened.users -= 1
+            opened.idle_since = trio.current_time()
+
+    async def _keep_open(self, origin: Origin, task_status: trio.TaskStatus[_OpenSource]) -> None:
+        options = RegistryOptions(
+            plain_http=origin.plain_http,
+            insecure=origin.insecure,
+            ca_file=Path(origin.ca_file) if origin.ca_file else None,
+        )
+        async with open_source(parse_image_argument(origin.argument), options) as source:
+            opened = _OpenSource(source, idle_since=trio.current_time())
+            self._sources[origin] = opened
+            try:
+                task_status.started(opened)
+                while (  # noqa: ASYNC110 - users come and go
+                    opened.users or trio.current_time() < opened.idle_since + limits.FETCH_IDLE
+                ):
+                    await trio.sleep(limits.FETCH_IDLE)
+            finally:
+                del self._sources[origin]
+
+
+@asynccontextmanager
+async def open_fetch_engine() -> AsyncIterator[FetchEngine]:
+    """An engine; leaving the block cancels every flight."""
+    async with trio.open_nursery() as nursery:
+        yield FetchEngine(nursery)
+        nursery.cancel_scope.cancel()

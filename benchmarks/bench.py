@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from lazy import bench_lazy  # noqa: E402
+
 from support import rootfs  # noqa: E402
 from support.daemon import Imgvol, running_daemon  # noqa: E402
 from support.edge_cases import content  # noqa: E402
@@ -319,31 +321,40 @@ def resident(daemon: Imgvol) -> float:
     raise AssertionError("no VmRSS")
 
 
-def bench_all(bench: Bench, tasks: Sequence[str], size: int, entries: int) -> None:
+def bench_all(
+    bench: Bench, tasks: Sequence[str], size: int, entries: int, lines: Sequence[str]
+) -> None:
     actions = {
         "pull": partial(bench_pull, bench),
         "tree": partial(bench_tree, bench),
         "sequential": partial(bench_sequential, bench, size),
         "small": partial(bench_small_files, bench, 5000),
         "entries": partial(bench_entries, bench, entries),
+        "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
     }
     assert actions.keys() == set(TASKS)
-    for task in tasks or TASKS:
+    for task in tasks or USUAL:
         actions[task]()
 
 
-TASKS = ("pull", "tree", "sequential", "small", "entries")
+TASKS = ("pull", "tree", "sequential", "small", "entries", "lazy")
+USUAL = TASKS[:-1]  # lazy takes ten minutes, and other people's programs: scripts/setup-peers
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (all)")
+    parser.add_argument(
+        "tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (all but lazy)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many (3)")
     parser.add_argument(
         "--size", type=int, default=1024, metavar="MIB", help="of the large file (1024)"
     )
     parser.add_argument(
         "--entries", type=int, default=100_000, help="of the image of many (100,000)"
+    )
+    parser.add_argument(
+        "--line", action="append", default=[], help="of the lazy task: loopback, '10 ms', … (all)"
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.tasks) - set(TASKS):
@@ -368,7 +379,7 @@ def main(arguments: Sequence[str]) -> int:
         registry = stack.enter_context(running_registry(work / "registry"))
         daemon = stack.enter_context(running_daemon(work))
         bench = Bench(work, daemon, registry, options.rounds)
-        bench_all(bench, options.tasks, options.size * MIB, options.entries)
+        bench_all(bench, options.tasks, options.size * MIB, options.entries, options.line)
     return 0
 
 

@@ -28,7 +28,7 @@ from imgvol.api.services import DaemonInfo, Services
 from imgvol.config import Config
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
-from imgvol.errors import ImgvolError, MachineLacks
+from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
 from imgvol.images.fetching import open_fetch_engine
 from imgvol.images.lazy import LazyLayers
@@ -60,8 +60,10 @@ def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info")
     try:
         trio.run(daemon.serve)
     except Exception as exc:
-        log.debug("the daemon failed", exc_info=True)
-        daemon.report_failure(as_imgvol_error(exc))
+        error = as_imgvol_error(exc)
+        level = logging.ERROR if isinstance(error, InternalError) else logging.DEBUG
+        log.log(level, "the daemon failed", exc_info=True)
+        daemon.report_failure(error)
         return 1
     return daemon.exit_code
 

@@ -142,8 +142,11 @@ FETCH_GAP: Final = 64 * KIB
 FETCH_AT_ONCE: Final = 8
 # After a registry failed, readers fail at once for so long.
 FETCH_FAILURE_REST: Final = 1.0
+# A line that brings nothing for so long has stalled: soon enough for another try within a read's
+# deadline.
+FETCH_STALL: Final = 8.0
 # Background work waits until readers have been quiet for so long.
-FETCH_QUIET: Final = 0.2
+FETCH_QUIET: Final = 1.0
 # A source that nobody uses is closed after so long.
 FETCH_IDLE: Final = 60.0
 # Between tries of background work after a failure of the registry.

@@ -72,7 +72,7 @@ def test_a_user_mounts_a_view_of_their_own(rootless, short_path):
         imgvol unmount "$view"
         imgvol ps --json
         imgvol stop
-        grep -c fuse.imgvol /proc/self/mountinfo || true
+        grep -c "fuse.imgvol imgvol:$HOME" /proc/self/mountinfo || true
         """
     )
     assert done.returncode == 0, done.stderr

@@ -162,6 +162,43 @@ def do_content(path):
     return _encode(Path(path).read_bytes())
 
 
+def do_read_together(reads, readers):
+    """Reads ranges of files, given as path, offset and size, in as many threads; in order.
+
+    Each result is a digest, or the name of an error.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(path, offset, size):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return hashlib.sha256(os.pread(fd, size, offset)).hexdigest()
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+
+    with ThreadPoolExecutor(readers) as pool:
+        return list(pool.map(lambda wanted: read(*wanted), reads))
+
+
+def do_stat_tree(path):
+    """What `lstat` says of everything below a directory, by relative path."""
+    fields = ("mode", "ino", "nlink", "uid", "gid", "size", "mtime_ns", "blocks", "rdev")
+    found = {}
+    pending = [""]
+    while pending:
+        directory = pending.pop()
+        for name in os.listdir(os.path.join(path, directory)):
+            relative = os.path.join(directory, name)
+            status = os.lstat(os.path.join(path, relative))
+            found[relative] = [getattr(status, f"st_{field}") for field in fields]
+            if stat.S_ISDIR(status.st_mode):
+                pending.append(relative)
+    return found
+
+
 def do_digest(path):
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

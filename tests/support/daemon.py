@@ -27,10 +27,12 @@ class Imgvol:
     Attributes:
         base: The parent of everything, open to other users; a place for targets.
         expected_log: Patterns of lines above INFO that a test provokes in the daemon's log.
+        limits: Values that the daemon shall have in `imgvol.limits` instead of its own.
     """
 
     base: Path
     expected_log: list[str] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)
     process: subprocess.Popen | None = None
 
     @property
@@ -48,6 +50,13 @@ class Imgvol:
     @property
     def command(self) -> list[str]:
         return [*COMMAND, "--root", str(self.root), "--run", str(self.run_dir)]
+
+    @property
+    def _serve_command(self) -> list[str]:
+        changes = [f"limits.{name} = {value!r}" for name, value in self.limits.items()]
+        start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
+        program = "; ".join(["from imgvol import limits", *changes, start])
+        return [sys.executable, "-c", program, *self.command[len(COMMAND) :], "serve"]
 
     def target(self, name: str) -> str:
         """A new empty directory to mount at."""
@@ -82,7 +91,7 @@ class Imgvol:
         ready_end, told_end = os.pipe()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*self.command, "serve", "--ready-fd", str(told_end)],
+                [*self._serve_command, "--ready-fd", str(told_end)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -126,4 +135,5 @@ def running_daemon(base: Path) -> Iterator[Imgvol]:
         stop(imgvol.process, seconds=STOP_SECONDS)
         raise
     imgvol.terminate()
-    assert not imgvol.unexpected_log()
+    lines = imgvol.unexpected_log()
+    assert not lines, "\n".join(lines)

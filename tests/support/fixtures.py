@@ -8,7 +8,9 @@ from support import edge_cases, guards, rootfs
 from support.agent import Agent
 from support.daemon import running_daemon
 from support.images import Image, push, umoci_unpack, write_layout
+from support.lazy_images import FORMATS, LazyImages
 from support.programs import require, require_fuse, require_root
+from support.proxy import running_proxy
 from support.registry import running_registry
 
 
@@ -76,3 +78,22 @@ def rootfs_layout() -> Path:
     require("mmdebstrap")
     require_root()
     return rootfs.ensure_layout()
+
+
+@pytest.fixture(scope="session")
+def lazy_images(registry, tmp_path_factory) -> LazyImages:
+    """Images with lazy layers in the registry, by format."""
+    return LazyImages(registry, tmp_path_factory.mktemp("lazy"))
+
+
+@pytest.fixture(params=FORMATS)
+def lazy_image(request, lazy_images):
+    """One image of each format."""
+    return lazy_images.get(request.param)
+
+
+@pytest.fixture
+def proxy(registry):
+    """A line to the registry that fails on demand."""
+    with running_proxy(registry.host) as running:
+        yield running

@@ -3,6 +3,7 @@
 All methods block (they hash and fsync): call them from threads.
 """
 
+import contextlib
 import os
 import secrets
 
@@ -28,10 +29,14 @@ class BlobStore:
         if not digest.matches(data):
             raise DigestMismatch("document does not match its digest", digest=digest)
         final = self._layout.blob(digest)
+        # One that has changed on disk is replaced: pulling again is how it is repaired.
+        with contextlib.suppress(NotFound, StoreDamaged):
+            self.read(digest)
+            return
         with translate_os_errors("store a document"):
-            if final.exists():
-                return
-            final.parent.mkdir(mode=0o700, exist_ok=True)
+            if not final.parent.exists():
+                final.parent.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(final.parent.parent)
             temporary = self._layout.ingest / f"blob-{secrets.token_hex(8)}"
             try:
                 write_file(temporary, data)
@@ -55,7 +60,7 @@ class BlobStore:
         if not digest.matches(data):
             raise StoreDamaged(
                 "a stored document has changed",
-                hint="Pull the image again: imgvol pull --force IMAGE.",
+                hint="Pull the image again: imgvol pull IMAGE.",
                 digest=digest,
             )
         return data

@@ -13,12 +13,12 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.open_file import OpenFile
 from imgvol.errors import StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
@@ -28,21 +28,6 @@ SEQUENTIAL_READERS: Final = 64
 # Pages behind a sequential reader are dropped in steps of this size, and never closer than this to
 # it: readahead makes a file's reads arrive slightly out of order.
 DROP_STEP: Final = 8 << 20
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class _Descriptor:
-    """A file descriptor that closes with its last reference."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, _OPEN)
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
 
 
 @dataclass(slots=True)
@@ -72,15 +57,15 @@ class LayerStore:
         self._directory = layout.layer(digest)
         try:
             self.index = LayerIndex((self._directory / INDEX_NAME).read_bytes())
-            self._data = _Descriptor(self._directory / DATA_NAME)
+            self._data = OpenFile(self._directory / DATA_NAME, os.O_RDONLY)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened",
-                hint="Pull the image again: imgvol pull --force IMAGE.",
+                hint="Remove the image and pull it again.",
                 digest=digest,
                 reason=exc.strerror,
             ) from exc
-        self._files: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._files: OrderedDict[int, OpenFile] = OrderedDict()
         self._sequential: OrderedDict[int, _SequentialReader] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -162,13 +147,14 @@ class LayerStore:
             )
         return data
 
-    def _open_file(self, number: int) -> _Descriptor:
+    def _open_file(self, number: int) -> OpenFile:
         with self._lock:
             if descriptor := self._files.get(number):
                 self._files.move_to_end(number)
                 return descriptor
         try:
-            descriptor = _Descriptor(self._directory / FILES_NAME / str(number))
+            path = self._directory / FILES_NAME / str(number)
+            descriptor = OpenFile(path, os.O_RDONLY)
         except OSError as exc:
             raise StoreDamaged(
                 "a file of a stored layer cannot be opened",

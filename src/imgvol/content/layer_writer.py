@@ -11,6 +11,7 @@ Everything here blocks; one thread at a time uses a writer.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -35,6 +36,9 @@ from imgvol.oci.digest import Digest
 
 # Dirty data that may pile up before the kernel is asked to begin writing.
 WRITEBACK_STEP: Final = 16 << 20
+
+# What rename(2) says of a directory in the way.
+_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -127,26 +131,32 @@ class LayerWriter:
             sync_directory(files)
             sync_directory(self._directory)
             final = self._layout.layer(digest)
+            orphan = self._layout.ingest / f"orphan-{secrets.token_hex(8)}"
             with contextlib.suppress(FileNotFoundError):
-                # An orphan of a crash between rename and record: ours is as good, and whole.
-                os.rename(final, self._layout.ingest / f"orphan-{secrets.token_hex(8)}")
-            os.rename(self._directory, final)
+                # Left between rename and record: ours is as good, and whole.
+                os.rename(final, orphan)
+            try:
+                os.rename(self._directory, final)
+            except OSError as exc:
+                if exc.errno not in _TAKEN:
+                    raise
+                # A twin was published in this moment, verified like this one.
             sync_directory(self._layout.layers)
+        shutil.rmtree(orphan, ignore_errors=True)
 
     def _share(self, path: Path, content: str) -> None:
         """One file on disk and in the page cache for equal large files of any layers."""
         shared = self._layout.shared_file(content)
-        try:
-            os.link(path, shared)
-        except FileExistsError:
-            if shared.stat().st_size != path.stat().st_size:
-                return
-            twin = path.with_name(f"{path.name}.link")
-            os.link(shared, twin)
-            os.replace(twin, path)
-        except OSError:
-            # No hard links here, or too many on one file: sharing is a saving, not a promise.
-            return
+        # No hard links here, too many on one file, or collected in this moment: sharing is a
+        # saving, not a promise.
+        with contextlib.suppress(OSError):
+            try:
+                os.link(path, shared)
+            except FileExistsError:
+                if shared.stat().st_size == path.stat().st_size:
+                    twin = path.with_name(f"{path.name}.link")
+                    os.link(shared, twin)
+                    os.replace(twin, path)
 
     def _finish_passed(self) -> None:
         """Closes empty payloads: no piece will ever reach them."""

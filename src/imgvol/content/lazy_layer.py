@@ -13,8 +13,10 @@ moves to `layers/` in its final form, and readers of this object are served from
 indexes number the same files alike.
 """
 
+import contextlib
 import os
 import secrets
+import shutil
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from typing import Final, Protocol
 
 import trio
 
+from imgvol import limits
 from imgvol.content.durable import (
     sync_directory,
     translate_os_errors,
@@ -31,6 +34,7 @@ from imgvol.content.durable import (
 )
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
@@ -43,7 +47,6 @@ TABLE_NAME: Final = "table"
 BLOB_NAME: Final = "blob"
 SPANS_NAME: Final = "spans"
 
-_OPEN: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 _CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -101,12 +104,14 @@ class LazyLayerStore:
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
         self._has_lost_writes = False
-        self._writing = threading.Lock()
+        # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
+        self._lock = threading.Lock()
         try:
             self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
             self.table: SpanTable = open_span_table((directory / TABLE_NAME).read_bytes())
-            self._data = os.open(directory / DATA_NAME, _OPEN)
-            self._blob = os.open(directory / BLOB_NAME, _OPEN)
+            # None once the layer is complete: what they take on disk is given back.
+            self._data: OpenFile | None = OpenFile(directory / DATA_NAME, os.O_RDWR)
+            self._blob: OpenFile | None = OpenFile(directory / BLOB_NAME, os.O_RDWR)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened", digest=digest, reason=exc.strerror
@@ -118,11 +123,6 @@ class LazyLayerStore:
             if span in self.present:
                 self._received.add(*self.table.compressed_range(span))
 
-    def __del__(self) -> None:
-        for name in ("_data", "_blob"):
-            if hasattr(self, name):
-                os.close(getattr(self, name))
-
     @property
     def is_complete(self) -> bool:
         """Whether the layer has been verified as a whole and is served from its final form."""
@@ -131,12 +131,20 @@ class LazyLayerStore:
     @property
     def kept_bytes(self) -> int:
         """Bytes of the blob that are here."""
-        with self._writing:
+        with self._lock:
             return sum(end - start for start, end in self._received)
 
     def missing(self, spans: Sequence[int]) -> list[int]:
         """Those of some spans that are not here."""
         return [span for span in spans if span not in self.present]
+
+    def has(self, node: int, offset: int, size: int) -> bool:
+        """Whether a range of a file can be read without fetching anything."""
+        size = min(size, self.index.record(node).size - offset)
+        return not any(
+            self.missing(self.table.spans_of(position, length))
+            for _, position, length in self._pieces(node, offset, size)
+        )
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """Reads a file's bytes, fetching what is missing: exact up to the end of the file.
@@ -146,9 +154,11 @@ class LazyLayerStore:
             ContentError: A span is not what its digest names, or the layer turned out to be bad.
         """
         if self.poison is not None:
-            raise self.poison
-        if self._complete is not None:
-            return await self._complete.read(node, offset, size)
+            raise self.poison.with_traceback(None)
+        # Ours while we need it, whatever becomes of the layer meanwhile.
+        data = self._data
+        if data is None:
+            return await self._read_complete(node, offset, size)
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
@@ -162,19 +172,27 @@ class LazyLayerStore:
             assert self.fetcher is not None, "attached when the view was opened"
             await self.fetcher.ensure(wanted)
             if self.poison is not None:
-                raise self.poison
+                raise self.poison.with_traceback(None)
+            if self._data is None:
+                return await self._read_complete(node, offset, size)
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
         if len(pieces) == 1 and pieces[0][2] == size:
             return await trio.to_thread.run_sync(
-                self._pread, pieces[0][1], size, limiter=self._disk_reads
+                self._pread, data, pieces[0][1], size, limiter=self._disk_reads
             )
-        return await trio.to_thread.run_sync(self._gather, pieces, size, limiter=self._disk_reads)
+        return await trio.to_thread.run_sync(
+            self._gather, data, pieces, size, limiter=self._disk_reads
+        )
+
+    async def _read_complete(self, node: int, offset: int, size: int) -> bytes | bytearray:
+        assert self._complete is not None, "what is not lazy any more is complete"
+        return await self._complete.read(node, offset, size)
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
-        """As `read`, of what is present: the rest reads as zeros. Blocks."""
+        """As `read`, of what is present, before it is complete: the rest are zeros. Blocks."""
         size = min(size, self.index.record(node).size - offset)
-        return self._gather(self._pieces(node, offset, size), size)
+        return self._gather(self._data, self._pieces(node, offset, size), size)
 
     def _pieces(self, node: int, offset: int, size: int) -> list[tuple[int, int, int]]:
         """What a range of a file is made of: place in the answer, position, length; no holes."""
@@ -188,18 +206,19 @@ class LazyLayerStore:
                 )
         return pieces
 
-    def _gather(self, pieces: list[tuple[int, int, int]], size: int) -> bytearray:
+    def _gather(
+        self, file: OpenFile | None, pieces: list[tuple[int, int, int]], size: int
+    ) -> bytearray:
         out = bytearray(size)
         for place, position, length in pieces:
-            out[place : place + length] = self._pread(position, length)
+            out[place : place + length] = self._pread(file, position, length)
         return out
 
-    def _pread(self, position: int, size: int) -> bytes:
-        return self._pread_from(self._data, position, size)
-
-    def _pread_from(self, fd: int, position: int, size: int) -> bytes:
+    def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
+        if file is None:
+            raise InternalError("a lazy layer is complete already", digest=self.digest)
         try:
-            data = os.pread(fd, size, position)
+            data = os.pread(file.fd, size, position)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
@@ -220,9 +239,12 @@ class LazyLayerStore:
         Raises:
             StoreFull: No room; the span stays missing.
         """
-        with self._writing, translate_os_errors("store a part of a layer"):
-            for region in regions:
-                write_all(self._data, region.data, region.position)
+        data = self._data
+        if data is not None:
+            with translate_os_errors("store a part of a layer"):
+                for region in regions:
+                    write_all(data.fd, region.data, region.position)
+        with self._lock:
             self.present.add(span)
 
     def put_compressed(self, start: int, data: bytes) -> None:
@@ -231,13 +253,34 @@ class LazyLayerStore:
         Raises:
             StoreFull: No room; the range has to be fetched again for that.
         """
-        with self._writing, translate_os_errors("store a part of a layer"):
-            write_all(self._blob, data, start)
+        blob = self._blob
+        if blob is not None:
+            with translate_os_errors("store a part of a layer"):
+                write_all(blob.fd, data, start)
+        with self._lock:
             self._received.add(start, start + len(data))
+
+    def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
+        """What of a range of the blob is still to be fetched to have all of it, and its spans.
+
+        Missing spans are in one part each; parts that are near to each other are one.
+        """
+        wanted = Ranges()
+        with self._lock:
+            for hole in self._received.holes(start, end):
+                wanted.add(*hole)
+        for span in self.missing(spans):
+            wanted.add(*self.table.compressed_range(span))
+        parts: list[tuple[int, int]] = []
+        for part_start, part_end in wanted:
+            if parts and part_start - parts[-1][1] <= limits.FETCH_GAP:
+                part_start = parts.pop()[0]  # noqa: PLW2901
+            parts.append((part_start, part_end))
+        return parts
 
     def has_compressed(self, start: int, end: int) -> bool:
         """Whether a range of the blob has been kept."""
-        with self._writing:
+        with self._lock:
             return self._received.covers(start, end)
 
     def read_compressed(self, offset: int, size: int) -> bytes:
@@ -246,7 +289,7 @@ class LazyLayerStore:
         Raises:
             StoreDamaged: They cannot be read any more.
         """
-        return self._pread_from(self._blob, offset, size)
+        return self._pread(self._blob, offset, size)
 
     def flush(self) -> None:
         """Makes the present spans durable, so that they survive a crash. Blocks.
@@ -255,24 +298,36 @@ class LazyLayerStore:
             StoreFull: No room.
             LocalError: The disk failed: the map stays behind, for good, which is safe.
         """
-        with self._writing:
+        # Bytes are written before their bit is set: what the snapshot speaks of is in the files.
+        with self._lock:
             bits, count = self.present.snapshot(), self.present.present_count
-        if count == self._saved_count or self._has_lost_writes:
+        data, blob = self._data, self._blob
+        if count == self._saved_count or self._has_lost_writes or data is None or blob is None:
             return
         with translate_os_errors("store a part of a layer"):
             try:
-                os.fdatasync(self._data)
-                os.fdatasync(self._blob)
-            except OSError:
-                # Told only once: the next call would succeed, with the bytes lost all the same.
+                os.fdatasync(data.fd)
+                os.fdatasync(blob.fd)
+            except OSError as exc:
+                # Told only once: the next call would succeed, with the bytes lost all the same. And
+                # once the kernel drops the pages, the file has zeros in their place.
                 self._has_lost_writes = True
+                self.poison = StoreDamaged(
+                    "what was fetched of a layer could not be written",
+                    hint="Unmount the image and mount it again: what was lost is fetched again.",
+                    digest=self.digest,
+                    reason=exc.strerror,
+                )
                 raise
-            self.present.save(bits)
+            # A layer that was completed meanwhile has no lazy form any more.
+            with contextlib.suppress(FileNotFoundError):
+                self.present.save(bits)
         self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
         """From now on reads are answered by the layer's final form."""
         self._complete = store
+        self._data = self._blob = None
 
 
 def create_lazy_layer(
@@ -286,15 +341,19 @@ def create_lazy_layer(
     with translate_os_errors("begin a lazy layer"):
         work = layout.ingest / f"lazy-{secrets.token_hex(8)}"
         work.mkdir(mode=0o700)
-        write_file(work / INDEX_NAME, index)
-        write_file(work / TABLE_NAME, table.to_bytes())
-        for name, size in ((DATA_NAME, table.data_size), (BLOB_NAME, table.blob_size)):
-            fd = os.open(work / name, _CREATE, 0o600)
-            try:
-                os.ftruncate(fd, size)
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-        sync_directory(work)
-        os.rename(work, layout.lazy_layer(digest))
+        try:
+            write_file(work / INDEX_NAME, index)
+            write_file(work / TABLE_NAME, table.to_bytes())
+            for name, size in ((DATA_NAME, table.data_size), (BLOB_NAME, table.blob_size)):
+                fd = os.open(work / name, _CREATE, 0o600)
+                try:
+                    os.ftruncate(fd, size)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            sync_directory(work)
+            os.rename(work, layout.lazy_layer(digest))
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
         sync_directory(layout.lazy_layers)

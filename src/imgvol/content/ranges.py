@@ -28,5 +28,16 @@ class Ranges:
         place = bisect_right(self._starts, start) - 1
         return start >= end or (place >= 0 and end <= self._ends[place])
 
+    def holes(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of [start, end) that are not in, in order."""
+        for place in range(bisect_right(self._ends, start), len(self._starts)):
+            if self._starts[place] >= end:
+                break
+            if start < self._starts[place]:
+                yield start, self._starts[place]
+            start = self._ends[place]
+        if start < end:
+            yield start, end
+
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._starts, self._ends, strict=True)

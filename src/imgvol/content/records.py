@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from imgvol.content.database import Database
+from imgvol.errors import NotFound
+from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import ChainID, DiffID, Digest
 
 
@@ -84,8 +86,9 @@ class ImageRecord:
 
         A claimed diff ID is no identity: an image with layers that have not been verified gets a
         view of its own, named by its blobs, even if it claims a chain ID that another image has.
+        So does one whose claims another image's pull of the same blobs has refuted meanwhile.
         """
-        if self.is_complete:
+        if self.is_complete and chain_id([layer.diff_id for layer in self.layers]) == self.chain_id:
             return self.chain_id
         blobs = " ".join(str(layer.digest) for layer in self.layers)
         return Digest.of(f"unverified {blobs}".encode())
@@ -113,7 +116,7 @@ class Records:
         self._database = database
 
     async def layer(self, digest: Digest) -> LayerRecord | None:
-        """The layer with this blob digest, if it is complete."""
+        """The layer with this blob digest, complete or not."""
 
         def find(db: sqlite3.Connection) -> LayerRecord | None:
             row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(digest)]).fetchone()
@@ -122,7 +125,7 @@ class Records:
         return await self._database.run(find)
 
     async def layers(self) -> list[LayerRecord]:
-        """Every complete layer."""
+        """Every layer, complete or not."""
         return await self._database.run(
             lambda db: [_layer(row) for row in db.execute(f"{_SELECT_LAYER} ORDER BY slot")]
         )
@@ -315,15 +318,23 @@ class Records:
         )
 
     async def add_volume(self, volume: VolumeRecord) -> None:
-        """Records a volume."""
-        await self._database.run(
-            lambda db: db.execute(
+        """Records a volume; from then on its image is in use.
+
+        Raises:
+            NotFound: The image has been removed meanwhile.
+        """
+
+        def add(db: sqlite3.Connection) -> None:
+            manifest = str(volume.manifest)
+            if not db.execute("SELECT 1 FROM image WHERE manifest = ?", [manifest]).fetchone():
+                raise NotFound("image was removed while it was being mounted", image=volume.image)
+            db.execute(
                 "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     volume.id,
                     volume.sandbox,
                     volume.image,
-                    str(volume.manifest),
+                    manifest,
                     volume.target,
                     volume.noexec,
                     str(volume.view_id),
@@ -331,7 +342,8 @@ class Records:
                     volume.boot_id,
                 ],
             )
-        )
+
+        await self._database.run(add)
 
     async def remove_volume(self, volume_id: str) -> None:
         """Forgets a volume; forgotten already is fine."""
@@ -408,7 +420,7 @@ def _images(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> lis
     """Images with their layers and names. `rest` is one of this module's own clauses."""
     rows = db.execute(_SELECT_IMAGE + rest, parameters).fetchall()
     images = []
-    for manifest, config, media_type, platform, chain_id, size, created, pulled_at in rows:
+    for manifest, config, media_type, platform, chain, size, created, pulled_at in rows:
         (expected,) = db.execute(
             "SELECT count(*) FROM image_layer WHERE manifest = ?", [manifest]
         ).fetchone()
@@ -427,7 +439,7 @@ def _images(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> lis
                 manifest=Digest.parse(manifest),
                 media_type=media_type,
                 platform=platform,
-                chain_id=ChainID(Digest.parse(chain_id)),
+                chain_id=ChainID(Digest.parse(chain)),
                 layers=tuple(_layer(row) for row in layers),
                 size=size,
                 created=created,

@@ -9,11 +9,13 @@ What survives a crash, and why that is enough:
 - A name is recorded last, after all that it means.
 """
 
+import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -49,6 +51,12 @@ class StoreUsage:
     disk_free: int
 
 
+@dataclass(slots=True)
+class _CountedLock:
+    lock: trio.Lock = field(default_factory=trio.Lock)
+    users: int = 0
+
+
 class Store:
     """One root directory, open. Made by `open_store`."""
 
@@ -58,6 +66,20 @@ class Store:
         self.blobs = BlobStore(layout)
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
+        self._layer_locks: dict[Digest, _CountedLock] = {}
+
+    @asynccontextmanager
+    async def layer_lock(self, digest: Digest) -> AsyncIterator[None]:
+        """One task at a time decides what becomes of a layer: pulled, completed, removed."""
+        counted = self._layer_locks.setdefault(digest, _CountedLock())
+        counted.users += 1
+        try:
+            async with counted.lock:
+                yield
+        finally:
+            counted.users -= 1
+            if counted.users == 0:
+                del self._layer_locks[digest]
 
     @property
     def spool_directory(self) -> str:
@@ -111,12 +133,19 @@ class Store:
 
     async def complete_layer(self, record: LayerRecord) -> LayerRecord:
         """Records that a lazy layer has been published whole, and removes its lazy form."""
-        stored = await self.records.add_layer(record)
-        await trio.to_thread.run_sync(
-            lambda: shutil.rmtree(self._layout.lazy_layer(record.digest), ignore_errors=True),
-            limiter=self._limiter,
-        )
+        with trio.CancelScope(shield=True):
+            stored = await self.records.add_layer(record)
+            await trio.to_thread.run_sync(
+                self._remove_lazy_form, record.digest, limiter=self._limiter
+            )
         return stored
+
+    def _remove_lazy_form(self, digest: Digest) -> None:
+        # Out of the way first: an open layer may be writing its map there in this moment.
+        discarded = self._layout.ingest / f"lazy-{secrets.token_hex(8)}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(self._layout.lazy_layer(digest), discarded)
+        shutil.rmtree(discarded, ignore_errors=True)
 
     async def open_layer(self, record: LayerRecord) -> LayerStore:
         """Opens a complete layer for reading.
@@ -135,18 +164,20 @@ class Store:
 
     async def remove_layer(self, digest: Digest) -> int:
         """Removes a layer that no image needs, if it is so; returns the bytes given back."""
-        if not await self.records.remove_unreferenced_layer(digest):
-            return 0
-        return await trio.to_thread.run_sync(
-            self._remove_layer_files, digest, limiter=self._limiter
-        )
+        freed = 0
+        with trio.CancelScope(shield=True):
+            if await self.records.remove_unreferenced_layer(digest):
+                freed = await trio.to_thread.run_sync(
+                    self._remove_layer_files, digest, limiter=self._limiter
+                )
+        return freed
 
     def _remove_layer_files(self, digest: Digest) -> int:
         path = self._layout.layer(digest)
         lazy = self._layout.lazy_layer(digest)
         freed = _tree_usage(path, shared_links=2) + _tree_usage(lazy)
         shutil.rmtree(path, ignore_errors=True)
-        shutil.rmtree(lazy, ignore_errors=True)
+        self._remove_lazy_form(digest)
         _sweep_shared_files(self._layout)
         return freed
 
@@ -250,7 +281,10 @@ def _tree_usage(top: Path, *, shared_links: int | None = None) -> int:
     total = 0
     for directory, _, files in os.walk(top):
         for name in files:
-            status = os.lstat(os.path.join(directory, name))
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:  # replaced or removed in this moment
+                continue
             if shared_links is not None and status.st_nlink > shared_links:
                 continue
             if status.st_ino not in seen:

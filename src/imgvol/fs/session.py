@@ -16,7 +16,7 @@ from imgvol import limits
 from imgvol.errors import LocalError, MachineLacks
 from imgvol.fs.operations import Operations
 from imgvol.images.views import Views
-from imgvol.volumes.mountinfo import FILESYSTEM_TYPE, read_mountinfo, source_of
+from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo, source_of
 from imgvol.volumes.mounts import detach_dead_mounts
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ def _mount(operations: Operations, mount_point: Path, is_system: bool) -> None:
             hint="The daemon's log has the reason; imgvol doctor says what this machine lacks.",
             mount_point=mount_point,
         ) from exc
-    mount = next(m for m in read_mountinfo() if m.mount_point == bytes(mount_point))
-    if mount.fstype != FILESYSTEM_TYPE or not {"nosuid", "nodev"} <= mount.options:
+    mount = _own_mount(mount_point)
+    if mount is None or not {"nosuid", "nodev"} <= mount.options:
         pyfuse3.close()
         raise LocalError("the filesystem was mounted without nosuid,nodev", mount_point=mount_point)
 
@@ -109,12 +109,19 @@ def _raise_readahead(mount_point: Path) -> None:
     # question that only the session can answer.
     os.statvfs(mount_point)
     # The device number comes from mountinfo: a stat's would be right, too, but asks the session.
-    mount = next(m for m in read_mountinfo() if m.mount_point == bytes(mount_point))
+    mount = _own_mount(mount_point)
+    if mount is None:
+        return  # unmounted by somebody in this moment: the session ends by itself
     setting = Path(f"/sys/class/bdi/{mount.major}:{mount.minor}/read_ahead_kb")
     try:
         setting.write_text(str(limits.READAHEAD_KIB))
     except OSError as exc:
         log.info("readahead stays at the kernel's default: %s", exc)
+
+
+def _own_mount(mount_point: Path) -> MountInfo | None:
+    """Our filesystem's line. Not by its mount point: the kernel tells that without links."""
+    return next((mount for mount in read_mountinfo() if is_ours(mount, mount_point)), None)
 
 
 async def _forget_withdrawn(names: trio.MemoryReceiveChannel[bytes]) -> None:
@@ -132,9 +139,12 @@ async def _release_lingering(views: Views) -> None:
     while True:
         await trio.sleep(LINGERING_CHECK)
         for view in views.lingering():
-            root = view.tree.inode(view.tree.root)
-            for name, _ in view.tree.list(view.tree.root):
-                await _forget_entry(root, name)
+            try:
+                root = view.tree.inode(view.tree.root)
+                for name, _ in view.tree.list(view.tree.root):
+                    await _forget_entry(root, name)
+            except Exception:  # one view's trouble must not end the session of all
+                log.exception("view %s is not let go: a defect", view.id)
 
 
 async def _forget_entry(parent: int, name: bytes) -> None:

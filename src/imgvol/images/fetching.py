@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +27,9 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore
 from imgvol.content.records import Origin
-from imgvol.errors import ImgvolError, RemoteError
+from imgvol.errors import ImgvolError, InternalError, ProtocolError, RemoteError
 from imgvol.oci.descriptor import Descriptor
+from imgvol.registry.bounds import Bounds
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.base import BlobReader, ImageSource
 from imgvol.sources.open import open_source
@@ -49,6 +50,12 @@ class _Flight:
     error: ImgvolError | None = None
     landed: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    def note_change(self) -> None:
+        """A span has come, or the flight has landed: whoever waits looks again."""
+        changed, self.changed = self.changed, trio.Event()
+        changed.set()
 
 
 @dataclass(slots=True)
@@ -91,7 +98,6 @@ class LayerFetcher:
         self._line = _LineQuality()
         self.failure: ImgvolError | None = None
         self._failed_until = -math.inf
-        self._last_asked = -math.inf
 
     async def ensure(self, spans: Collection[int]) -> None:
         """Returns when all of these spans are present.
@@ -100,34 +106,34 @@ class LayerFetcher:
             RemoteError: The registry does not deliver.
             ContentError: What it delivers is not what was promised.
         """
-        self._last_asked = trio.current_time()
-        if self.failure is not None and trio.current_time() < self._failed_until:
-            raise self.failure
-        # More than once only if a flight that was joined has lost its last reader in that moment.
-        while missing := [s for s in sorted(set(spans)) if s not in self._layer.present]:
-            flights = [f for s in missing if (f := self._flights.get(s)) is not None]
-            fresh = [s for s in missing if s not in self._flights]
-            flights += [self._launch(group) for group in self._grouped(fresh)]
-            for flight in dict.fromkeys(flights):
-                await self._wait(flight)
-        self._last_asked = trio.current_time()
+        with self._engine.reading():
+            if self.failure is not None and trio.current_time() < self._failed_until:
+                raise self.failure.with_traceback(None)
+            # More than once only if a flight that was joined ended without its spans.
+            while missing := [s for s in sorted(set(spans)) if s not in self._layer.present]:
+                flights = [f for s in missing if (f := self._flights.get(s)) is not None]
+                fresh = [s for s in missing if s not in self._flights]
+                flights += [self._launch(group) for group in self._grouped(fresh)]
+                await self._wait(list(dict.fromkeys(flights)), frozenset(missing))
 
     async def fetch_window(self, start: int, end: int, spans: Sequence[int]) -> None:
         """Brings a range of the blob with all spans in it, and what lies between them.
 
-        For the background: it is never amplified. Spans that are under way anyway are left out of
-        the accounts, not of the range.
+        For the background: it is never amplified, one at a time of all layers, and gives way as
+        soon as a reader needs the line. So it may return before it has brought everything.
         """
         flight = _Flight(start, end, tuple(spans))
-        for span in spans:
-            self._flights.setdefault(span, flight)
-        self._engine.launch(self.fly, flight)
-        await self._wait(flight)
+        async with self._engine.background_turn:
+            for span in spans:
+                self._flights.setdefault(span, flight)
+            self._engine.background = flight
+            self._engine.launch(self.fly, flight)
+            await self._wait([flight], None)
 
     async def wait_quiet(self) -> None:
-        """Waits until no reader has asked for anything for a while."""
+        """Waits until no reader has waited for anything for a while."""
         while (  # noqa: ASYNC110 - readers move the goal
-            until := self._last_asked + limits.FETCH_QUIET
+            until := self._engine.last_reading + limits.FETCH_QUIET
         ) > trio.current_time():
             await trio.sleep_until(until)
 
@@ -164,20 +170,38 @@ class LayerFetcher:
         flight = _Flight(start, end, tuple(group))
         for span in group:
             self._flights[span] = flight
+        self._engine.make_way()
         self._engine.launch(self.fly, flight)
         return flight
 
-    async def _wait(self, flight: _Flight) -> None:
-        flight.waiters += 1
+    async def _wait(self, flights: Collection[_Flight], wanted: Collection[int] | None) -> None:
+        """Waits for what flights bring: the wanted spans, or all that is in them.
+
+        A flight goes on with what it was to bring besides. It ends early when somebody stops
+        waiting before the time, and nobody else waits.
+        """
+        # Of all from the start: none may end because somebody else has stopped waiting for it.
+        for flight in flights:
+            flight.waiters += 1
+        is_served = False
         try:
-            await flight.landed.wait()
+            for flight in flights:
+                while not (flight.landed.is_set() or self._has_brought(flight, wanted)):
+                    await flight.changed.wait()
+                if flight.error is not None and not self._has_brought(flight, wanted):
+                    raise flight.error.with_traceback(None)
+            is_served = True
         finally:
-            flight.waiters -= 1
-            if flight.waiters == 0 and not flight.landed.is_set():
-                flight.scope.cancel()
-                self._forget(flight)
-        if flight.error is not None:
-            raise flight.error
+            for flight in flights:
+                flight.waiters -= 1
+                if not is_served and flight.waiters == 0 and not flight.landed.is_set():
+                    flight.scope.cancel()
+                    self._forget(flight)
+
+    def _has_brought(self, flight: _Flight, wanted: Collection[int] | None) -> bool:
+        if wanted is None:
+            return False
+        return all(span in self._layer.present for span in flight.spans if span in wanted)
 
     async def fly(self, flight: _Flight) -> None:
         """Runs one flight to its end, whatever that is; the engine calls this."""
@@ -196,9 +220,17 @@ class LayerFetcher:
             if isinstance(exc, RemoteError):
                 self.failure = exc
                 self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
+        except Exception as exc:  # in the engine's nursery it would end every view
+            log.exception("layer %s: a defect of imgvol", self._layer.digest)
+            flight.error = InternalError(
+                "a part of a layer cannot be fetched",
+                digest=self._layer.digest,
+                kind=type(exc).__name__,
+            )
         finally:
             self._forget(flight)
             flight.landed.set()
+            flight.note_change()
 
     def _forget(self, flight: _Flight) -> None:
         for span in flight.spans:
@@ -218,6 +250,8 @@ class _RangeFetch:
         self._flight = flight
         self._reader: BlobReader | None = None
         self._is_cancelled = False
+        self._loop = trio.lowlevel.current_trio_token()
+        self._kept = 0
         self.first_byte = 0.0
         self.seconds = 0.0
 
@@ -245,7 +279,14 @@ class _RangeFetch:
                 while waiting and ranges(waiting[-1])[1] <= flight.start + len(received):
                     self._store(waiting.pop(), received)
         self.seconds = time.perf_counter() - began
-        self._layer.put_compressed(flight.start, bytes(received))
+        if len(received) != flight.end - flight.start:
+            raise ProtocolError(
+                "a source sent a range of another size than was asked for",
+                digest=self._descriptor.digest,
+                expected=flight.end - flight.start,
+                actual=len(received),
+            )
+        self._keep(received, len(received))
 
     def _store(self, span: int, received: bytearray) -> None:
         if span in self._layer.present:
@@ -253,7 +294,19 @@ class _RangeFetch:
         start, end = self._layer.table.compressed_range(span)
         base = self._flight.start
         compressed = bytes(received[start - base : end - base])
-        self._layer.put_span(span, self._layer.table.decode(span, compressed))
+        regions = self._layer.table.decode(span, compressed)
+        # First: after a restart a present span is taken to have its part of the blob, too.
+        self._keep(received, end - base)
+        self._layer.put_span(span, regions)
+        self._loop.run_sync_soon(self._flight.note_change)
+
+    def _keep(self, received: bytearray, end: int) -> None:
+        """Keeps what has been received up to a place in the range."""
+        if end > self._kept:
+            self._layer.put_compressed(
+                self._flight.start + self._kept, bytes(received[self._kept : end])
+            )
+            self._kept = end
 
 
 @dataclass(eq=False, slots=True)
@@ -268,19 +321,48 @@ class FetchEngine:
 
     Attributes:
         limiter: Ranges that are received at once.
+        background_turn: Held by the one background flight there is.
+        background: The latest background flight.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
         self._sources: dict[Origin, _OpenSource] = {}
         self._opening = trio.Lock()
+        self._readers = 0
+        self._last_reader = -math.inf
+        self.background_turn = trio.Lock()
+        self.background: _Flight | None = None
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
 
     def attach(self, layer: LazyLayerStore, descriptor: Descriptor, origin: Origin) -> LayerFetcher:
         """Gives a layer what brings its spans."""
+        # Whoever opens a view is about to read: the background gives them a start.
+        self._last_reader = trio.current_time()
         fetcher = LayerFetcher(self, layer, descriptor, origin)
         layer.fetcher = fetcher
         return fetcher
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the time that a reader waits, of whatever layer."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self._last_reader = trio.current_time()
+
+    @property
+    def last_reading(self) -> float:
+        """When a reader has last waited for anything: now, while one does."""
+        return trio.current_time() if self._readers else self._last_reader
+
+    def make_way(self) -> None:
+        """Ends the background flight, unless a reader waits for it; what has come is kept."""
+        flight = self.background
+        if flight is not None and flight.waiters <= 1:
+            flight.scope.cancel()
 
     def launch(self, fly: Callable[[_Flight], Awaitable[None]], flight: _Flight) -> None:
         """Starts a flight: it is the engine's task, not that of whoever caused it."""
@@ -306,17 +388,27 @@ class FetchEngine:
             insecure=origin.insecure,
             ca_file=Path(origin.ca_file) if origin.ca_file else None,
         )
-        async with open_source(parse_image_argument(origin.argument), options) as source:
-            opened = _OpenSource(source, idle_since=trio.current_time())
-            self._sources[origin] = opened
-            try:
-                task_status.started(opened)
-                while (  # noqa: ASYNC110 - users come and go
-                    opened.users or trio.current_time() < opened.idle_since + limits.FETCH_IDLE
-                ):
-                    await trio.sleep(limits.FETCH_IDLE)
-            finally:
-                del self._sources[origin]
+        # A reader waits: a line that stalls is given up in time for another try.
+        bounds = Bounds(read_timeout=limits.FETCH_STALL)
+        opened: _OpenSource | None = None
+        try:
+            async with open_source(
+                parse_image_argument(origin.argument), options, bounds=bounds
+            ) as source:
+                opened = _OpenSource(source, idle_since=trio.current_time())
+                self._sources[origin] = opened
+                try:
+                    task_status.started(opened)
+                    while (  # noqa: ASYNC110 - users come and go
+                        opened.users or trio.current_time() < opened.idle_since + limits.FETCH_IDLE
+                    ):
+                        await trio.sleep(limits.FETCH_IDLE)
+                finally:
+                    del self._sources[origin]
+        except Exception:
+            if opened is None:
+                raise  # to whoever wants the source
+            log.exception("a source could not be closed: %s", origin.argument)
 
 
 @asynccontextmanager

@@ -122,8 +122,6 @@ class LayerIngest:
         self._reader: BlobReader | None = None
         self._is_cancelled = False
         self._storing_failure: BaseException | None = None
-        # The storing thread may publish only after the pulling thread has checked the blob.
-        self._blob_is_verified = threading.Event()
         self._record: LayerRecord | None = None
 
     def cancel(self) -> None:
@@ -149,10 +147,10 @@ class LayerIngest:
         try:
             self._pull()
         except BaseException as exc:  # noqa: BLE001 - raised again below, once the threads are one
-            failure = exc
+            # A storing side that has failed already is why this one was shut.
+            failure = self._storing_failure or exc
             self._pieces.break_off()
         storing.join()
-        # The side that failed first has the reason; the other only noticed.
         for reason in (failure, self._storing_failure):
             if reason is not None and not isinstance(reason, _Cancelled):
                 raise reason

@@ -14,6 +14,7 @@ readers get errors from then on.
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -167,6 +168,7 @@ class _BlobFetch:
         self._source = source
         self._descriptor = descriptor
         self._reader: BlobReader | None = None
+        self._is_cancelled = False
 
     async def fetch(self, start: int, end: int, limiter: trio.CapacityLimiter) -> bytes:
         """The bytes [start, end)."""
@@ -174,11 +176,14 @@ class _BlobFetch:
         def receive() -> bytes:
             with self._source.open_blob(self._descriptor, offset=start, end=end) as reader:
                 self._reader = reader
+                if self._is_cancelled:
+                    reader.cancel()
                 return b"".join(reader.iter_pieces())
 
         return await run_cancellable(receive, self._cancel, limiter=limiter)
 
     def _cancel(self) -> None:
+        self._is_cancelled = True
         if self._reader is not None:
             self._reader.cancel()
 
@@ -239,7 +244,11 @@ class LazyLayers:
             if attached.record.digest == record.digest:
                 attached.scope.cancel()
                 complete = await self._store.open_layer(record)
-                await self._compare(attached.layer, complete)
+                try:
+                    await self._compare(attached.layer, complete)
+                except ContentError as exc:
+                    # That is no failure of the pull: what it brought has been verified.
+                    _poison(attached.layer, exc)
 
     async def _look_after(self, attached: _Attached) -> None:
         layer = attached.layer
@@ -249,9 +258,10 @@ class LazyLayers:
                     nursery.start_soon(self._flush_regularly, layer)
                     await self._complete(attached)
                     nursery.cancel_scope.cancel()
+        finally:
+            # Also when the daemon stops: what is present serves the next one.
             with trio.CancelScope(shield=True):
                 await self._flush(layer)
-        finally:
             del self._attached[layer]
 
     async def _flush_regularly(self, layer: LazyLayerStore) -> None:
@@ -267,34 +277,47 @@ class LazyLayers:
         except ImgvolError as exc:
             # What is not made durable is fetched again after a crash: no more than that.
             log.warning("layer %s: %s", layer.digest, exc)
+        except Exception:  # in the daemon's nursery it would end every view
+            log.exception("layer %s is not made durable: a defect", layer.digest)
 
     async def _complete(self, attached: _Attached) -> None:
         """Fetches the rest and verifies the whole, for as long as it takes."""
         was_told = False
         while True:
             try:
+                # A span that arrives damaged says something of the line: it is asked for again.
                 await self._fetch_rest(attached)
-                await self._verify(attached)
-                return
-            except ContentError as exc:
-                attached.layer.poison = exc
-                log.error("layer %s is bad, its readers get errors: %s", attached.layer.digest, exc)
+                try:
+                    await self._verify(attached)
+                except ContentError as exc:
+                    _poison(attached.layer, exc)
                 return
             except ImgvolError as exc:
                 if not was_told:
                     log.warning("layer %s waits to be completed: %s", attached.layer.digest, exc)
                 was_told = True
                 await trio.sleep(limits.FETCH_RETRY)
+            except Exception:  # in the daemon's nursery it would end every view
+                log.exception("layer %s is not completed: a defect", attached.layer.digest)
+                return
 
     async def _fetch_rest(self, attached: _Attached) -> None:
         layer, fetcher = attached.layer, attached.fetcher
+        ranges = layer.table.compressed_range
         if layer.table.prefetch:
             await fetcher.ensure(layer.table.prefetch)
         for start, end, spans in _windows(layer.table):
-            if layer.has_compressed(start, end) and not layer.missing(spans):
-                continue
-            await fetcher.wait_quiet()
-            await fetcher.fetch_window(start, end, spans)
+            # Looking at what is here takes time, too: filesystem requests come in between.
+            await trio.lowlevel.checkpoint()
+            while lacking := layer.lacking(start, end, spans):
+                await fetcher.wait_quiet()
+                first, last = lacking[0]
+                within = [
+                    span
+                    for span in layer.missing(spans)
+                    if first <= ranges(span)[0] and ranges(span)[1] <= last
+                ]
+                await fetcher.fetch_window(first, last, within)
 
     async def _verify(self, attached: _Attached) -> None:
         layer, record = attached.layer, attached.record
@@ -309,48 +332,68 @@ class LazyLayers:
             adapt=as_stargz if record.format.startswith(STARGZ) else None,
         )
         verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)
-        with trio.CancelScope(shield=True):
-            # The slot is the layer's for good; it was given when the layer was first recorded.
-            verified = replace(verified, slot=record.slot)
-            try:
-                await self._compare(layer, await self._store.open_layer(verified))
-            finally:
+        # The slot is the layer's for good; it was given when the layer was first recorded.
+        verified = replace(verified, slot=record.slot)
+        await self._record(verified)
+        await self._compare(layer, await self._store.open_layer(verified))
+
+    async def _record(self, verified: LayerRecord) -> None:
+        async with self._store.layer_lock(verified.digest):
+            stored = await self._store.records.layer(verified.digest)
+            # Removed meanwhile, or pulled as a whole: then this is no news.
+            if stored is not None and stored.slot == verified.slot and not stored.is_complete:
                 await self._store.complete_layer(verified)
 
     async def _compare(self, layer: LazyLayerStore, complete: LayerStore) -> None:
         """Serves a layer from its verified form, if that is what readers have been shown."""
-        difference = await trio.to_thread.run_sync(
-            first_difference, layer, complete, limiter=self._completing
+        if layer.is_complete:
+            return
+        stopped = threading.Event()
+        difference = await run_cancellable(
+            partial(first_difference, layer, complete, stopped),
+            stopped.set,
+            limiter=self._completing,
         )
         if difference is None:
             layer.complete(complete)
             return
         raise InvalidLayer(
             "a table of contents does not tell what the layer holds",
-            hint="The layer is served from its tar from the next mount on.",
+            hint="The layer is served from its tar once its volumes have been unmounted.",
             layer=layer.digest,
             path=difference,
         )
 
 
+def _poison(layer: LazyLayerStore, reason: ContentError) -> None:
+    layer.poison = reason
+    log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
+
+
 def _windows(table: SpanTable) -> Iterator[tuple[int, int, list[int]]]:
     """The blob in order, in pieces for the background: start, end, and the spans that end in each.
 
-    What lies between spans goes with the window that it is in: the blob must be whole in the end.
+    What lies between spans goes with the window that it is in, or makes windows of its own if it is
+    long: the blob must be whole in the end, and each window is held in memory.
     """
     start = reached = 0
     spans: list[int] = []
     for span in range(table.span_count):
-        _, end = table.compressed_range(span)
+        first, end = table.compressed_range(span)
+        while first - start >= limits.FETCH_LARGEST:
+            yield start, start + limits.FETCH_LARGEST, spans
+            start, spans = start + limits.FETCH_LARGEST, []
+        # The first byte may be the last one of the window before.
+        start = min(start, first)
         spans.append(span)
         reached = max(reached, end)
         if reached - start >= limits.FETCH_LARGEST:
-            first, _ = table.compressed_range(spans[0])
-            yield min(start, first), reached, spans
+            yield start, reached, spans
             start, spans = reached, []
-    if start < table.blob_size:
-        first = table.compressed_range(spans[0])[0] if spans else start
-        yield min(start, first), table.blob_size, spans
+    while start < table.blob_size:
+        end = min(start + limits.FETCH_LARGEST, table.blob_size)
+        yield start, end, spans
+        start, spans = end, []
 
 
 class _KeptBlob:

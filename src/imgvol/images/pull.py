@@ -10,8 +10,7 @@ import os
 import platform as host
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -155,11 +154,12 @@ class Puller:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
-        self._layer_locks: dict[Digest, _CountedLock] = {}
         # Called with each layer that was lazy and has been pulled as a whole.
         self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
         # Layers of pulls under way: complete, perhaps, but not yet named by an image.
         self._held: Counter[Digest] = Counter()
+        # Documents are here for a moment before the record that needs them.
+        self._naming = trio.Lock()
 
     async def pull(
         self,
@@ -191,10 +191,6 @@ class Puller:
         self._held.update(digests)
         try:
             layers = await self._ensure_layers(source, resolved, progress, lazy_origin)
-            for index in resolved.indexes:
-                await self._store.put_blob(index.digest, index.raw)
-            await self._store.put_blob(manifest.digest, manifest.raw)
-            await self._store.put_blob(config.digest, config.raw)
             image = ImageRecord(
                 id=config.digest,
                 manifest=manifest.digest,
@@ -206,7 +202,12 @@ class Puller:
                 created=config.created or None,
                 pulled_at=time.time(),
             )
-            return await self._store.records.add_image(image, name, resolved.target)
+            async with self._naming:
+                for index in resolved.indexes:
+                    await self._store.put_blob(index.digest, index.raw)
+                await self._store.put_blob(manifest.digest, manifest.raw)
+                await self._store.put_blob(config.digest, config.raw)
+                return await self._store.records.add_image(image, name, resolved.target)
         finally:
             self._held.subtract(digests)
             self._held += Counter()
@@ -252,7 +253,7 @@ class Puller:
         progress: LayerProgress,
         finder: LazyFinder | None,
     ) -> LayerRecord:
-        async with self._layer_lock(descriptor.digest):
+        async with self._store.layer_lock(descriptor.digest):
             stored = await self._store.records.layer(descriptor.digest)
             is_enough = stored is not None and (stored.is_complete or finder is not None)
             if stored is not None and is_enough and stored.diff_id == diff_id:
@@ -291,7 +292,7 @@ class Puller:
         found = await finder.find(descriptor)
         if found is None:
             return None
-        index = LayerIndex(found.layer.index)
+        index = await trio.to_thread.run_sync(LayerIndex, found.layer.index, limiter=self._limiter)
         record = LayerRecord(
             digest=descriptor.digest,
             diff_id=diff_id,
@@ -306,30 +307,16 @@ class Puller:
 
     async def discard_layer(self, digest: Digest) -> int:
         """Removes a layer unless a pull or an image wants it by now; returns the bytes freed."""
-        async with self._layer_lock(digest):
+        async with self._store.layer_lock(digest):
             if digest in self._held:
                 return 0
             return await self._store.remove_layer(digest)
 
-    @asynccontextmanager
-    async def _layer_lock(self, digest: Digest) -> AsyncIterator[None]:
-        """One task at a time for one layer."""
-        counted = self._layer_locks.setdefault(digest, _CountedLock())
-        counted.users += 1
-        try:
-            async with counted.lock:
-                yield
-        finally:
-            counted.users -= 1
-            if counted.users == 0:
-                del self._layer_locks[digest]
+    async def discard_documents(self) -> int:
+        """Removes the documents that no image needs; returns the bytes freed."""
+        async with self._naming:
+            return await self._store.remove_blobs_except(await self._store.records.documents())
 
 
 async def _nothing_to_do(_record: LayerRecord) -> None:
     """For stores without open lazy layers."""
-
-
-@dataclass(slots=True)
-class _CountedLock:
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    users: int = 0

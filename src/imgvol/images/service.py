@@ -238,10 +238,7 @@ class ImageService:
         for digest in await records.unreferenced_layers():
             if digest not in self._views.layers_in_use():
                 freed += await self._puller.discard_layer(digest)
-        if not self.pulls_under_way:
-            documents = await records.documents()
-            freed += await self._store.remove_blobs_except(documents)
-        return freed
+        return freed + await self._puller.discard_documents()
 
 
 def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:

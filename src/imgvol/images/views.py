@@ -251,11 +251,17 @@ class Views:
         if shared is None:
             shared = _SharedLayer(await self._open_layer(record))
             self._layers[record.digest] = shared
-            self._layers_by_slot[record.slot] = shared.store
+            self._layers_by_slot[shared.store.slot] = shared.store
+        elif isinstance(shared.store, LazyLayerStore) and shared.store.poison is not None:
+            # The kernel knows its inodes, and its slot gives the same numbers to its final form.
+            raise shared.store.poison.with_traceback(None)
         shared.users += 1
         return shared.store
 
     async def _open_layer(self, record: LayerRecord) -> AnyLayer:
+        if not record.is_complete:
+            # It may have been completed since the image was looked up.
+            record = await self.store.records.layer(record.digest) or record
         if record.is_complete:
             return await self.store.open_layer(record)
         layer = await self.store.open_lazy_layer(record)

@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from imgvol.errors import InvalidArgument
+from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.client import open_registry_client
 from imgvol.registry.credentials import CredentialSource, FileCredentials, credential_files
 from imgvol.registry.hosts import RegistryOptions
@@ -37,6 +38,7 @@ async def open_source(
     options: RegistryOptions = _DEFAULT_OPTIONS,
     *,
     credentials: CredentialSource | None = None,
+    bounds: Bounds = DEFAULT_BOUNDS,
     spool_directory: str | None = None,
 ) -> AsyncIterator[ImageSource]:
     """Open the source of an image; leaving closes it.
@@ -46,6 +48,7 @@ async def open_source(
         options: How to reach a registry.
         credentials: Logins for a registry; None: those of the files that `docker login` and
             `podman login` of this process's user write.
+        bounds: How long to wait for a registry, and how often to try.
         spool_directory: Where a compressed archive is decompressed; None: the system's choice.
 
     Raises:
@@ -57,7 +60,9 @@ async def open_source(
     match argument:
         case RegistryImage(reference):
             logins = credentials or _logins_of_this_user()
-            async with open_registry_client(reference.domain, options, logins) as client:
+            async with open_registry_client(
+                reference.domain, options, logins, bounds=bounds
+            ) as client:
                 yield RegistrySource(client, reference)
         case LayoutImage() | OCIArchive() | DockerArchive():
             async with aclosing(await _open_local(argument, spool_directory)) as source:

@@ -1,9 +1,9 @@
 """Volumes: views bound at paths, recorded, and found again after a restart.
 
 A volume is acknowledged in this order: view open, view shown in the filesystem, bind mount made,
-record written. Undoing goes the other way. A daemon that dies in between leaves at most mounts of a
-dead filesystem, which the next start recognises by their source and detaches, and records, which it
-makes true again.
+record written. It goes in this one: bind mount, which may be in use, then view and record. A daemon
+that dies in between leaves at most mounts of a dead filesystem, which the next start recognises by
+their source and detaches, and records, which it makes true again.
 
 Everything that may touch a mount runs in threads: a system call on our own filesystem waits for an
 answer that only the event loop can give.
@@ -24,7 +24,7 @@ import trio
 from imgvol.content.records import ImageRecord, Records, VolumeRecord
 from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
-from imgvol.images.service import ImageService, PullOptions
+from imgvol.images.service import SHORT_ID, ImageService, PullOptions
 from imgvol.images.views import LayerStatus, OpenView, Views, layer_status
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes import mounts
@@ -182,6 +182,7 @@ class VolumeManager:
                 if lazy or record.is_complete:
                     progress.stage = "done"
                     return record
+                image = _name_to_pull(image, record, pull)
         return await self._images.pull(
             image, platform=platform, options=options, progress=progress, lazy=lazy
         )
@@ -202,8 +203,10 @@ class VolumeManager:
         async with self._reserve(mounted.record.target):
             if mounted.record.id not in self._volumes:
                 raise NotFound("no such volume", volume=target_or_id)
-            await self._detach(mounted, lazily=detach)
-            await self._records.remove_volume(mounted.record.id)
+            # A caller who goes away in between would leave a record of what is not mounted.
+            with trio.CancelScope(shield=True):
+                await self._detach(mounted, lazily=detach)
+                await self._records.remove_volume(mounted.record.id)
         return self._shown(mounted)
 
     async def list(self) -> list[Volume]:
@@ -223,14 +226,24 @@ class VolumeManager:
         log and forgotten: its target then is a plain directory, as before it was mounted.
         """
         for record in await self._records.volumes():
-            image = await self._records.image(record.manifest)
-            if record.boot_id == self._boot_id and image is not None and self._obstacle is None:
+            if record.boot_id == self._boot_id:
                 try:
-                    await self._attach(record, image)
+                    await self._attach_again(record)
                     continue
                 except (ImgvolError, OSError) as exc:
                     log.error("cannot mount %s again at %s: %s", record.image, record.target, exc)
             await self._records.remove_volume(record.id)
+
+    async def _attach_again(self, record: VolumeRecord) -> None:
+        if self._obstacle is not None:
+            raise self._obstacle
+        image = await self._records.image(record.manifest)
+        if image is None:
+            raise NotFound("image is not in the store", image=record.image)
+        if record.target is not None:
+            # Somebody may have used the directory meanwhile.
+            await self._in_thread(mounts.check_target, os.fsencode(record.target))
+        await self._attach(record, image)
 
     async def detach_all(self, *, forget: bool) -> None:
         """Unmounts every volume, in use or not; for the daemon's end.
@@ -243,8 +256,11 @@ class VolumeManager:
                 await self._detach(mounted, lazily=True)
             except (ImgvolError, OSError) as exc:
                 log.error("cannot unmount %s: %s", mounted.record.target, exc)
-            if forget:
-                await self._records.remove_volume(mounted.record.id)
+            try:
+                if forget:
+                    await self._records.remove_volume(mounted.record.id)
+            except ImgvolError as exc:
+                log.error("cannot forget the volume at %s: %s", mounted.record.target, exc)
 
     async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
         """Opens the view, shows it, binds it. All or nothing."""
@@ -333,3 +349,20 @@ class VolumeManager:
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+
+
+def _name_to_pull(image: str, record: ImageRecord, pull: PullPolicy) -> str:
+    """What to pull to complete an image: the name that was given, or, for an ID, one of its names.
+
+    Raises:
+        NotFound: It may not be pulled, or has no name.
+    """
+    if pull == "never" or not record.names:
+        raise NotFound(
+            "image is not in the store as a whole",
+            hint="Pull it first: imgvol pull IMAGE. Or mount it with --lazy=auto.",
+            image=image,
+        )
+    if SHORT_ID.fullmatch(image):
+        return record.names[0]
+    return image

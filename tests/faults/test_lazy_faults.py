@@ -1,0 +1,228 @@
+"""Lines and registries that fail under a lazy mount, and daemons that die over one (F01, F04, F09,
+F43 to F48, F53, F56)."""
+
+import signal
+import time
+
+import pytest
+
+from support.daemon import Imgvol
+from support.images import sha256
+from support.programs import require_fuse, stop, wait_until
+
+pytestmark = pytest.mark.servers
+
+MIB = 1 << 20
+# What the background asks for at once, and readers never do.
+WINDOW = 4 * MIB
+CRAWL = 20_000
+# Shorter waits than those of a daemon that people use; the deadline of a read among them.
+DEADLINE = 2.0
+QUICK = {"FETCH_RETRY": 0.5, "FETCH_QUIET": 0.2, "FETCH_FLUSH": 0.2, "HANDLER_DEADLINE": DEADLINE}
+OUTAGE = ["read: ", "waits to be completed"]
+
+
+@pytest.fixture
+def quick(short_path):
+    """A daemon with short waits, which a test may kill."""
+    require_fuse()
+    imgvol = Imgvol(short_path, limits=dict(QUICK))
+    imgvol.start()
+    try:
+        yield imgvol
+    except BaseException:
+        stop(imgvol.process)
+        raise
+    imgvol.terminate()
+    assert imgvol.unexpected_log() == []
+
+
+def check_reads(agent, reads):
+    """Asks all at once, as twenty readers."""
+    reads, wanted = zip(*reads, strict=True)
+    found = agent.ask("read_together", reads=reads, readers=20, deadline=60)
+    wrong = [(read, f) for read, w, f in zip(reads, wanted, found, strict=True) if f != w]
+    assert wrong == []
+
+
+def check_all(agent, image, target):
+    for name, data in image.files.items():
+        digest = agent.ask("digest", path=f"{target}/{name}")
+        assert f"sha256:{digest}" == sha256(data), name
+
+
+def wait_complete(image, daemon, seconds=20):
+    wait_until(lambda: image.is_complete(daemon), seconds=seconds, what="the layer to be complete")
+
+
+def kill(imgvol):
+    imgvol.process.send_signal(signal.SIGKILL)
+    assert imgvol.process.wait(10) == -signal.SIGKILL
+
+
+def only(format_):
+    """One format is enough where the engine is looked at."""
+    return pytest.mark.parametrize("lazy_image", [format_], indirect=True)
+
+
+def mount_held(imgvol, proxy, image):
+    """Mounts with a background that crawls through its first range until the fault is lifted."""
+    held = proxy.throttle(CRAWL, at_least=WINDOW)
+    target = imgvol.target("mnt")
+    imgvol.run("mount", proxy.reference(image.name), target)
+    wait_until(lambda: held.fired, what="the background to begin")
+    return held, target
+
+
+def small_ranges(proxy, since):
+    return [e for e in proxy.ranges(since=since) if e.asked < WINDOW]
+
+
+def test_reads_are_right_whatever_the_line_does(daemon, agent, proxy, lazy_image):
+    target = daemon.target("mnt")
+    line = proxy.throttle(8_000_000)
+    daemon.run("mount", proxy.reference(lazy_image.name), target)
+    faults = [
+        proxy.reset_after(20_000, times=2),
+        proxy.reset_after(0, times=2),
+        proxy.refuse(503, times=2),
+        proxy.ignore_range(times=2),
+        proxy.refuse(500, times=1),
+        proxy.refuse(429, times=1, Retry_After="1"),
+        proxy.reset_after(300_000, times=2),
+    ]
+    check_reads(agent, lazy_image.random_reads(target, 7, 150))
+    line.lift()
+    wait_complete(lazy_image, daemon)
+    assert [fault.fired for fault in faults] == [2, 2, 2, 2, 1, 1, 2]
+    check_all(agent, lazy_image, target)
+
+
+@only("podman")
+def test_outage_spares_what_is_here_and_ends_by_itself(quick, agent, proxy, lazy_image):
+    quick.expected_log += OUTAGE
+    held, target = mount_held(quick, proxy, lazy_image)
+    here = list(lazy_image.random_reads(target, 8, 40, below="usr/lib"))
+    check_reads(agent, here)
+    fd = agent.ask("open", path=f"{target}/first/filler")
+    proxy.down()
+    # The kernel's own copies would prove nothing.
+    with open("/proc/sys/vm/drop_caches", "w") as caches:
+        caches.write("1")
+    check_reads(agent, here)
+    started = time.monotonic()
+    # In the range that crawls: whatever readers have been given beside what they asked for.
+    assert agent.errno_of("pread", fd=fd, offset=0, size=10) == "EIO"
+    assert agent.errno_of("pread", fd=fd, offset=3 * MIB, size=10) == "EIO"
+    assert agent.errno_of("content", path=f"{target}/first/filler") == "EIO"
+    assert time.monotonic() - started < 2 * DEADLINE
+    assert "refuses the connection" in quick.log_end()
+    assert agent.ask("stat", path=f"{target}/usr/data9")["st_size"] == 150_000
+
+    proxy.up()
+    held.lift()
+    wait_until(
+        lambda: agent.errno_of("pread", fd=fd, offset=0, size=10) == "OK",
+        seconds=DEADLINE,
+        what="a read to succeed again",
+    )
+    agent.ask("close", fd=fd)
+    wait_complete(lazy_image, quick)
+    check_all(agent, lazy_image, target)
+
+
+@only("estargz")
+def test_stalled_read_fails_at_its_deadline_and_a_later_one_succeeds(
+    quick, agent, proxy, lazy_image
+):
+    quick.expected_log += OUTAGE
+    _, target = mount_held(quick, proxy, lazy_image)
+    stall = proxy.stall_after(1000, times=100)
+    started = time.monotonic()
+    assert agent.errno_of("content", path=f"{target}/usr/last") == "EIO"
+    # The kernel asks twice: for what it reads ahead, then for the page that is wanted.
+    assert DEADLINE * 0.8 < time.monotonic() - started < DEADLINE * 3
+    assert stall.fired > 0
+    stall.lift()
+    got = agent.ask_bytes("content", path=f"{target}/usr/last")
+    assert got == lazy_image.files["usr/last"]
+
+
+@only("zstd:chunked")
+def test_stall_that_is_noticed_in_time_costs_no_error(quick, agent, proxy, lazy_image):
+    stop(quick.process)
+    quick.limits |= {"READ_TIMEOUT": 0.5, "HANDLER_DEADLINE": 20.0}
+    quick.start()
+    _, target = mount_held(quick, proxy, lazy_image)
+    stall = proxy.stall_after(1000, times=1)
+    got = agent.ask_bytes("content", path=f"{target}/usr/last")
+    assert got == lazy_image.files["usr/last"]
+    assert stall.fired == 1
+
+
+@only("zstd:chunked")
+def test_daemon_starts_and_serves_what_it_has_without_its_registry(quick, agent, proxy, lazy_image):
+    quick.expected_log += OUTAGE
+    held, target = mount_held(quick, proxy, lazy_image)
+    here = list(lazy_image.random_reads(target, 9, 40, below="usr/lib"))
+    check_reads(agent, here)
+    quick.terminate()
+    proxy.down()
+    quick.start()
+    check_reads(agent, here)
+    assert agent.errno_of("content", path=f"{target}/first/filler") == "EIO"
+    assert "refuses the connection" in quick.log_end()
+    proxy.up()
+    held.lift()
+    wait_complete(lazy_image, quick)
+    check_all(agent, lazy_image, target)
+
+
+@only("podman")
+def test_killed_daemon_fetches_nothing_again(quick, agent, proxy, lazy_image):
+    held, target = mount_held(quick, proxy, lazy_image)
+    here = list(lazy_image.random_reads(target, 10, 60, below="usr/lib"))
+    check_reads(agent, here)
+    before = agent.ask("stat_tree", path=target)
+    lazy = quick.root / "lazy" / lazy_image.hex
+    wait_saved(lazy)
+    kill(quick)
+    quick.start()
+    asked = len(proxy.seen)
+    check_reads(agent, here)
+    assert small_ranges(proxy, asked) == []
+    assert agent.ask("stat_tree", path=target) == before
+    held.lift()
+    wait_complete(lazy_image, quick)
+    check_all(agent, lazy_image, target)
+
+
+@only("estargz")
+def test_daemon_killed_in_the_middle_of_a_range_completes_the_layer(
+    quick, agent, proxy, lazy_image
+):
+    line = proxy.throttle(1_000_000)
+    target = quick.target("mnt")
+    quick.run("mount", proxy.reference(lazy_image.name), target)
+    # Some spans of the first range are here, the range as a whole is not.
+    wait_until((quick.root / "lazy" / lazy_image.hex / "spans").exists, what="spans to be saved")
+    assert proxy.ranges()[-1].sent < proxy.ranges()[-1].asked
+    kill(quick)
+    assert line.fired > 0
+    line.lift()
+    quick.start()
+    wait_complete(lazy_image, quick)
+    check_all(agent, lazy_image, target)
+
+
+def wait_saved(lazy):
+    """Waits until what has been fetched has been made durable: the map changes no more."""
+    spans = lazy / "spans"
+    seen: list[bytes] = []
+
+    def is_quiet():
+        seen.append(spans.read_bytes() if spans.exists() else b"")
+        time.sleep(QUICK["FETCH_FLUSH"])
+        return seen[-1] and len(seen) > 3 and len(set(seen[-3:])) == 1
+
+    wait_until(is_quiet, what="spans to be saved")

@@ -1,0 +1,140 @@
+"""Images whose layers can be read lazily, made by other people's tools, in a real registry."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from support.daemon import Imgvol
+from support.images import (
+    TIME,
+    Entry,
+    Image,
+    Layer,
+    directory,
+    file,
+    hardlink,
+    push,
+    sha256,
+    symlink,
+    tar_bytes,
+    write_layout,
+)
+from support.lazy import decompress
+from support.peers import PeerLayer, podman_layer, stargz_layer
+from support.registry import Registry
+
+FORMATS = ("estargz", "zstd:chunked", "podman")
+CHUNK = 256 * 1024
+# More than the first window of the background: what comes later is asked for by readers alone.
+FILLER = 5_000_000
+LARGE = 6_000_000
+MODULES = 150
+
+
+@dataclass(frozen=True)
+class LazyImage:
+    """One image of one layer.
+
+    Attributes:
+        name: In the registry.
+        files: What every regular file holds, by path.
+    """
+
+    name: str
+    layer: Layer
+    files: dict[str, bytes]
+
+    @property
+    def hex(self) -> str:
+        """The layer's directory in a store."""
+        return self.layer.digest.partition(":")[2]
+
+    def is_complete(self, imgvol: Imgvol) -> bool:
+        """Whether a daemon has the layer whole, and nothing else of it."""
+        has_whole = (imgvol.root / "layers" / self.hex / "index").exists()
+        return has_whole and not (imgvol.root / "lazy" / self.hex).exists()
+
+    def random_reads(
+        self, target: str, seed: int, count: int, *, below: str = ""
+    ) -> Iterator[tuple[tuple[str, int, int], str]]:
+        """Path, offset and size of ranges at random, each with the digest of what is there."""
+        chosen = random.Random(seed)
+        names = sorted(name for name in self.files if name.startswith(below))
+        large = [name for name in names if len(self.files[name]) > CHUNK]
+        for _ in range(count):
+            name = chosen.choice(chosen.choice([names, large]))
+            data = self.files[name]
+            offset = chosen.randrange(len(data) + 1)
+            size = chosen.choice([1, 511, 4096, 70_000, 400_000])
+            wanted = hashlib.sha256(data[offset : offset + size]).hexdigest()
+            yield (f"{target}/{name}", offset, size), wanted
+
+
+@dataclass
+class LazyImages:
+    """Makes each image when it is first asked for."""
+
+    registry: Registry
+    base: Path
+    _made: dict[str, LazyImage] = field(default_factory=dict)
+
+    def get(self, format_: str) -> LazyImage:
+        """The image of a format; skips when its tool is not here."""
+        if format_ not in self._made:
+            self._made[format_] = self._make(format_)
+        return self._made[format_]
+
+    def _make(self, format_: str) -> LazyImage:
+        where = self.base / format_.replace(":", "-")
+        where.mkdir(exist_ok=True)
+        entries = content()
+        layer = lazy_layer(where, tar_bytes(entries), format_)
+        name = f"lazy/{format_.replace(':', '-')}:1"
+        layout = write_layout(where / "image", {"x": Image([layer])})
+        push(layout, "x", self.registry.reference(name))
+        files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
+        files["usr/lib/link"] = files["usr/lib/large"]
+        return LazyImage(name, layer, files)
+
+
+def lazy_layer(where: Path, archive: bytes, format_: str) -> Layer:
+    if format_ == "podman":
+        return as_layer(podman_layer(where, archive), "zstd")
+    gzip_or_zstd = "gzip" if format_ == "estargz" else "zstd"
+    flags = (f"-format={gzip_or_zstd}", f"-chunk-size={CHUNK}")
+    return as_layer(stargz_layer(where, archive, *flags), gzip_or_zstd)
+
+
+def as_layer(made: PeerLayer, compression: str) -> Layer:
+    layer = Layer(b"", compression)
+    layer.tar, layer.blob = decompress(made.blob), made.blob
+    layer.diff_id, layer.digest = sha256(layer.tar), sha256(layer.blob)
+    layer.size, layer.annotations = len(layer.blob), made.annotations
+    return layer
+
+
+def content() -> list[Entry]:
+    """Some 14 MB that hardly compress: a filler, small files as of a language, a large file."""
+    noise = random.Random(3)
+    when = TIME // 10**9 * 10**9
+    entries = [
+        directory("first", mtime_ns=when),
+        file("first/filler", noise.randbytes(FILLER), mtime_ns=when),
+        directory("usr", mtime_ns=when),
+        directory("usr/lib", mtime_ns=when, mode=0o750, uid=3, gid=4),
+    ]
+    for number in range(MODULES):
+        size = noise.randrange(200, 12_000)
+        entries.append(file(f"usr/lib/m{number}.py", noise.randbytes(size), mtime_ns=when))
+    entries += [
+        file("usr/lib/empty", mtime_ns=when),
+        file("usr/lib/large", noise.randbytes(LARGE), mode=0o755, mtime_ns=when),
+        hardlink("usr/lib/link", "usr/lib/large", mtime_ns=when),
+        symlink("usr/lib/latest", "m1.py", mtime_ns=when),
+        file("usr/last", noise.randbytes(700_000), mtime_ns=when),
+    ]
+    for number in range(10):
+        entries.append(file(f"usr/data{number}", noise.randbytes(150_000), mtime_ns=when))
+    return entries

@@ -1,0 +1,122 @@
+"""The map of present spans: what was saved is there again, and nothing else ever is."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgvol.content.span_map import SpanMap
+
+COUNT = 21
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "spans"
+
+
+def spans_in(span_map: SpanMap, count: int = COUNT) -> set[int]:
+    return {span for span in range(count) if span in span_map}
+
+
+def saved(path: Path, spans, count: int = COUNT) -> bytes:
+    span_map = SpanMap(path, count)
+    for span in spans:
+        span_map.add(span)
+    span_map.save(span_map.snapshot())
+    return path.read_bytes()
+
+
+@given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_bits_survive_saving(case):
+    count, spans = case
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "spans"
+        saved(path, spans, count)
+        again = SpanMap(path, count)
+        assert spans_in(again, count) == spans
+        assert again.present_count == len(spans)
+        assert again.is_full == (len(spans) == count)
+        assert os.listdir(directory) == ["spans"]
+
+
+def test_a_span_counts_once(path):
+    span_map = SpanMap(path, COUNT)
+    span_map.add(7)
+    span_map.add(7)
+    assert span_map.present_count == 1
+
+
+def test_a_map_without_spans_is_full(path):
+    assert SpanMap(path, 0).is_full
+    saved(path, [], 0)
+    assert SpanMap(path, 0).is_full
+
+
+@given(st.data())
+def test_a_damaged_map_never_claims_what_was_not_there(data):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "spans"
+        spans = data.draw(st.sets(st.integers(0, COUNT - 1)))
+        good = saved(path, spans)
+        at = data.draw(st.integers(0, len(good) - 1))
+        bad = bytearray(good)
+        bad[at] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(bad)
+        span_map = SpanMap(path, COUNT)
+        assert (spans_in(span_map), span_map.present_count) == (set(), 0)
+
+
+def test_every_cut_and_every_addition_counts_as_empty(path):
+    good = saved(path, range(COUNT))
+    for wrong in [good[:at] for at in range(len(good))] + [good + b"\0"]:
+        path.write_bytes(wrong)
+        assert SpanMap(path, COUNT).present_count == 0
+
+
+@pytest.mark.parametrize("count", [COUNT - 1, COUNT + 1, COUNT + 100])
+def test_the_map_of_another_table_counts_as_empty(path, count):
+    saved(path, range(COUNT))
+    assert SpanMap(path, count).present_count == 0
+
+
+def test_what_is_no_file_counts_as_empty_and_is_no_error(path):
+    path.mkdir()
+    assert SpanMap(path, COUNT).present_count == 0
+
+
+def test_a_snapshot_does_not_grow(path):
+    """What is added while the data is being made durable must not slip into the map."""
+    span_map = SpanMap(path, COUNT)
+    span_map.add(3)
+    bits = span_map.snapshot()
+    span_map.add(4)
+    span_map.save(bits)
+    assert spans_in(SpanMap(path, COUNT)) == {3}
+    assert 4 in span_map
+
+
+def test_a_failed_save_leaves_the_old_map(path, monkeypatch):
+    saved(path, {1})
+    span_map = SpanMap(path, COUNT)
+    span_map.add(2)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("imgvol.content.span_map.write_file", fail)
+        with pytest.raises(OSError, match="space"):
+            span_map.save(span_map.snapshot())
+    assert spans_in(SpanMap(path, COUNT)) == {1}
+    span_map.save(span_map.snapshot())
+    assert spans_in(SpanMap(path, COUNT)) == {1, 2}
+
+
+def test_what_a_killed_save_left_is_in_nobody_s_way(path):
+    path.with_name("spans.new").write_bytes(b"half")
+    saved(path, {1})
+    assert spans_in(SpanMap(path, COUNT)) == {1}

@@ -1,0 +1,533 @@
+"""The fetch engine: each span once, in few ranges, for as long as somebody wants it.
+
+Most tests run without threads, in virtual time: every flight takes what `line` says.
+"""
+
+import random
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgvol import limits
+from imgvol.content.records import Origin
+from imgvol.errors import DigestMismatch, ImgvolError, RegistryUnavailable
+from imgvol.images import fetching
+from imgvol.images.fetching import open_fetch_engine
+from imgvol.images.lazy import _windows
+from imgvol.layers.index import ROOT
+from imgvol.oci.descriptor import Descriptor
+from support.spans import (
+    LAYER_TYPE,
+    PlainTable,
+    RangeSource,
+    cut,
+    make_lazy_layer,
+    reopen_lazy_layer,
+    serve,
+    until,
+    use_plain_tables,
+)
+
+KIB = 1024
+BLOB = random.Random(5).randbytes(1000 * KIB)
+SPANS = cut(len(BLOB), 10 * KIB)  # 100 of them
+ORIGIN = Origin(argument="example.com/x:1", plain_http=False, insecure=False, ca_file=None)
+
+
+@dataclass
+class Line:
+    """How long a flight takes; virtual seconds."""
+
+    seconds: float = 1.0
+
+
+@pytest.fixture
+def line(monkeypatch):
+    """Flights without threads."""
+    line = Line()
+
+    async def run(work, _cancel, *, limiter):
+        async with limiter:
+            await trio.sleep(line.seconds)
+            return work()
+
+    monkeypatch.setattr(fetching, "run_cancellable", run)
+    return line
+
+
+@pytest.fixture
+def source(monkeypatch):
+    source = RangeSource(BLOB)
+    serve(monkeypatch, source)
+    use_plain_tables(monkeypatch)
+    return source
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """No amplification, and gaps of up to 2 KiB."""
+    monkeypatch.setattr(limits, "FETCH_SMALLEST", 1)
+    monkeypatch.setattr(limits, "FETCH_LARGEST", 200 * KIB)
+    monkeypatch.setattr(limits, "FETCH_GAP", 2 * KIB)
+    monkeypatch.setattr(
+        fetching._LineQuality, "worthwhile", property(lambda _: limits.FETCH_SMALLEST)
+    )
+
+
+@asynccontextmanager
+async def attached(root, ranges=SPANS, **fields):
+    """A layer, its fetcher, its engine."""
+    layer = make_lazy_layer(root, PlainTable(BLOB, ranges, **fields))
+    descriptor = Descriptor(media_type=LAYER_TYPE, digest=layer.digest, size=len(BLOB))
+    async with open_fetch_engine() as engine:
+        yield layer, engine.attach(layer, descriptor, ORIGIN)
+
+
+async def read(layer, offset, size):
+    node = layer.index.child(ROOT, b"all")
+    return bytes(await layer.read(node, offset, size))
+
+
+# --- ranges --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("line", "small")
+@pytest.mark.parametrize(
+    ("spans", "ranges"),
+    [
+        pytest.param([3], [(30, 40)], id="one"),
+        pytest.param([3, 4, 5], [(30, 60)], id="neighbours"),
+        pytest.param([5, 3, 4, 4], [(30, 60)], id="in any order"),
+        pytest.param([3, 5], [(30, 40), (50, 60)], id="apart"),
+        pytest.param(range(30), [(0, 200), (200, 300)], id="no more than the largest range"),
+        pytest.param([], [], id="none"),
+    ],
+)
+async def test_neighbours_are_fetched_in_one_range(autojump_clock, tmp_path, source, spans, ranges):
+    async with attached(tmp_path) as (layer, fetcher):
+        await fetcher.ensure(spans)
+        assert sorted(source.opened) == [(start * KIB, end * KIB) for start, end in ranges]
+        assert layer.present.present_count == len(set(spans))
+        for start, end in ranges:
+            size = (end - start) * KIB
+            assert layer.has_compressed(start * KIB, end * KIB)
+            assert await read(layer, start * KIB, size) == BLOB[start * KIB : end * KIB]
+        assert fetcher.statistics.requests == len(ranges)
+        assert fetcher.statistics.fetched == sum(end - start for start, end in ranges) * KIB
+        assert fetcher.statistics.needed == fetcher.statistics.fetched
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_gap_is_fetched_along_if_that_is_cheaper_than_asking_twice(
+    autojump_clock, tmp_path, source
+):
+    ranges = [(0, 1000), (1000 + 2 * KIB, 5000), (5001 + 2 * KIB, 9000)]
+    async with attached(tmp_path, ranges) as (layer, fetcher):
+        await fetcher.ensure([0, 1, 2])
+        assert sorted(source.opened) == [(0, 5000), (5001 + 2 * KIB, 9000)]
+        assert layer.has_compressed(0, 5000)
+        assert not layer.has_compressed(5000, 5002)
+        assert layer.present.is_full
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_spans_that_share_a_byte_both_arrive(autojump_clock, tmp_path, source):
+    ranges = [(0, 1000), (999, 2000), (1999, 3000)]
+    async with attached(tmp_path, ranges) as (layer, fetcher):
+        await fetcher.ensure([0, 1, 2])
+        assert source.opened == [(0, 3000)]
+        assert await read(layer, 0, 3002) == BLOB[:1000] + BLOB[999:2000] + BLOB[1999:3000]
+        assert layer.read_compressed(0, 3000) == BLOB[:3000]
+
+
+@pytest.mark.usefixtures("line")
+async def test_a_small_flight_takes_the_spans_behind_it_along(
+    autojump_clock, tmp_path, source, monkeypatch
+):
+    monkeypatch.setattr(fetching._LineQuality, "worthwhile", property(lambda _: 35 * KIB))
+    async with attached(tmp_path) as (layer, fetcher):
+        await fetcher.ensure([12])
+        await fetcher.ensure([10])
+        await fetcher.ensure([97])
+        assert source.opened == [
+            (120 * KIB, 160 * KIB),
+            (100 * KIB, 120 * KIB),  # stops where spans are present
+            (970 * KIB, len(BLOB)),  # or at the end
+        ]
+        assert not layer.missing([10, 11, 12, 13, 14, 15, 97, 98, 99])
+        assert fetcher.statistics.needed == 30 * KIB
+        assert fetcher.statistics.fetched == 90 * KIB
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_amplification_stops_at_gaps_and_at_the_largest_range(
+    autojump_clock, tmp_path, source, monkeypatch
+):
+    monkeypatch.setattr(limits, "FETCH_LARGEST", 25 * KIB)
+    monkeypatch.setattr(fetching._LineQuality, "worthwhile", property(lambda _: 10**9))
+    ranges = [*cut(40 * KIB, 10 * KIB), (50 * KIB, 60 * KIB)]
+    async with attached(tmp_path, ranges) as (_, fetcher):
+        await fetcher.ensure([0])
+        await fetcher.ensure([3])
+        assert source.opened == [(0, 20 * KIB), (30 * KIB, 40 * KIB)]
+
+
+def test_the_more_asking_costs_the_more_is_worth_taking():
+    near, far = fetching._LineQuality(), fetching._LineQuality()
+    for _ in range(30):
+        near.learn(0.0001, limits.MIB, 0.0101)
+        far.learn(0.05, limits.MIB, 0.15)
+    assert near.worthwhile == limits.FETCH_SMALLEST
+    assert 0.8 < far.worthwhile / (0.05 * 10 * limits.MIB) < 1.2
+    for _ in range(30):
+        far.learn(60.0, 100 * limits.MIB, 61.0)
+    assert far.worthwhile == limits.FETCH_LARGEST
+    far.learn(0.1, 100, 0.1)  # too small and too quick to tell a bandwidth
+    assert far.worthwhile <= limits.FETCH_LARGEST
+
+
+# --- many readers --------------------------------------------------------------------------------
+
+
+async def test_fifty_readers_cause_one_fetch_per_span(tmp_path, source, small):
+    """With real threads: overlapping reads, all begun before the first byte arrives."""
+    chance = random.Random(7)
+    wanted = [(chance.randrange(900 * KIB), chance.randrange(1, 100 * KIB)) for _ in range(50)]
+    source.hold()
+    async with attached(tmp_path) as (layer, _):
+        wrong = []
+
+        async def reader(offset, size):
+            if await read(layer, offset, size) != BLOB[offset : offset + size]:
+                wrong.append((offset, size))
+
+        async with trio.open_nursery() as nursery:
+            for offset, size in wanted:
+                nursery.start_soon(reader, offset, size)
+            await until(lambda: len(source.opened) == limits.FETCH_AT_ONCE)
+            source.release()
+        assert wrong == []
+    fetched = sorted(source.opened)
+    assert fetched == sorted(source.delivered)
+    assert all(a[1] <= b[0] for a, b in pairwise(fetched)), "no byte twice"
+    needed = {byte // (10 * KIB) for o, s in wanted for byte in (*range(o, o + s, KIB), o + s - 1)}
+    assert sum(end - start for start, end in fetched) == len(needed) * 10 * KIB
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_who_comes_while_a_flight_is_under_way_joins_it(autojump_clock, tmp_path, source):
+    async with attached(tmp_path) as (_, fetcher), trio.open_nursery() as nursery:
+        nursery.start_soon(fetcher.ensure, [1, 2, 3])
+        await trio.sleep(0.5)
+        begun = trio.current_time()
+        await fetcher.ensure([3, 4])
+        assert trio.current_time() - begun == pytest.approx(1.0)
+        assert source.opened == [(10 * KIB, 40 * KIB), (40 * KIB, 50 * KIB)]
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_cancelled_reader_does_not_disturb_the_others(tmp_path, source):
+    source.hold(12 * KIB)
+    async with attached(tmp_path) as (layer, fetcher):
+        done = []
+
+        async def patient():
+            await fetcher.ensure([1, 2])
+            done.append(layer.missing([1, 2]))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(patient)
+            await until(lambda: source.opened)
+            with trio.move_on_after(0.05) as scope:
+                await fetcher.ensure([1])
+            assert scope.cancelled_caught
+            assert not source.readers[0].is_cancelled
+            source.release()
+        assert done == [[]]
+        assert source.opened == [(10 * KIB, 30 * KIB)]
+
+
+@pytest.mark.usefixtures("small")
+async def test_the_last_reader_s_end_ends_the_flight_and_a_later_one_gets_its_data(
+    tmp_path, source
+):
+    source.hold(25 * KIB)
+    async with attached(tmp_path) as (layer, fetcher):
+        scopes = [trio.CancelScope(), trio.CancelScope()]
+
+        async def impatient(scope):
+            with scope:
+                await fetcher.ensure([1, 2])
+
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(impatient, scope)
+            await until(lambda: 1 in layer.present)  # its part came before the line was held
+            for scope in scopes:
+                scope.cancel()
+        await until(lambda: source.readers[0].is_cancelled)
+        assert layer.missing([1, 2]) == [2]
+        source.release()
+        with trio.fail_after(5):
+            await fetcher.ensure([1, 2])
+        assert layer.missing([1, 2]) == []
+        assert source.opened == [(10 * KIB, 30 * KIB), (20 * KIB, 30 * KIB)]
+        await until(lambda: fetcher.statistics.requests == 1)
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_reader_of_several_flights_that_ends_ends_them_all(
+    autojump_clock, tmp_path, source
+):
+    async with attached(tmp_path) as (layer, fetcher):
+        with trio.move_on_after(0.5):
+            await fetcher.ensure([1, 50, 90])
+        await trio.sleep(10)
+        assert layer.present.present_count == 0
+        assert source.opened == []
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_reader_of_several_flights_keeps_each_of_them_up(
+    autojump_clock, tmp_path, source, line
+):
+    """Another reader's end must not take away what this one has yet to wait for."""
+    async with attached(tmp_path) as (layer, fetcher), trio.open_nursery() as nursery:
+        nursery.start_soon(fetcher.ensure, [1, 50])
+        await trio.sleep(0.5)
+        with trio.move_on_after(0.1):
+            await fetcher.ensure([50])
+        begun = trio.current_time()
+        await fetcher.ensure([50])
+        assert trio.current_time() - begun == pytest.approx(0.4)
+        assert not layer.missing([50])
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_failed_registry_fails_all_who_wait_rests_and_recovers(
+    autojump_clock, tmp_path, source
+):
+    source.failures = [RegistryUnavailable("down")]
+    failed_at: list[float] = []
+    async with attached(tmp_path) as (layer, fetcher):
+
+        async def fails(spans):
+            with pytest.raises(RegistryUnavailable, match="down"):
+                await fetcher.ensure(spans)
+            failed_at.append(trio.current_time())
+
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fails, [1, 2])
+            await trio.sleep(0.5)
+            nursery.start_soon(fails, [2])
+            nursery.start_soon(fails, [2])
+            # What it wants has come before the line broke.
+            nursery.start_soon(fetcher.ensure, [1])
+        assert [at - begun for at in failed_at] == pytest.approx([1.0] * 3)
+        assert len(source.opened) == 1
+        # At rest: at once, and without asking.
+        await trio.sleep(limits.FETCH_FAILURE_REST - 0.1)
+        rested = trio.current_time()
+        await fails([7])
+        assert trio.current_time() == rested
+        assert len(source.opened) == 1
+        await trio.sleep(0.2)
+        await fetcher.ensure([1, 2, 7])
+        assert not layer.missing([1, 2, 7])
+        await until(lambda: fetcher.statistics.requests == 2)
+        await fetcher.ensure([9])
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_what_came_before_a_failure_is_kept_and_not_fetched_again(
+    autojump_clock, tmp_path, source
+):
+    """Also after a restart: a span that is present must have its bytes of the blob, too."""
+    source.failures = [RegistryUnavailable("reset")]
+    async with attached(tmp_path) as (layer, fetcher):
+        with pytest.raises(RegistryUnavailable):
+            await fetcher.ensure(range(10))
+        present = 10 - len(layer.missing(range(10)))
+        assert 4 <= present <= 5
+        layer.flush()
+        again = reopen_lazy_layer(tmp_path)
+        size = present * 10 * KIB
+        assert again.has_compressed(0, size)
+        assert again.read_compressed(0, size) == BLOB[:size]
+        await trio.sleep(limits.FETCH_FAILURE_REST + 0.1)
+        await fetcher.ensure(range(10))
+        assert source.opened == [(0, 100 * KIB), (size, 100 * KIB)]
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_wrong_bytes_fail_their_readers_and_are_not_stored(autojump_clock, tmp_path, source):
+    source.blob[25 * KIB] ^= 1
+    async with attached(tmp_path) as (layer, fetcher):
+        with pytest.raises(DigestMismatch):
+            await fetcher.ensure([1, 2, 3])
+        assert layer.missing([1, 2, 3]) == [2, 3]
+        assert layer.read_blocking(layer.index.child(ROOT, b"all"), 20 * KIB, KIB) == bytes(KIB)
+        assert not layer.has_compressed(20 * KIB, 30 * KIB)
+        # Nobody's registry has failed: others are served at once.
+        await fetcher.ensure([3])
+        source.blob[25 * KIB] ^= 1
+        await fetcher.ensure([2])
+        assert await read(layer, 10 * KIB, 30 * KIB) == BLOB[10 * KIB : 40 * KIB]
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_source_that_cannot_be_opened_fails_the_readers_and_recovers(
+    autojump_clock, tmp_path, source, monkeypatch
+):
+    with monkeypatch.context() as patched:
+
+        @asynccontextmanager
+        async def refuse(*_, **_settings):
+            raise RegistryUnavailable("no route")
+            yield
+
+        patched.setattr(fetching, "open_source", refuse)
+        async with attached(tmp_path) as (_, fetcher):
+            with pytest.raises(RegistryUnavailable, match="no route"):
+                await fetcher.ensure([1])
+            patched.undo()
+            serve(monkeypatch, source)
+            use_plain_tables(monkeypatch)
+            await trio.sleep(limits.FETCH_FAILURE_REST + 1)
+            await fetcher.ensure([1])
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_source_that_ends_early_is_an_error_and_no_endless_loop(
+    autojump_clock, tmp_path, source
+):
+    async with attached(tmp_path) as (layer, fetcher):
+        source_open = source.open_blob
+        source.open_blob = lambda d, *, offset, end: source_open(d, offset=offset, end=end - 5)
+        with trio.fail_after(1000), pytest.raises(ImgvolError):
+            await fetcher.ensure([1])
+        assert layer.missing([1]) == [1]
+        assert len(source.readers) == 1
+
+
+# --- background ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_a_window_brings_its_spans_and_what_lies_between(autojump_clock, tmp_path, source):
+    ranges = [(100, 1000), (3000, 5000)]
+    async with attached(tmp_path, ranges) as (layer, fetcher):
+        await fetcher.fetch_window(0, 6000, [0, 1])
+        assert source.opened == [(0, 6000)]
+        assert layer.present.is_full
+        assert layer.read_compressed(0, 6000) == BLOB[:6000]
+        assert fetcher.statistics.needed == 0
+        assert fetcher.statistics.fetched == 6000
+
+
+@pytest.mark.usefixtures("line", "small")
+async def test_readers_join_a_window(autojump_clock, tmp_path, source):
+    async with attached(tmp_path) as (layer, fetcher), trio.open_nursery() as nursery:
+        nursery.start_soon(fetcher.fetch_window, 0, 30 * KIB, [0, 1, 2])
+        await trio.sleep(0.5)
+        await fetcher.ensure([2])
+        assert source.opened == [(0, 30 * KIB)]
+        assert not layer.missing([2])
+
+
+@pytest.mark.usefixtures("small")
+async def test_the_background_waits_until_readers_have_been_quiet(
+    autojump_clock, tmp_path, source, line
+):
+    line.seconds = 5 * limits.FETCH_QUIET  # longer than the pause that ends the waiting
+    async with attached(tmp_path) as (_, fetcher):
+        begun = trio.current_time()
+        await fetcher.wait_quiet()
+        # Nobody has asked for anything, but who opens a view is about to.
+        assert trio.current_time() - begun == pytest.approx(limits.FETCH_QUIET, abs=0.01)
+        begun = last_end = trio.current_time()
+        await fetcher.wait_quiet()
+        assert trio.current_time() == begun
+
+        async def readers():
+            nonlocal last_end
+            for span in (1, 20, 40):
+                await fetcher.ensure([span])
+                last_end = trio.current_time()
+                await trio.sleep(limits.FETCH_QUIET / 2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(readers)
+            await trio.sleep(0.01)
+            await fetcher.wait_quiet()
+            quiet_at = trio.current_time()
+        assert len(source.opened) == 3
+        # Not before the pause after the last reader's answer, and not long after it.
+        assert last_end - begun == pytest.approx(3 * line.seconds + limits.FETCH_QUIET)
+        assert limits.FETCH_QUIET <= quiet_at - last_end <= 2 * limits.FETCH_QUIET
+
+
+@pytest.mark.usefixtures("small")
+async def test_the_background_waits_for_readers_that_fail_or_leave_no_longer_than_for_others(
+    autojump_clock, tmp_path, source, line
+):
+    source.failures = [RegistryUnavailable("down")]
+    async with attached(tmp_path) as (_, fetcher):
+        with pytest.raises(RegistryUnavailable):
+            await fetcher.ensure([1])
+        begun = trio.current_time()
+        await fetcher.wait_quiet()
+        assert 0 < trio.current_time() - begun <= limits.FETCH_QUIET + 0.001
+        await trio.sleep(limits.FETCH_FAILURE_REST)
+        line.seconds = 100
+        with trio.move_on_after(3):
+            await fetcher.ensure([1])
+        begun = trio.current_time()
+        await fetcher.wait_quiet()
+        assert 0 < trio.current_time() - begun <= limits.FETCH_QUIET + 0.001
+
+
+@st.composite
+def layouts(draw):
+    """Spans in order, that touch, share their border byte, or leave a gap; and the blob's size."""
+    ranges: list[tuple[int, int]] = []
+    reached = 0
+    for _ in range(draw(st.integers(0, 25))):
+        gap = draw(st.sampled_from([0, 0, 0, 1, 30, 350]))
+        start = reached + gap
+        if gap == 0 and ranges and draw(st.booleans()):
+            start -= 1
+        end = max(start, reached - 1) + draw(st.sampled_from([1, 2, 20, 99, 100, 101, 350]))
+        end = max(end, reached)
+        ranges.append((start, end))
+        reached = end
+    return ranges, reached + draw(st.sampled_from([0, 0, 1, 99, 100, 350]))
+
+
+@given(layouts())
+def test_windows_cover_the_blob_exactly_and_are_bounded(layout):
+    ranges, size = layout
+    table = PlainTable(b"", ranges, digests=["-"] * len(ranges), blob_size=size)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(limits, "FETCH_LARGEST", 100)
+        windows = list(_windows(table))
+    reached = 0
+    for start, end, spans in windows:
+        assert start < end <= size
+        assert start in (reached, reached - 1), "in order, with at most a shared byte"
+        assert end > reached or spans
+        assert all(start <= ranges[s][0] and ranges[s][1] <= end for s in spans)
+        longest = max((ranges[s][1] - ranges[s][0] for s in spans), default=0)
+        assert end - start <= 100 + longest, "what is held in memory has a bound"
+        reached = end
+    assert reached == size
+    assert [s for _, _, spans in windows for s in spans] == list(range(len(ranges)))

@@ -1,0 +1,82 @@
+"""What a view is known by, and which layers it may be made of."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from imgvol.content.records import Origin
+from imgvol.content.store import open_store
+from imgvol.errors import InvalidLayer, StoreFull
+from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.views import Views
+from imgvol.layers.lazy.spans import LazyLayer
+from imgvol.oci.chain import chain_id
+from imgvol.oci.digest import DiffID, Digest
+from support import images, members
+from support.records import image_record, layer_record
+from support.sources import MemorySource
+from support.spans import LAYER_TYPE, PlainTable, cut, index_of, use_plain_tables
+
+BLOB = bytes(range(250)) * 4
+
+
+def test_an_image_whose_claims_are_refuted_never_gets_the_chain_id_that_it_claimed():
+    """Its layer has been verified since, for another image that told the truth about it (T13)."""
+    truth = layer_record("evil")
+    claimed = DiffID(Digest.of(b"the victim's"))
+    liar = replace(image_record([truth]), chain_id=chain_id([claimed]))
+    honest = replace(image_record([truth]), chain_id=chain_id([truth.diff_id]))
+    assert truth.is_complete
+    assert honest.view_id == honest.chain_id
+    assert liar.view_id != liar.chain_id
+
+
+async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, monkeypatch):
+    """Its inodes are known to the kernel: the tar's cannot have the same numbers beside them."""
+    use_plain_tables(monkeypatch)
+    layer = images.Layer([images.file("all", BLOB)], "gzip")
+    table = PlainTable(BLOB, cut(len(BLOB), 100))
+    index = index_of(members.file(b"all", len(BLOB), payload_offset=0))
+    record = replace(
+        layer_record("x"),
+        digest=Digest.parse(layer.digest),
+        media_type=LAYER_TYPE,
+        is_complete=False,
+    )
+    origin = Origin(argument="example.com/x:1", plain_http=False, insecure=False, ca_file=None)
+    async with open_store(tmp_path) as store:
+        stored = await store.add_lazy_layer(record, LazyLayer(index, table), origin)
+        image = await store.records.add_image(image_record([stored]), "x", stored.digest)
+        views = Views(store)
+        async with views.hold(image) as bad:
+            bad.layers[0].poison = InvalidLayer("lies")
+            with pytest.raises(InvalidLayer, match="lies"):
+                await views.acquire(replace(image, layers=(replace(stored, is_complete=True),)))
+        assert views.layers_in_use() == set()
+
+
+async def test_the_side_of_a_pull_that_failed_first_has_the_reason(tmp_path, monkeypatch):
+    """The disk is full while the line is slow: shutting the line is a consequence."""
+    layer = images.Layer([images.file("x", bytes(2 << 20))], "none")
+    waiting = threading.Event()
+
+    def full(*_):
+        assert waiting.wait(5)
+        raise StoreFull("no room")
+
+    def wait(position: int) -> None:
+        # As a socket that nothing comes from: returns when the reader is cancelled.
+        if position > 0:
+            waiting.set()
+            deadline = time.monotonic() + 5
+            while not source.readers[0].is_cancelled and time.monotonic() < deadline:
+                time.sleep(0.005)
+
+    monkeypatch.setattr("imgvol.content.layer_writer.LayerWriter.write", full)
+    source = MemorySource(images.Image([layer]), piece=100_000, on_piece=wait)
+    async with open_store(tmp_path) as store:
+        resolved = await resolve_image(source, wanted_platform("linux/amd64"))
+        with pytest.raises(StoreFull):
+            await Puller(store).pull(source, resolved, "x", PullProgress())

@@ -1,0 +1,430 @@
+"""Lazy layers in the background: completed, verified, compared, switched; or poisoned."""
+
+import logging
+import random
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from imgvol import limits
+from imgvol.content.layer_store import LayerStore
+from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.records import LayerRecord, Origin
+from imgvol.content.store import Store, open_store
+from imgvol.errors import ContentError, InvalidLayer, RegistryUnavailable, StoreDamaged
+from imgvol.images.fetching import LayerFetcher, open_fetch_engine
+from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.lazy import STARGZ, LazyLayers
+from imgvol.layers.compression import Compression
+from imgvol.layers.index import ROOT, LayerIndex
+from imgvol.layers.lazy.reserved import as_stargz
+from imgvol.layers.lazy.spans import LazyLayer
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import DiffID, Digest
+from support import images
+from support.spans import RangeReader, RangeSource, serve, until
+from support.stargz import TIME, Stargz
+
+NOISE = random.Random(11)
+SMALL = NOISE.randbytes(3000)
+LARGE = NOISE.randbytes(300_000)
+HUGE = NOISE.randbytes(limits.LARGE_FILE + 5)  # a file of its own in the final form
+ORIGIN = Origin(argument="example.com/x:1", plain_http=False, insecure=False, ca_file=None)
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    for name, value in {"QUIET": 0.001, "FAILURE_REST": 0.01, "RETRY": 0.02, "FLUSH": 0.05}.items():
+        monkeypatch.setattr(limits, f"FETCH_{name}", value)
+
+
+def entries() -> list[images.Entry]:
+    return [
+        images.directory("etc", mtime_ns=TIME),
+        images.file("etc/small", SMALL, mtime_ns=TIME, mode=0o600, uid=7),
+        images.file("etc/large", LARGE, mtime_ns=TIME, xattrs={"user.note": b"yes"}),
+        images.file("etc/huge", HUGE, mtime_ns=TIME),
+        images.file("etc/empty", mtime_ns=TIME),
+        images.symlink("etc/link", "small", mtime_ns=TIME),
+        images.hardlink("etc/hard", "etc/small", mtime_ns=TIME),
+        images.whiteout("gone"),
+    ]
+
+
+CONTENTS = {b"small": SMALL, b"large": LARGE, b"huge": HUGE, b"empty": b"", b"hard": SMALL}
+
+
+def honest() -> Stargz:
+    return Stargz(entries(), chunk=50_000)
+
+
+@dataclass
+class Case:
+    """A lazy layer in a store."""
+
+    store: Store
+    record: LayerRecord
+    source: RangeSource
+
+    async def open(self) -> LazyLayerStore | LayerStore:
+        record = await self.store.records.layer(self.record.digest)
+        assert record is not None
+        if record.is_complete:
+            return await self.store.open_layer(record)
+        return await self.store.open_lazy_layer(record)
+
+
+def record_of(layer: images.Layer, lazy: LazyLayer) -> LayerRecord:
+    return LayerRecord(
+        digest=Digest.parse(layer.digest),
+        diff_id=DiffID(Digest.parse(layer.diff_id)),
+        media_type=layer.media_type,
+        size=layer.size,
+        unpacked_size=LayerIndex(lazy.index).file_bytes,
+        entries=LayerIndex(lazy.index).entry_count,
+        format=STARGZ,
+        is_complete=False,
+    )
+
+
+@asynccontextmanager
+async def case_of(root, stargz: Stargz, monkeypatch, **changes):
+    layer, lazy = stargz.opened()
+    source = RangeSource(layer.blob, piece=20_000)
+    serve(monkeypatch, source)
+    for name, value in changes.items():
+        setattr(layer, name, value)
+    async with open_store(root) as store:
+        record = await store.add_lazy_layer(record_of(layer, lazy), lazy, ORIGIN)
+        yield Case(store, record, source)
+
+
+@asynccontextmanager
+async def background(store):
+    """LazyLayers; the block's end cancels what it still does."""
+    async with open_fetch_engine() as engine, trio.open_nursery() as nursery:
+        yield LazyLayers(store, engine, nursery)
+        nursery.cancel_scope.cancel()
+
+
+def is_settled(lazy: LazyLayers, layer) -> bool:
+    return lazy.fetcher(layer) is None
+
+
+async def complete(case: Case) -> LazyLayerStore:
+    """Opens the layer and lets the background do its work to the end, good or bad."""
+    async with background(case.store) as lazy:
+        layer = await case.open()
+        assert isinstance(layer, LazyLayerStore)
+        await lazy.attach(layer, case.record)
+        await until(lambda: is_settled(lazy, layer))
+    return layer
+
+
+async def read(layer, name: bytes) -> bytes:
+    etc = layer.index.child(ROOT, b"etc")
+    node = layer.index.child(etc, name)
+    size = layer.index.record(node).size
+    return bytes(await layer.read(node, 0, size + 10))
+
+
+# --- to a good end -------------------------------------------------------------------------------
+
+
+async def test_a_layer_completes_is_compared_and_is_served_from_its_final_form(
+    tmp_path, monkeypatch
+):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        layer = await complete(case)
+        assert layer.is_complete
+        assert layer.poison is None
+        assert {name: await read(layer, name) for name in CONTENTS} == CONTENTS
+        fetched = sum(end - start for start, end in case.source.opened)
+        assert fetched == case.record.size, "every byte once"
+        stored = await case.store.records.layer(case.record.digest)
+        assert (stored.is_complete, stored.slot) == (True, case.record.slot)
+        final = await case.open()
+        assert isinstance(final, LayerStore)
+        assert {name: await read(final, name) for name in CONTENTS} == CONTENTS
+        assert not list((tmp_path / "lazy").iterdir())
+        assert not list((tmp_path / "ingest").iterdir())
+
+
+async def test_a_table_of_contents_in_another_order_is_no_lie(tmp_path, monkeypatch):
+    stargz = honest()
+    chunks = [[]]
+    for entry in stargz.body.entries:
+        if entry["type"] == "chunk":
+            chunks[-1].append(entry)
+        else:
+            chunks.append([entry])
+    stargz.body.entries = [entry for group in reversed(chunks) for entry in group]
+    async with case_of(tmp_path, stargz, monkeypatch) as case:
+        layer = await complete(case)
+        assert layer.poison is None
+        assert layer.is_complete
+
+
+async def test_readers_are_served_before_and_after_the_switch(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        layer = await case.open()
+        await lazy.attach(layer, case.record)
+        while not is_settled(lazy, layer):
+            assert await read(layer, b"large") == LARGE
+            assert await read(layer, b"hard") == SMALL
+            await trio.sleep(0)  # what is in the page cache is read without waiting
+        assert layer.is_complete
+        assert await read(layer, b"large") == LARGE
+
+
+async def test_what_the_maker_wants_first_comes_first(tmp_path, monkeypatch):
+    stargz = Stargz([images.file("first", SMALL, mtime_ns=TIME)])
+    landmark = images.file(".prefetch.landmark", b"\x0f", mtime_ns=TIME)
+    stargz._add(landmark, 100)
+    stargz._add(images.file("later", LARGE, mtime_ns=TIME), 50_000)
+    async with case_of(tmp_path, stargz, monkeypatch) as case:
+        layer = await case.open()
+        assert list(layer.table.prefetch) == [0]
+        await complete(case)
+        assert case.source.opened[0][0] == layer.table.compressed_range(0)[0]
+
+
+# --- lies ----------------------------------------------------------------------------------------
+
+
+def other_mode(stargz):
+    stargz.entry("etc/small")["mode"] = 0o4755
+
+
+def other_owner(stargz):
+    stargz.entry("etc/small")["uid"] = 0
+
+
+def other_time(stargz):
+    stargz.entry("etc/small")["modtime"] = "2020-01-01T00:00:00Z"
+
+
+def other_content(stargz):
+    """The digests are right for their spans, which the tar has elsewhere."""
+    small, other = stargz.entry("etc/small"), stargz.entry("etc/other")
+    for key in ("offset", "digest", "chunkDigest"):
+        small[key], other[key] = other[key], small[key]
+
+
+def extra_file(stargz):
+    stargz.body.entry("reg", "etc/extra", mode=0o644)
+
+
+def missing_file(stargz):
+    stargz.body.entries.remove(stargz.entry("etc/empty"))
+
+
+def other_target(stargz):
+    stargz.entry("etc/link")["linkName"] = "huge"
+
+
+def other_xattr(stargz):
+    stargz.entry("etc/large")["xattrs"] = {"user.note": "bm8="}
+
+
+def no_whiteout(stargz):
+    stargz.body.entries.remove(stargz.entry(".wh.gone"))
+
+
+def other_link(stargz):
+    stargz.entry("etc/hard")["linkName"] = "etc/empty"
+
+
+LIES = [
+    other_mode,
+    other_owner,
+    other_time,
+    other_content,
+    extra_file,
+    missing_file,
+    other_target,
+    other_xattr,
+    no_whiteout,
+    other_link,
+]
+
+
+def lying(lie) -> Stargz:
+    more = images.file("etc/other", SMALL[::-1], mtime_ns=TIME)
+    stargz = Stargz([*entries(), more], chunk=50_000)
+    lie(stargz)
+    return stargz
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
+async def test_a_lie_poisons_the_layer_and_the_next_mount_shows_the_tar(tmp_path, monkeypatch, lie):
+    async with case_of(tmp_path, lying(lie), monkeypatch) as case:
+        layer = await complete(case)
+        assert not layer.is_complete
+        assert isinstance(layer.poison, InvalidLayer)
+        for name in CONTENTS:
+            if layer.index.child(layer.index.child(ROOT, b"etc"), name) is not None:
+                with pytest.raises(ContentError):
+                    await read(layer, name)
+        final = await case.open()
+        assert isinstance(final, LayerStore)
+        assert {name: await read(final, name) for name in CONTENTS} == CONTENTS
+        assert final.slot == case.record.slot
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: layer's content does not match its diff")
+async def test_a_wrong_diff_id_poisons_the_layer_and_publishes_nothing(tmp_path, monkeypatch):
+    changes = {"diff_id": images.sha256(b"claimed")}
+    async with case_of(tmp_path, honest(), monkeypatch, **changes) as case:
+        layer = await complete(case)
+        with pytest.raises(ContentError):
+            await read(layer, b"small")
+        stored = await case.store.records.layer(case.record.digest)
+        assert not stored.is_complete
+        assert not list((tmp_path / "layers").iterdir())
+        assert not list((tmp_path / "ingest").iterdir())
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: layer does not match its digest")
+async def test_bytes_that_no_span_covers_are_covered_by_the_digest(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        case.source.blob[4] ^= 1  # the time in the head of a gzip member: it decodes all the same
+        layer = await complete(case)
+        with pytest.raises(ContentError):
+            await read(layer, b"small")
+        assert not (await case.store.records.layer(case.record.digest)).is_complete
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+
+async def test_a_registry_that_fails_is_asked_again_and_told_of_once(tmp_path, monkeypatch, caplog):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        case.source.failures = [RegistryUnavailable("down")] * 5
+        layer = await complete(case)
+        assert layer.is_complete
+        assert case.source.failures == []
+    warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert "waits to be completed: down" in warnings[0].getMessage()
+
+
+async def test_a_layer_whose_source_is_not_known_cannot_be_attached(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        await case.store.records._database.run(lambda db: db.execute("DELETE FROM origin"))
+        async with background(case.store) as lazy:
+            layer = await case.open()
+            with pytest.raises(StoreDamaged, match="source"):
+                await lazy.attach(layer, case.record)
+            assert is_settled(lazy, layer)
+
+
+async def test_detaching_makes_what_is_present_durable_and_ends_the_fetching(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "FETCH_FLUSH", 1000)
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        case.source.hold(len(case.source.blob) // 2)
+        async with background(case.store) as lazy:
+            layer = await case.open()
+            await lazy.attach(layer, case.record)
+            await until(lambda: layer.present.present_count >= 5)
+            assert (await case.open()).present.present_count == 0
+            lazy.detach(layer)
+            await until(lambda: is_settled(lazy, layer))
+            assert all(reader.is_cancelled for reader in case.source.readers)
+        again = await case.open()
+        # What a thread stored after the last flush is only not known.
+        assert 5 <= again.present.present_count <= layer.present.present_count
+        lazy.detach(layer)  # once more is no harm
+
+
+async def test_present_spans_are_made_durable_regularly(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        case.source.hold(len(case.source.blob) // 2)
+        async with background(case.store) as lazy:
+            layer = await case.open()
+            await lazy.attach(layer, case.record)
+            with trio.fail_after(10):
+                while (await case.open()).present.present_count < 5:
+                    await trio.sleep(0.01)
+            lazy.detach(layer)
+
+
+async def test_after_a_restart_nothing_is_fetched_again(tmp_path, monkeypatch):
+    """Killed in the middle of a range, with some of its spans present."""
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        source = case.source
+        source.hold(len(source.blob) // 2)
+        async with background(case.store) as lazy:
+            layer = await case.open()
+            await lazy.attach(layer, case.record)
+            await until(lambda: layer.present.present_count >= 5)
+            lazy.detach(layer)
+            await until(lambda: is_settled(lazy, layer))
+        durable = await case.open()
+        present = [s for s in range(durable.table.span_count) if s in durable.present]
+        assert len(present) >= 5
+    source.opened.clear()
+    source.release()
+    async with open_store(tmp_path) as store:
+        case = Case(store, await store.records.layer(case.record.digest), source)
+        layer = await complete(case)
+        assert layer.is_complete
+        assert {name: await read(layer, name) for name in CONTENTS} == CONTENTS
+        # The spans before the last present one were fetched, with nothing between them.
+        first_asked = min(start for start, _ in source.opened if start > limits.FETCH_GAP)
+        assert first_asked >= layer.table.compressed_range(present[-1])[1] - 1
+        asked = sum(end - start for start, end in source.opened)
+        assert asked < case.record.size - layer.table.compressed_range(present[-1])[1] + 1000
+
+
+# --- pulled as a whole meanwhile -----------------------------------------------------------------
+
+
+async def pull_whole(case: Case) -> LayerRecord:
+    """What a pull of the whole layer does, of a source of its own."""
+    blob = bytes(case.source.blob)
+    descriptor = Descriptor(
+        media_type=case.record.media_type, digest=case.record.digest, size=case.record.size
+    )
+    ingest = LayerIngest(
+        open_blob=lambda: RangeReader(RangeSource(blob), 0, len(blob), None),
+        store=case.store,
+        descriptor=descriptor,
+        compression=Compression.GZIP,
+        diff_id=case.record.diff_id,
+        progress=LayerProgress(digest=str(case.record.digest), size=case.record.size),
+        adapt=as_stargz,
+    )
+    return await case.store.complete_layer(await trio.to_thread.run_sync(ingest.run))
+
+
+async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        layer = await case.open()
+        await lazy.attach(layer, case.record)
+        assert await read(layer, b"small") == SMALL
+        assert layer.missing(range(layer.table.span_count))
+        await lazy.adopt(await pull_whole(case))
+        assert layer.is_complete
+        assert layer.poison is None
+        assert {name: await read(layer, name) for name in CONTENTS} == CONTENTS
+        await until(lambda: is_settled(lazy, layer))
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
+async def test_a_lie_that_a_whole_pull_finds_poisons_the_layer_and_not_the_pull(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    stargz = lying(other_mode)
+    async with case_of(tmp_path, stargz, monkeypatch) as case, background(case.store) as lazy:
+        layer = await case.open()
+        await lazy.attach(layer, case.record)
+        await lazy.adopt(await pull_whole(case))
+        with pytest.raises(ContentError):
+            await read(layer, b"small")
+        await until(lambda: is_settled(lazy, layer))

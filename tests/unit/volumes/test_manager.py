@@ -1,0 +1,342 @@
+"""The volume manager over images and views that exist in memory: rollback, locking, recovery."""
+
+import logging
+from dataclasses import dataclass, field, replace
+
+import pytest
+import trio
+
+from imgvol.content.records import ImageRecord, VolumeRecord
+from imgvol.errors import Conflict, LocalError, NotFound, RemoteError, StoreFull
+from imgvol.images.pull import PullProgress
+from imgvol.images.service import PullOptions
+from imgvol.oci.digest import Digest
+from imgvol.volumes import manager, mounts
+from imgvol.volumes.manager import VolumeManager
+from support.records import image_record, layer_record
+
+NAME = "example.com/app:1"
+IMAGE = replace(image_record([layer_record("a")]), names=(NAME,))
+LAZY = replace(
+    image_record([replace(layer_record("a"), is_complete=False)]), names=(NAME, "example.com/b:2")
+)
+
+
+class Images:
+    """Knows one image, by name and by ID."""
+
+    def __init__(self, image: ImageRecord | None = IMAGE):
+        self.image = image
+        self.pulled: list[str] = []
+
+    async def find(self, image: str, *, platform=None) -> ImageRecord:
+        await trio.lowlevel.checkpoint()
+        known = self.image and (*self.image.names, self.image.id.encoded[:12])
+        if not known or image not in known:
+            raise NotFound("image is not in the store")
+        return self.image
+
+    async def pull(self, image, *, platform, options, progress, lazy) -> ImageRecord:
+        await trio.lowlevel.checkpoint()
+        self.pulled.append(image)
+        return IMAGE
+
+
+@dataclass(eq=False)
+class View:
+    id: Digest
+    name: bytes
+    layers: tuple = ()
+    holders: int = 0
+    publications: int = 0
+
+
+class Views:
+    def __init__(self):
+        self.open: dict[Digest, View] = {}
+        self.failure: Exception | None = None
+
+    async def acquire(self, image, view_id) -> View:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        view = self.open.setdefault(view_id, View(view_id, view_id.hex.encode(), image.layers))
+        view.holders += 1
+        return view
+
+    def release(self, view):
+        view.holders -= 1
+
+    def publish(self, view):
+        view.publications += 1
+
+    def withdraw(self, view):
+        view.publications -= 1
+
+    @property
+    def uses(self) -> list[int]:
+        return [n for v in self.open.values() for n in (v.holders, v.publications)]
+
+
+class Records:
+    def __init__(self):
+        self.rows: dict[str, VolumeRecord] = {}
+        self.known = {IMAGE.manifest: IMAGE}
+        self.fail_add: BaseException | None = None
+        self.fail_remove: BaseException | None = None
+
+    async def volumes(self):
+        return list(self.rows.values())
+
+    async def image(self, manifest):
+        return self.known.get(manifest)
+
+    async def add_volume(self, volume):
+        await trio.lowlevel.checkpoint()
+        if self.fail_add is not None:
+            raise self.fail_add
+        self.rows[volume.id] = volume
+
+    async def remove_volume(self, volume_id):
+        await trio.lowlevel.checkpoint()
+        if self.fail_remove is not None:
+            raise self.fail_remove
+        self.rows.pop(volume_id, None)
+
+
+@dataclass
+class Kernel:
+    """What is mounted where; takes the place of the `mounts` module."""
+
+    mounted: dict[bytes, bytes] = field(default_factory=dict)
+    foreign: set[bytes] = field(default_factory=set)
+    busy: set[bytes] = field(default_factory=set)
+    missing: set[bytes] = field(default_factory=set)
+    fail_bind: Exception | None = None
+
+    def check_target(self, target):
+        if target in self.missing:
+            raise NotFound("target does not exist")
+        if target in self.mounted or target in self.foreign:
+            raise Conflict("something is mounted there already")
+
+    def bind(self, source, target, noexec):
+        if self.fail_bind is not None:
+            raise self.fail_bind
+        self.mounted[target] = source
+
+    def unbind(self, target, views_directory, view_name, lazily):
+        if target in self.busy and not lazily:
+            raise Conflict("volume is in use")
+        self.mounted.pop(target, None)
+
+
+@pytest.fixture
+def kernel(monkeypatch) -> Kernel:
+    kernel = Kernel()
+    monkeypatch.setattr(manager, "layer_status", lambda layer, _: layer)
+    for name in ("check_target", "bind", "unbind"):
+        monkeypatch.setattr(mounts, name, getattr(kernel, name))
+    return kernel
+
+
+@dataclass
+class House:
+    manager: VolumeManager
+    images: Images
+    views: Views
+    records: Records
+    kernel: Kernel
+
+    async def mount(self, target: str | None = "/mnt", image: str = NAME, **options):
+        return await self.manager.mount(
+            image, target, options=PullOptions(), progress=PullProgress(), **options
+        )
+
+    def assert_empty(self) -> None:
+        assert set(self.views.uses) <= {0}
+        assert self.kernel.mounted == {}
+        assert self.records.rows == {}
+        assert self.manager.count == 0
+
+
+@pytest.fixture
+def house(kernel, tmp_path) -> House:
+    images, views, records = Images(), Views(), Records()
+    volumes = VolumeManager(
+        images=images,
+        views=views,
+        records=records,
+        views_directory=tmp_path,
+        obstacle=None,
+        may_bind=True,
+    )
+    return House(volumes, images, views, records, kernel)
+
+
+def row(house: House, target: str | None = "/mnt", **changes) -> VolumeRecord:
+    record = VolumeRecord(
+        id="v1",
+        sandbox="cli",
+        image=NAME,
+        manifest=IMAGE.manifest,
+        target=target,
+        noexec=False,
+        view_id=IMAGE.view_id,
+        created_at=1.0,
+        boot_id=manager.BOOT_ID.read_text().strip(),
+    )
+    record = replace(record, **changes)
+    house.records.rows[record.id] = record
+    return record
+
+
+# --- mount and unmount ---------------------------------------------------------------------------
+
+
+async def test_what_is_mounted_is_recorded_and_unmounting_leaves_nothing(house):
+    volume = await house.mount()
+    assert house.kernel.mounted.keys() == {b"/mnt"}
+    assert house.records.rows.keys() == {volume.id}
+    await house.manager.unmount("/mnt")
+    house.assert_empty()
+
+
+@pytest.mark.parametrize("where", ["view", "bind", "record", "target"])
+async def test_a_mount_that_fails_leaves_nothing(house, where):
+    failure = StoreFull("no room")
+    if where == "view":
+        house.views.failure = failure
+    elif where == "bind":
+        house.kernel.fail_bind = LocalError("the kernel refuses")
+    elif where == "record":
+        house.records.fail_add = failure
+    else:
+        house.kernel.missing.add(b"/mnt")
+    with pytest.raises((LocalError, NotFound)):
+        await house.mount()
+    house.assert_empty()
+    # Nothing is reserved any more, either.
+    house.views.failure = house.kernel.fail_bind = house.records.fail_add = None
+    house.kernel.missing.clear()
+    await house.mount()
+
+
+async def test_a_mount_that_is_cancelled_before_it_is_recorded_leaves_nothing(house):
+    class Slow(Records):
+        async def add_volume(self, volume):
+            scope.cancel()
+            await trio.sleep_forever()
+
+    house.manager._records = Slow()
+    with trio.CancelScope() as scope:
+        await house.mount()
+    assert scope.cancelled_caught
+    house.assert_empty()
+
+
+async def test_one_operation_at_a_time_for_one_target(house):
+    outcomes = []
+
+    async def mount():
+        try:
+            outcomes.append(await house.mount())
+        except Conflict as exc:
+            outcomes.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount)
+        nursery.start_soon(mount)
+    assert [isinstance(o, Conflict) for o in outcomes].count(True) == 1
+    assert house.manager.count == 1
+
+
+async def test_a_volume_in_use_stays_until_it_is_detached(house):
+    await house.mount()
+    house.kernel.busy.add(b"/mnt")
+    with pytest.raises(Conflict):
+        await house.manager.unmount("/mnt")
+    assert house.manager.count == 1
+    assert len(house.records.rows) == 1
+    await house.manager.unmount("/mnt", detach=True)
+    house.assert_empty()
+
+
+async def test_a_client_that_goes_away_does_not_leave_half_an_unmount(house, monkeypatch):
+    """The mount is gone, so the record must go: the next start would mount it again."""
+    await house.mount()
+    unbind = house.kernel.unbind
+
+    def cancelled_meanwhile(*arguments):
+        unbind(*arguments)
+        trio.from_thread.run_sync(scope.cancel)
+
+    monkeypatch.setattr(mounts, "unbind", cancelled_meanwhile)
+    with trio.CancelScope() as scope:
+        await house.manager.unmount("/mnt")
+    house.assert_empty()
+
+
+async def test_never_pulling_holds_for_what_is_not_here_as_a_whole(house):
+    house.images.image = LAZY
+    with pytest.raises(NotFound):
+        await house.mount(pull="never", lazy=False)
+    assert house.images.pulled == []
+    await house.mount(pull="never")
+
+
+async def test_completing_an_image_that_was_named_by_its_id_pulls_it_by_name(house):
+    """Twelve hex digits are a repository's name, too."""
+    house.images.image = LAZY
+    await house.mount(image=LAZY.id.encoded[:12], lazy=False)
+    assert house.images.pulled == [NAME]
+
+
+async def test_completing_an_image_pulls_the_name_that_was_given(house):
+    house.images.image = LAZY
+    await house.mount(image="example.com/b:2", lazy=False)
+    assert house.images.pulled == ["example.com/b:2"]
+
+
+# --- the daemon's end, and its next start --------------------------------------------------------
+
+
+@pytest.mark.expects_log("cannot forget the volume")
+async def test_at_the_end_one_volume_that_cannot_be_forgotten_does_not_keep_the_others(house):
+    await house.mount("/one")
+    await house.mount("/two")
+    house.records.fail_remove = StoreFull("no room")
+    await house.manager.detach_all(forget=True)
+    assert house.kernel.mounted == {}
+    assert set(house.views.uses) == {0}
+
+
+async def test_the_next_start_mounts_again(house):
+    record = row(house)
+    await house.manager.recover()
+    assert house.kernel.mounted.keys() == {b"/mnt"}
+    assert house.records.rows == {record.id: record}
+    assert house.manager.count == 1
+
+
+@pytest.mark.expects_log("cannot mount .* again")
+@pytest.mark.parametrize("why", ["target", "taken", "image", "view"])
+async def test_what_cannot_be_mounted_again_is_told_and_forgotten(house, why, caplog):
+    row(house)
+    if why == "target":
+        house.kernel.missing.add(b"/mnt")
+    elif why == "taken":
+        house.kernel.foreign.add(b"/mnt")  # somebody's own mount, made while there was no daemon
+    elif why == "image":
+        house.records.known.clear()
+    else:
+        house.views.failure = RemoteError("x")
+    await house.manager.recover()
+    house.assert_empty()
+    assert [r.levelno for r in caplog.records] == [logging.ERROR]
+
+
+async def test_volumes_of_another_boot_are_forgotten_in_silence(house):
+    row(house, boot_id="another")
+    await house.manager.recover()
+    house.assert_empty()

@@ -13,12 +13,12 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.reading import Descriptor, pread_exact, pread_nowait
 from imgvol.errors import StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
@@ -28,21 +28,6 @@ SEQUENTIAL_READERS: Final = 64
 # Pages behind a sequential reader are dropped in steps of this size, and never closer than this to
 # it: readahead makes a file's reads arrive slightly out of order.
 DROP_STEP: Final = 8 << 20
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-
-
-class _Descriptor:
-    """A file descriptor that closes with its last reference."""
-
-    __slots__ = ("fd",)
-
-    def __init__(self, path: Path) -> None:
-        self.fd = os.open(path, _OPEN)
-
-    def __del__(self) -> None:
-        if hasattr(self, "fd"):
-            os.close(self.fd)
 
 
 @dataclass(slots=True)
@@ -72,7 +57,7 @@ class LayerStore:
         self._directory = layout.layer(digest)
         try:
             self.index = LayerIndex((self._directory / INDEX_NAME).read_bytes())
-            self._data = _Descriptor(self._directory / DATA_NAME)
+            self._data = Descriptor(self._directory / DATA_NAME)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened",
@@ -80,7 +65,7 @@ class LayerStore:
                 digest=digest,
                 reason=exc.strerror,
             ) from exc
-        self._files: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._files: OrderedDict[int, Descriptor] = OrderedDict()
         self._sequential: OrderedDict[int, _SequentialReader] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -113,13 +98,13 @@ class LayerStore:
                 descriptor = self._files.get(number)
             if descriptor is None:
                 return None
-            data = _pread_nowait(descriptor.fd, offset, size)
+            data = pread_nowait(descriptor.fd, offset, size)
             if data is not None:
                 self._drop_behind(descriptor.fd, number, offset, size)
             return data
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
-            return _pread_nowait(self._data.fd, extents[0].position + offset, size)
+            return pread_nowait(self._data.fd, extents[0].position + offset, size)
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
@@ -141,34 +126,15 @@ class LayerStore:
         return out
 
     def _pread(self, fd: int, position: int, size: int) -> bytes:
-        try:
-            data = os.pread(fd, size, position)
-            while len(data) < size:
-                more = os.pread(fd, size - len(data), position + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as exc:
-            raise StoreDamaged(
-                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
-            ) from exc
-        if len(data) < size:
-            raise StoreDamaged(
-                "a stored layer is shorter than its index says",
-                digest=self.digest,
-                offset=position,
-                expected=size,
-                actual=len(data),
-            )
-        return data
+        return pread_exact(fd, position, size, self.digest)
 
-    def _open_file(self, number: int) -> _Descriptor:
+    def _open_file(self, number: int) -> Descriptor:
         with self._lock:
             if descriptor := self._files.get(number):
                 self._files.move_to_end(number)
                 return descriptor
         try:
-            descriptor = _Descriptor(self._directory / FILES_NAME / str(number))
+            descriptor = Descriptor(self._directory / FILES_NAME / str(number))
         except OSError as exc:
             raise StoreDamaged(
                 "a file of a stored layer cannot be opened",
@@ -205,13 +171,3 @@ class LayerStore:
                 return
             reader.dropped = until
         os.posix_fadvise(fd, begin, until - begin, os.POSIX_FADV_DONTNEED)
-
-
-def _pread_nowait(fd: int, position: int, size: int) -> bytearray | None:
-    buffer = bytearray(size)
-    try:
-        count = os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
-    except OSError:
-        # EAGAIN: not in the page cache. Anything else the blocking read finds, and reports.
-        return None
-    return buffer if count == size else None

@@ -179,7 +179,9 @@ class VolumeManager:
                 if pull == "never":
                     raise
             else:
-                if lazy or record.is_complete:
+                # A layout or an archive that has changed since cannot show the old image any more.
+                is_enough = lazy and await self._images.is_current(image, record)
+                if pull == "never" or is_enough or record.is_stored:
                     progress.stage = "done"
                     return record
         return await self._images.pull(

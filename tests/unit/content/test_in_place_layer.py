@@ -108,7 +108,7 @@ CHANGES = {
     "rewritten, with its old time": lambda path: rewrite_in_place(path, keep_times=True),
     "cut off": lambda path: os.truncate(path, 700_000),
     "longer": lambda path: os.truncate(path, path.stat().st_size + 1),
-    "of another time": lambda path: os.utime(path),
+    "of another time": os.utime,
 }
 
 
@@ -133,6 +133,20 @@ async def test_a_file_that_has_changed_is_refused_for_good(archive, open_layer, 
     with pytest.raises(StoreDamaged, match="has changed"):
         await read(layer, b"small")
     assert await read(open_layer(), b"large") == LARGE, "a new look finds the old bytes again"
+
+
+async def test_a_change_just_before_the_bytes_are_read_is_noticed(archive, open_layer):
+    layer = open_layer()
+    gather = layer._gather
+
+    def rewrite_and_gather(*arguments):
+        rewrite_in_place(archive, keep_times=True)
+        return gather(*arguments)
+
+    layer._gather = rewrite_and_gather
+    layer._read_cached = lambda *_: None
+    with pytest.raises(StoreDamaged, match="has changed"):
+        await read(layer, b"large")
 
 
 TOUCHES = {
@@ -217,9 +231,7 @@ async def test_a_row_without_index_and_an_index_without_row_are_dropped(tmp_path
 
 async def test_numbers_that_need_all_64_bits_are_kept(tmp_path, archive):
     place = place_of(archive)
-    huge = type(place.file)(
-        size=1, mtime_ns=-1, ctime_ns=2**62, inode=2**64 - 1, device=2**64 - 2
-    )
+    huge = type(place.file)(size=1, mtime_ns=-1, ctime_ns=2**62, inode=2**64 - 1, device=2**64 - 2)
     place = Place(path=b"/\xff\n", offset=0, size=len(TAR), file=huge)
     async with open_store(tmp_path / "root") as store:
         record = await store.add_in_place_layer(record_of(), place, index_of(TAR))

@@ -67,6 +67,9 @@ class MemorySource:
         self.readers.append(reader)
         return reader
 
+    def locate_blob(self, descriptor: Descriptor) -> None:
+        return None
+
     def _blob(self, descriptor: Descriptor) -> bytes:
         try:
             return self.blobs[str(descriptor.digest)]

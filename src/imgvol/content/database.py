@@ -58,7 +58,7 @@ CREATE TABLE layer (
     size        INTEGER NOT NULL,                  -- bytes of the blob
     unpacked    INTEGER NOT NULL,                  -- bytes of the uncompressed tar; lazy: of files
     entries     INTEGER NOT NULL,                  -- paths in its index
-    format      TEXT NOT NULL,                     -- how its files were known: tar, estargz …
+    format      TEXT NOT NULL,                     -- how its files were known: tar, in place …
     is_complete INTEGER NOT NULL                   -- 0: lazy, partly here
 ) STRICT;
 
@@ -68,6 +68,17 @@ CREATE TABLE origin (                              -- where to fetch the rest of
     plain_http  INTEGER NOT NULL,
     insecure    INTEGER NOT NULL,
     ca_file     TEXT
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE place (                               -- where a layer lies that is read in place
+    digest      TEXT PRIMARY KEY REFERENCES layer (digest) ON DELETE CASCADE,
+    path        BLOB NOT NULL,                     -- absolute, without symbolic links
+    offset      INTEGER NOT NULL,                  -- of the layer's tar in the file
+    size        INTEGER NOT NULL,                  -- of the file, as all below, when verified
+    mtime_ns    INTEGER NOT NULL,
+    ctime_ns    INTEGER NOT NULL,
+    inode       TEXT NOT NULL,                     -- decimal: may need all of 64 bits
+    device      TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE chain (

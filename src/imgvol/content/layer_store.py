@@ -19,6 +19,7 @@ import trio
 
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
+from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.errors import StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
@@ -98,13 +99,13 @@ class LayerStore:
                 descriptor = self._files.get(number)
             if descriptor is None:
                 return None
-            data = _pread_nowait(descriptor.fd, offset, size)
+            data = pread_nowait(descriptor.fd, offset, size)
             if data is not None:
                 self._drop_behind(descriptor.fd, number, offset, size)
             return data
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
-            return _pread_nowait(self._data.fd, extents[0].position + offset, size)
+            return pread_nowait(self._data.fd, extents[0].position + offset, size)
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
@@ -126,26 +127,7 @@ class LayerStore:
         return out
 
     def _pread(self, fd: int, position: int, size: int) -> bytes:
-        try:
-            data = os.pread(fd, size, position)
-            while len(data) < size:
-                more = os.pread(fd, size - len(data), position + len(data))
-                if not more:
-                    break
-                data += more
-        except OSError as exc:
-            raise StoreDamaged(
-                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
-            ) from exc
-        if len(data) < size:
-            raise StoreDamaged(
-                "a stored layer is shorter than its index says",
-                digest=self.digest,
-                offset=position,
-                expected=size,
-                actual=len(data),
-            )
-        return data
+        return pread_exact(fd, position, size, self.digest)
 
     def _open_file(self, number: int) -> OpenFile:
         with self._lock:
@@ -191,13 +173,3 @@ class LayerStore:
                 return
             reader.dropped = until
         os.posix_fadvise(fd, begin, until - begin, os.POSIX_FADV_DONTNEED)
-
-
-def _pread_nowait(fd: int, position: int, size: int) -> bytearray | None:
-    buffer = bytearray(size)
-    try:
-        count = os.preadv(fd, [buffer], position, os.RWF_NOWAIT)
-    except OSError:
-        # EAGAIN: not in the page cache. Anything else the blocking read finds, and reports.
-        return None
-    return buffer if count == size else None

@@ -8,6 +8,7 @@
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
       lazy/<hex>/            a layer that is partly here (lazy_layer.py)
+      places/<hex>/          a layer that is read where it lies, elsewhere (in_place_layer.py)
       files/sha256/<hex>     hard links to complete large files, by content
       ingest/                work in progress; emptied at start
 
@@ -52,6 +53,11 @@ class StoreLayout:
         return self.root / "lazy"
 
     @property
+    def places(self) -> Path:
+        """Indexes of layers that are read where they lie."""
+        return self.root / "places"
+
+    @property
     def shared_files(self) -> Path:
         """Large files by the SHA-256 of their content."""
         return self.root / "files" / "sha256"
@@ -73,6 +79,10 @@ class StoreLayout:
         """One lazy layer's directory."""
         return self.lazy_layers / digest.encoded
 
+    def place(self, digest: Digest) -> Path:
+        """The directory of one layer that is read where it lies."""
+        return self.places / digest.encoded
+
     def shared_file(self, content_hex: str) -> Path:
         """The one copy of a large file that layers link to."""
         return self.shared_files / content_hex
@@ -84,6 +94,7 @@ class StoreLayout:
             self.blobs,
             self.layers,
             self.lazy_layers,
+            self.places,
             self.root / "files",
             self.shared_files,
             self.ingest,

@@ -9,7 +9,7 @@ class OpenFile:
 
     __slots__ = ("fd",)
 
-    def __init__(self, path: Path, flags: int) -> None:
+    def __init__(self, path: Path | bytes, flags: int) -> None:
         self.fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def __del__(self) -> None:

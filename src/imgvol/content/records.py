@@ -3,12 +3,16 @@
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from imgvol.content.database import Database
+from imgvol.content.place import FileIdentity, Place
 from imgvol.errors import NotFound
 from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import ChainID, DiffID, Digest
+
+# The format of layers that are read where they lie.
+IN_PLACE: Final = "in place"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +25,9 @@ class LayerRecord:
         size: Bytes of the blob.
         unpacked_size: Bytes of the uncompressed tar; of a lazy layer, of its files.
         entries: Paths in its index.
-        format: How its files were known: "tar", "eStargz", "zstd:chunked" or "SOCI".
-        is_complete: Whether all of it is here and verified; False: it is lazy.
+        format: How its files were known: "tar", "in place" (it lies in somebody else's file),
+            "eStargz", "zstd:chunked" or "SOCI".
+        is_complete: Whether all of it is at hand and verified; False: it is lazy.
         slot: Its number in inode numbers; 0 until the database has given one.
     """
 
@@ -35,6 +40,16 @@ class LayerRecord:
     format: str = "tar"
     is_complete: bool = True
     slot: int = 0
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its bytes are not in the store, but in a file elsewhere."""
+        return self.format == IN_PLACE
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all of it is in the store, verified."""
+        return self.is_complete and not self.is_in_place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +92,13 @@ class ImageRecord:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every layer is here and verified, and with them the chain ID."""
+        """Whether every layer is at hand and verified, and with them the chain ID."""
         return all(layer.is_complete for layer in self.layers)
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the store has all of it, and nothing else is needed."""
+        return all(layer.is_stored for layer in self.layers)
 
     @property
     def view_id(self) -> Digest:
@@ -177,6 +197,53 @@ class Records:
                 insecure=bool(insecure),
                 ca_file=ca_file,
             )
+
+        return await self._database.run(find)
+
+    async def add_in_place_layer(self, layer: LayerRecord, place: Place) -> LayerRecord:
+        """Records a layer that was verified where it lies, or where it lies by now."""
+
+        def add(db: sqlite3.Connection) -> LayerRecord:
+            _put_layer(db, layer)
+            file = place.file
+            db.execute(
+                "INSERT INTO place VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    str(layer.digest),
+                    place.path,
+                    place.offset,
+                    file.size,
+                    file.mtime_ns,
+                    file.ctime_ns,
+                    str(file.inode),
+                    str(file.device),
+                ],
+            )
+            row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()
+            return _layer(row)
+
+        return await self._database.run(add)
+
+    async def place(self, layer: LayerRecord) -> Place | None:
+        """Where a layer lies that is read in place."""
+
+        def find(db: sqlite3.Connection) -> Place | None:
+            row = db.execute(
+                "SELECT path, offset, size, mtime_ns, ctime_ns, inode, device"
+                " FROM place WHERE digest = ?",
+                [str(layer.digest)],
+            ).fetchone()
+            if row is None:
+                return None
+            path, offset, size, mtime_ns, ctime_ns, inode, device = row
+            file = FileIdentity(
+                size=size,
+                mtime_ns=mtime_ns,
+                ctime_ns=ctime_ns,
+                inode=int(inode),
+                device=int(device),
+            )
+            return Place(path=path, offset=offset, size=layer.size, file=file)
 
         return await self._database.run(find)
 
@@ -381,6 +448,8 @@ def _layer(row: _Row) -> LayerRecord:
 
 
 def _put_layer(db: sqlite3.Connection, layer: LayerRecord) -> None:
+    # Where it lay until now, if it was read in place.
+    db.execute("DELETE FROM place WHERE digest = ?", [str(layer.digest)])
     db.execute(
         "INSERT INTO layer"
         " (digest, diff_id, media_type, size, unpacked, entries, format, is_complete)"

@@ -23,13 +23,16 @@ import trio
 
 from imgvol.content.blobs import BlobStore
 from imgvol.content.database import open_database
-from imgvol.content.durable import translate_os_errors
+from imgvol.content.durable import sync_directory, translate_os_errors, write_file
+from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import StoreLayout
+from imgvol.content.layout import INDEX_NAME, StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
 from imgvol.content.ownership import own_directory
+from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.errors import StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
 
@@ -132,15 +135,60 @@ class Store:
         )
 
     async def complete_layer(self, record: LayerRecord) -> LayerRecord:
-        """Records that a lazy layer has been published whole, and removes its lazy form."""
+        """Records that a layer has been published whole, and removes what it was before.
+
+        That is its lazy form, or its index if it was read where it lies.
+        """
         with trio.CancelScope(shield=True):
             stored = await self.records.add_layer(record)
             await trio.to_thread.run_sync(
-                self._remove_lazy_form, record.digest, limiter=self._limiter
+                self._remove_other_forms, record.digest, limiter=self._limiter
             )
         return stored
 
-    def _remove_lazy_form(self, digest: Digest) -> None:
+    async def add_in_place_layer(
+        self, record: LayerRecord, place: Place, index: bytes
+    ) -> LayerRecord:
+        """Stores the index of a layer that stays where it lies, durably, and records it."""
+        await trio.to_thread.run_sync(
+            _write_index, self._layout, record.digest, index, limiter=self._limiter
+        )
+        return await self.records.add_in_place_layer(record, place)
+
+    async def open_in_place_layer(self, record: LayerRecord) -> InPlaceLayer:
+        """Opens a layer where it lies.
+
+        Raises:
+            StoreDamaged: The file is gone or has changed.
+        """
+        place = await self.records.place(record)
+        if place is None:
+            raise StoreDamaged(
+                "where a layer lies is not known any more",
+                hint="Try again; if it stays so, pull the image again.",
+                digest=record.digest,
+            )
+        return await trio.to_thread.run_sync(
+            InPlaceLayer,
+            self._layout.place(record.digest),
+            place,
+            record.digest,
+            record.slot,
+            self._disk_reads,
+            limiter=self._limiter,
+        )
+
+    async def is_intact(self, record: LayerRecord) -> bool:
+        """Whether a layer can be read as it is recorded, without looking at its bytes."""
+        if not record.is_in_place:
+            return True
+        place = await self.records.place(record)
+        return place is not None and await trio.to_thread.run_sync(
+            place.is_intact, limiter=self._limiter
+        )
+
+    def _remove_other_forms(self, digest: Digest) -> None:
+        shutil.rmtree(self._layout.place(digest), ignore_errors=True)
         # Out of the way first: an open layer may be writing its map there in this moment.
         discarded = self._layout.ingest / f"lazy-{secrets.token_hex(8)}"
         with contextlib.suppress(FileNotFoundError):
@@ -175,9 +223,10 @@ class Store:
     def _remove_layer_files(self, digest: Digest) -> int:
         path = self._layout.layer(digest)
         lazy = self._layout.lazy_layer(digest)
-        freed = _tree_usage(path, shared_links=2) + _tree_usage(lazy)
+        place = self._layout.place(digest)
+        freed = _tree_usage(path, shared_links=2) + _tree_usage(lazy) + _tree_usage(place)
         shutil.rmtree(path, ignore_errors=True)
-        self._remove_lazy_form(digest)
+        self._remove_other_forms(digest)
         _sweep_shared_files(self._layout)
         return freed
 
@@ -202,7 +251,8 @@ class Store:
                 blobs_size=_tree_usage(self._layout.blobs),
                 # Counted from the top, so that files shared by hard links count once.
                 layers_size=_tree_usage(self._layout.layers)
-                + _tree_usage(self._layout.lazy_layers),
+                + _tree_usage(self._layout.lazy_layers)
+                + _tree_usage(self._layout.places),
                 disk_size=disk.f_blocks * disk.f_frsize,
                 disk_free=disk.f_bavail * disk.f_frsize,
             )
@@ -248,21 +298,38 @@ async def _reconcile(layout: StoreLayout, records: Records) -> None:
 
     def compare() -> list[Digest]:
         lost = []
-        for directory, is_complete in ((layout.layers, True), (layout.lazy_layers, False)):
-            present = {entry.name for entry in directory.iterdir()}
-            wanted = {r.digest.encoded for r in recorded if r.is_complete == is_complete}
-            for orphan in present - wanted:
-                shutil.rmtree(directory / orphan, ignore_errors=True)
-            lost += [
-                r.digest
-                for r in recorded
-                if r.is_complete == is_complete and r.digest.encoded not in present
-            ]
+        for home in (layout.layers, layout.lazy_layers, layout.places):
+            present = {entry.name for entry in home.iterdir()}
+            wanted = {r.digest.encoded: r.digest for r in recorded if _home(layout, r) == home}
+            for orphan in present - wanted.keys():
+                shutil.rmtree(home / orphan, ignore_errors=True)
+            lost += [digest for name, digest in wanted.items() if name not in present]
         _sweep_shared_files(layout)
         return lost
 
     for lost in await trio.to_thread.run_sync(compare):
         await records.forget_layer(lost)
+
+
+def _home(layout: StoreLayout, record: LayerRecord) -> Path:
+    """Which directory has a layer's own."""
+    if record.is_in_place:
+        return layout.places
+    return layout.layers if record.is_complete else layout.lazy_layers
+
+
+def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
+    """Stores the index of a layer that is read in place, instead of an earlier one."""
+    final = layout.place(digest)
+    with translate_os_errors("store the index of a layer"):
+        work = layout.ingest / f"place-{secrets.token_hex(8)}"
+        work.mkdir(mode=0o700)
+        write_file(work / INDEX_NAME, index)
+        sync_directory(work)
+        # An earlier one has the same content; without either, the next start forgets the layer.
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(work, final)
+        sync_directory(layout.places)
 
 
 def _sweep_shared_files(layout: StoreLayout) -> None:

@@ -21,6 +21,7 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.lazy import LazyFinder, open_finder
 from imgvol.layers.compression import Compression
@@ -148,6 +149,24 @@ def _no_match(offered: set[str], matcher: Matcher, digest: Digest) -> NoMatching
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Laziness:
+    """What a pull may leave for later, or where it is.
+
+    Attributes:
+        finder: Finds the tables of contents of layers; None: they are not wanted.
+        in_place: Whether uncompressed layers in files of this machine may stay where they are.
+    """
+
+    finder: LazyFinder | None
+    in_place: bool
+
+    @property
+    def is_any(self) -> bool:
+        """Whether not all layers have to be in the store in the end."""
+        return self.in_place or self.finder is not None
+
+
 class Puller:
     """Brings images into the store. One per daemon."""
 
@@ -168,6 +187,7 @@ class Puller:
         name: str,
         progress: PullProgress,
         lazy_origin: Origin | None = None,
+        in_place: bool = False,
     ) -> ImageRecord:
         """Fetches what is missing and records the image; the name comes last.
 
@@ -178,6 +198,7 @@ class Puller:
             progress: Told how far the pull is.
             lazy_origin: Where the rest of lazy layers can be fetched later; None: every layer is
                 pulled as a whole.
+            in_place: Whether uncompressed layers in files of this machine may stay where they are.
 
         Raises:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
@@ -190,7 +211,12 @@ class Puller:
         digests = [layer.digest for layer in manifest.layers]
         self._held.update(digests)
         try:
-            layers = await self._ensure_layers(source, resolved, progress, lazy_origin)
+            finder = None
+            if lazy_origin is not None:
+                finder = await open_finder(source, manifest, lazy_origin, self._limiter)
+            layers = await self._ensure_layers(
+                source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
+            )
             image = ImageRecord(
                 id=config.digest,
                 manifest=manifest.digest,
@@ -217,11 +243,8 @@ class Puller:
         source: ImageSource,
         resolved: ResolvedImage,
         progress: PullProgress,
-        lazy_origin: Origin | None,
+        laziness: _Laziness,
     ) -> list[LayerRecord]:
-        finder = None
-        if lazy_origin is not None:
-            finder = await open_finder(source, resolved.manifest, lazy_origin, self._limiter)
         records: dict[int, LayerRecord] = {}
         failures: list[ImgvolError] = []
 
@@ -232,7 +255,7 @@ class Puller:
                     resolved.manifest.layers[position],
                     resolved.config.diff_ids[position],
                     progress.layers[position],
-                    finder,
+                    laziness,
                 )
             except ImgvolError as exc:
                 failures.append(exc)
@@ -251,22 +274,30 @@ class Puller:
         descriptor: Descriptor,
         diff_id: DiffID,
         progress: LayerProgress,
-        finder: LazyFinder | None,
+        laziness: _Laziness,
     ) -> LayerRecord:
         async with self._store.layer_lock(descriptor.digest):
             stored = await self._store.records.layer(descriptor.digest)
-            is_enough = stored is not None and (stored.is_complete or finder is not None)
-            if stored is not None and is_enough and stored.diff_id == diff_id:
+            if (
+                stored is not None
+                and stored.diff_id == diff_id
+                and await self._is_enough(stored, laziness)
+            ):
                 progress.state = "exists"
                 return stored
-            if finder is not None and stored is None:
-                lazy = await self._try_lazy(finder, descriptor, diff_id)
+            if laziness.finder is not None and stored is None:
+                lazy = await self._try_lazy(laziness.finder, descriptor, diff_id)
                 if lazy is not None:
                     progress.state = "lazy"
                     return lazy
             # A type that says "plain" is no promise: real images have gzip under it. The bytes
             # tell, and the diff ID is checked in any case.
             compression = layer_compression(descriptor.media_type)
+            may_stay = laziness.in_place and (stored is None or stored.is_in_place)
+            if may_stay and not compression:
+                placed = await self._try_in_place(source, descriptor, diff_id, progress)
+                if placed is not None:
+                    return placed
             ingest = LayerIngest(
                 open_blob=partial(source.open_blob, descriptor),
                 store=self._store,
@@ -278,12 +309,19 @@ class Puller:
                 adapt=as_stargz if TOC_DIGEST in descriptor.annotations else None,
             )
             record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
-            if stored is None or stored.is_complete:
+            if stored is None or stored.is_stored:
                 return await self._store.records.add_layer(record)
-            # It was lazy until now; views that are open go on with what has just been verified.
             record = await self._store.complete_layer(record)
-            await self.on_completed(record)
+            if not stored.is_complete:
+                # It was lazy until now; open views go on with what has just been verified.
+                await self.on_completed(record)
             return record
+
+    async def _is_enough(self, stored: LayerRecord, laziness: _Laziness) -> bool:
+        """Whether a layer can stay as the store has it."""
+        if stored.is_in_place:
+            return laziness.is_any and await self._store.is_intact(stored)
+        return stored.is_complete or laziness.finder is not None
 
     async def _try_lazy(
         self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID
@@ -304,6 +342,22 @@ class Puller:
             is_complete=False,
         )
         return await self._store.add_lazy_layer(record, found.layer, finder.origin)
+
+    async def _try_in_place(
+        self,
+        source: ImageSource,
+        descriptor: Descriptor,
+        diff_id: DiffID,
+        progress: LayerProgress,
+    ) -> LayerRecord | None:
+        """Verifies a layer where it lies, if it is an uncompressed tar in a file."""
+        ingest = InPlaceIngest(
+            source=source, descriptor=descriptor, diff_id=diff_id, progress=progress
+        )
+        found = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
+        if found is None:
+            return None
+        return await self._store.add_in_place_layer(found.record, found.place, found.index)
 
     async def discard_layer(self, digest: Digest) -> int:
         """Removes a layer unless a pull or an image wants it by now; returns the bytes freed."""

@@ -76,7 +76,8 @@ class ImageService:
             image: A reference, or a local source such as `oci:/directory:tag`.
             platform: For which platform; None: this machine's.
             lazy: Be content with the tables of contents of layers that have them; the rest is
-                fetched while the image is mounted.
+                fetched while the image is mounted. Uncompressed layers of layouts and archives are
+                read where they lie.
 
         Raises:
             InvalidReference: `image` is malformed.
@@ -98,14 +99,15 @@ class ImageService:
                 ) as source:
                     resolved = await resolve_image(source, matcher, must_match=platform is not None)
                     progress.stats["resolve_seconds"] = time.perf_counter() - started
-                    # Local bytes are at hand: copying them costs less than asking for each.
-                    is_lazy = lazy and isinstance(argument, RegistryImage)
+                    # Local bytes are at hand: tables of contents would gain nothing.
+                    is_remote = isinstance(argument, RegistryImage)
                     record = await self._puller.pull(
                         source,
                         resolved,
                         str(argument),
                         progress,
-                        _origin(str(argument), options) if is_lazy else None,
+                        _origin(str(argument), options) if lazy and is_remote else None,
+                        in_place=lazy and not is_remote,
                     )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
@@ -168,6 +170,18 @@ class ImageService:
                 image=image,
             )
         return images[0] if images else None
+
+    async def is_current(self, image: str, record: ImageRecord) -> bool:
+        """Whether what a name was found to mean can be read as it is.
+
+        False: a file that it is read from has changed, and the name has to be asked for again.
+        """
+        if SHORT_ID.fullmatch(image):
+            return True  # no name: there is nobody to ask
+        for layer in record.layers:
+            if not await self._store.is_intact(layer):
+                return False
+        return True
 
     async def list(self) -> list[ImageRecord]:
         """Every complete image, the latest pulled first."""

@@ -15,9 +15,10 @@ from typing import Final, TypeAlias
 
 import trio
 
+from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
-from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
 from imgvol.content.store import Store
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
@@ -26,7 +27,7 @@ from imgvol.view.chain import ChainView, NodeID
 VIEW_THREADS: Final = 2
 
 
-AnyLayer: TypeAlias = LayerStore | LazyLayerStore
+AnyLayer: TypeAlias = LayerStore | LazyLayerStore | InPlaceLayer
 
 
 async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
@@ -38,8 +39,8 @@ class LayerStatus:
     """How one layer of an open view is read.
 
     Attributes:
-        format: How its files are known: "tar" (all of it was pulled), or a lazy format.
-        state: "complete" (all here and verified), "lazy" or "bad".
+        format: How its files are known: "tar" (all of it was pulled), "in place", or a lazy format.
+        state: "complete" (all at hand and verified), "lazy" or "bad".
         size: Bytes of the blob.
         present: Bytes of it that are here.
         fetched: Bytes fetched since the view was opened, whatever for.
@@ -66,6 +67,15 @@ def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
             state="complete",
             size=record.size,
             present=record.size,
+        )
+    if isinstance(layer, InPlaceLayer):
+        return LayerStatus(
+            digest=layer.digest,
+            format=IN_PLACE,
+            state="bad" if layer.failure else "complete",
+            size=record.size,
+            present=record.size,
+            reason=str(layer.failure or ""),
         )
     state = "complete" if layer.is_complete else "lazy"
     fetcher = layer.fetcher
@@ -262,6 +272,8 @@ class Views:
         if not record.is_complete:
             # It may have been completed since the image was looked up.
             record = await self.store.records.layer(record.digest) or record
+        if record.is_in_place:
+            return await self.store.open_in_place_layer(record)
         if record.is_complete:
             return await self.store.open_layer(record)
         layer = await self.store.open_lazy_layer(record)

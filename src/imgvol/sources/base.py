@@ -10,8 +10,9 @@ from typing import Protocol
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.registry.body import BlobReader
+from imgvol.sources.files import BlobPlace
 
-__all__ = ["BlobReader", "ImageSource"]
+__all__ = ["BlobPlace", "BlobReader", "ImageSource"]
 
 
 class ImageSource(Protocol):
@@ -67,6 +68,14 @@ class ImageSource(Protocol):
         Raises:
             ContentError: The source lacks it, or it has another size.
             RemoteError: The registry failed.
+        """
+        ...
+
+    def locate_blob(self, descriptor: Descriptor) -> BlobPlace | None:
+        """In which file of this machine a blob lies, as it is; None: in none. Blocks.
+
+        Raises:
+            ContentError: The source lacks it, or it has another size.
         """
         ...
 

@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -57,6 +58,15 @@ class ImageFiles(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BlobPlace:
+    """Where bytes lie in a file that has a name: absolute, without symbolic links."""
+
+    path: bytes
+    offset: int
+    size: int
+
+
 class FileRange:
     """Some consecutive bytes of a file, and a file descriptor that it owns.
 
@@ -86,6 +96,16 @@ class FileRange:
                 raise InvalidDocument("the file became shorter while it was read")
             data = data + piece if data else piece
         return data
+
+    def place(self) -> BlobPlace | None:
+        """Where the bytes lie; None when no name leads to the file, for it is temporary."""
+        try:
+            path = os.readlink(b"/proc/self/fd/%d" % self._descriptor)
+            if not os.path.samestat(os.lstat(path), os.fstat(self._descriptor)):
+                return None
+        except OSError:
+            return None
+        return BlobPlace(path, self._offset, self.size)
 
     def detach(self) -> int:
         """Give the file descriptor away: the caller closes it."""

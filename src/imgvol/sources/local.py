@@ -11,7 +11,7 @@ import trio
 from imgvol.errors import DigestMismatch, InvalidDocument, LimitExceeded, NotFound
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
-from imgvol.sources.files import FileRange, ImageFiles, RangeReader, read_whole
+from imgvol.sources.files import BlobPlace, FileRange, ImageFiles, RangeReader, read_whole
 from imgvol.threads import run_cancellable
 
 T = TypeVar("T")
@@ -63,6 +63,11 @@ class LocalSource(abc.ABC):
     ) -> RangeReader:
         """A blob of the image, or a range of it, not verified. Blocks."""
         return RangeReader(self._open(descriptor), offset=offset, end=end)
+
+    def locate_blob(self, descriptor: Descriptor) -> BlobPlace | None:
+        """Where a blob of the image lies; None in an archive that had to be decompressed."""
+        with self._open(descriptor) as opened:
+            return opened.place()
 
     async def aclose(self) -> None:
         """Close the files."""

@@ -52,5 +52,8 @@ class RegistrySource:
         """A blob, or a range of it, not verified."""
         return self._client.open_blob(self._reference, descriptor, offset=offset, end=end)
 
+    def locate_blob(self, descriptor: Descriptor) -> None:
+        """Nowhere on this machine."""
+
     async def aclose(self) -> None:
         """Nothing to do."""

@@ -179,7 +179,9 @@ class VolumeManager:
                 if pull == "never":
                     raise
             else:
-                if lazy or record.is_complete:
+                # A layout or an archive that has changed since cannot show the old image any more.
+                is_usable = pull == "never" or await self._images.is_current(image, record)
+                if record.is_stored or (lazy and is_usable):
                     progress.stage = "done"
                     return record
                 image = _name_to_pull(image, record, pull)

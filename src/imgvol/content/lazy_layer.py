@@ -17,7 +17,7 @@ import os
 import secrets
 import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -38,6 +38,7 @@ from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import Region, SpanTable
 from imgvol.oci.digest import Digest
+from imgvol.tallies import WaitTally
 
 TABLE_NAME: Final = "table"
 BLOB_NAME: Final = "blob"
@@ -77,6 +78,19 @@ class Fetcher(Protocol):
         """Returns when all of these spans are present, or raises why one cannot be had."""
 
 
+@dataclass(slots=True)
+class DemandTally:
+    """Reads that had to wait until something was fetched.
+
+    Attributes:
+        waits: How many, and for how long.
+        bytes: Bytes that they returned.
+    """
+
+    waits: WaitTally = field(default_factory=WaitTally)
+    bytes: int = 0
+
+
 class LazyLayerStore:
     """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
 
@@ -87,6 +101,7 @@ class LazyLayerStore:
         table: Its span table.
         present: Which spans are here.
         fetcher: Brings the others.
+        demand: Counts the reads that waited; shared by the layers of one engine.
         poison: Why the layer must not be read any more; None while all is well.
     """
 
@@ -96,6 +111,7 @@ class LazyLayerStore:
         self.digest = digest
         self.slot = slot
         self.fetcher: Fetcher | None = None
+        self.demand = DemandTally()
         self.poison: ImgvolError | None = None
         self._directory = directory
         self._disk_reads = disk_reads
@@ -113,10 +129,12 @@ class LazyLayerStore:
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
         self._saved_count = self.present.present_count
+        self._kept_bytes = 0
         self._received = Ranges()
         for span in range(self.table.span_count):
             if span in self.present:
                 self._received.add(*self.table.compressed_range(span))
+        self._count_kept()
 
     def __del__(self) -> None:
         for name in ("_data", "_blob"):
@@ -130,9 +148,16 @@ class LazyLayerStore:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the blob that are here."""
-        with self._writing:
-            return sum(end - start for start, end in self._received)
+        """Bytes of the blob that are here. From memory: whoever is writing is not waited for."""
+        return self._kept_bytes
+
+    def _count_kept(self) -> None:
+        self._kept_bytes = sum(end - start for start, end in self._received)
+
+    @property
+    def has_lost_writes(self) -> bool:
+        """Whether the disk failed to keep what it had taken."""
+        return self._has_lost_writes
 
     def missing(self, spans: Sequence[int]) -> list[int]:
         """Those of some spans that are not here."""
@@ -160,11 +185,13 @@ class LazyLayerStore:
         ]
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
-            await self.fetcher.ensure(wanted)
+            with self.demand.waits.waiting():
+                await self.fetcher.ensure(wanted)
             if self.poison is not None:
                 raise self.poison
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
+            self.demand.bytes += size
         if len(pieces) == 1 and pieces[0][2] == size:
             return await trio.to_thread.run_sync(
                 self._pread, pieces[0][1], size, limiter=self._disk_reads
@@ -234,6 +261,7 @@ class LazyLayerStore:
         with self._writing, translate_os_errors("store a part of a layer"):
             write_all(self._blob, data, start)
             self._received.add(start, start + len(data))
+            self._count_kept()
 
     def has_compressed(self, start: int, end: int) -> bool:
         """Whether a range of the blob has been kept."""

@@ -28,7 +28,7 @@ from imgvol.content.records import LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ContentError, ImgvolError, InvalidLayer, NotFound, StoreDamaged
 from imgvol.images.comparison import first_difference
-from imgvol.images.fetching import FetchEngine, LayerFetcher
+from imgvol.images.fetching import FetchEngine, LayerFetcher, Purpose
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.estargz import TOC_DIGEST
@@ -47,6 +47,7 @@ from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.manifest import Manifest
 from imgvol.oci.media_types import layer_compression
 from imgvol.sources.base import BlobReader, ImageSource
+from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,21 @@ class _Attached:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LazyStatistics:
+    """What has become of lazy layers since the daemon started.
+
+    Attributes:
+        verified: Completed in the background and found to be what they had promised.
+        bad: Found not to be.
+        completing: Being verified, and waiting for that.
+    """
+
+    verified: int
+    bad: int
+    completing: QueueLength
+
+
 class LazyLayers:
     """Looks after the lazy layers of open views. One per daemon."""
 
@@ -200,6 +216,16 @@ class LazyLayers:
         self._nursery = nursery
         self._attached: dict[LazyLayerStore, _Attached] = {}
         self._completing = trio.CapacityLimiter(1)
+        self._verified = self._bad = 0
+
+    def statistics(self) -> LazyStatistics:
+        """What has become of lazy layers; from memory."""
+        completing = self._completing.statistics()
+        return LazyStatistics(
+            verified=self._verified,
+            bad=self._bad,
+            completing=QueueLength(completing.borrowed_tokens, completing.tasks_waiting),
+        )
 
     async def attach(self, layer: LazyLayerStore, record: LayerRecord) -> None:
         """Gives a layer its fetcher, and begins to complete it.
@@ -275,9 +301,11 @@ class LazyLayers:
             try:
                 await self._fetch_rest(attached)
                 await self._verify(attached)
+                self._verified += 1
                 return
             except ContentError as exc:
                 attached.layer.poison = exc
+                self._bad += 1
                 log.error("layer %s is bad, its readers get errors: %s", attached.layer.digest, exc)
                 return
             except ImgvolError as exc:
@@ -289,7 +317,7 @@ class LazyLayers:
     async def _fetch_rest(self, attached: _Attached) -> None:
         layer, fetcher = attached.layer, attached.fetcher
         if layer.table.prefetch:
-            await fetcher.ensure(layer.table.prefetch)
+            await fetcher.ensure(layer.table.prefetch, purpose=Purpose.PREFETCH)
         for start, end, spans in _windows(layer.table):
             if layer.has_compressed(start, end) and not layer.missing(spans):
                 continue

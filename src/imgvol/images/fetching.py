@@ -37,7 +37,7 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import DemandTally, FetchStatistics, LazyLayerStore
 from imgvol.content.records import Origin
-from imgvol.errors import ImgvolError, RemoteError
+from imgvol.errors import ImgvolError, NotFound, RegistryUnavailable, RemoteError
 from imgvol.oci.descriptor import Descriptor
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.base import BlobReader, ImageSource
@@ -252,7 +252,7 @@ class LayerFetcher:
             with flight.scope as scope:
                 async with self._engine.source(self._origin) as source:
                     fetch = _RangeFetch(self._layer, source, self.descriptor, flight)
-                    await run_cancellable(fetch.run, fetch.cancel, limiter=self._engine.limiter)
+                    await self._receive(fetch)
                     self._line.learn(fetch.first_byte, flight.end - flight.start, fetch.seconds)
             if not scope.cancelled_caught:
                 self.statistics.requests += 1
@@ -271,6 +271,18 @@ class LayerFetcher:
             tallies.flights[flight.purpose, landing] += 1
             self._forget(flight)
             flight.landed.set()
+
+    async def _receive(self, fetch: "_RangeFetch") -> None:
+        try:
+            await run_cancellable(fetch.run, fetch.cancel, limiter=self._engine.limiter)
+        except NotFound as exc:
+            # The file exists, it is the registry that has lost its bytes: readers must not be told
+            # ENOENT.
+            raise RegistryUnavailable(
+                "the registry does not have a mounted layer any more",
+                hint="Push the image again.",
+                digest=self.descriptor.digest,
+            ) from exc
 
     def _forget(self, flight: _Flight) -> None:
         for span in flight.spans:

@@ -24,16 +24,17 @@ from imgvol import __version__
 from imgvol.api.problems import as_imgvol_error, error_document
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
-from imgvol.api.services import DaemonInfo, Services
+from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.config import Config
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
-from imgvol.images.fetching import open_fetch_engine
+from imgvol.images.fetching import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
+from imgvol.tallies import RequestTallies
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mounts import detach_dead_mounts
 
@@ -76,6 +77,8 @@ class _Daemon:
         self._started_at = time.time()
         # A daemon that is told to stop forgets its volumes; one that is restarted keeps them.
         self._forget_volumes = False
+        self._requests = RequestTallies()
+        self._has_lost_filesystem = False
         self.exit_code = 0
 
     async def serve(self) -> None:
@@ -88,7 +91,7 @@ class _Daemon:
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
             images = ImageService(store, views)
-            await self._open_lazy_layers(stack, store, views, images)
+            engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
                 images=images,
@@ -105,6 +108,16 @@ class _Daemon:
                 inspection=inspection,
                 volumes=volumes,
                 info=lambda: self._info(can_mount=obstacle is None),
+                statistics=lambda: Statistics(
+                    requests=self._requests.snapshot(),
+                    views=views.statistics(),
+                    fetching=engine.statistics(),
+                    lazy=lazy_layers.statistics(),
+                    pulls=images.statistics(),
+                    disk=store.disk_queue,
+                    volumes=volumes.count,
+                    is_serving=obstacle is None and not self._has_lost_filesystem,
+                ),
                 stop=self._stop,
             )
             server = ApiServer(config.socket, make_dispatch(services))
@@ -118,7 +131,7 @@ class _Daemon:
 
     async def _open_lazy_layers(
         self, stack: AsyncExitStack, store: Store, views: Views, images: ImageService
-    ) -> None:
+    ) -> tuple[FetchEngine, LazyLayers]:
         engine = await stack.enter_async_context(open_fetch_engine())
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -126,6 +139,7 @@ class _Daemon:
         views.on_lazy_layer = lazy_layers.attach
         views.on_lazy_layer_closed = lazy_layers.detach
         images.call_on_completed(lazy_layers.adopt)
+        return engine, lazy_layers
 
     async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:
         """Mounts the filesystem; returns what is in the way, if something is."""
@@ -147,6 +161,7 @@ class _Daemon:
                         config.views,
                         is_system=config.is_system,
                         on_lost=self._filesystem_lost,
+                        requests=self._requests,
                     )
                 )
             except MachineLacks as exc:
@@ -195,6 +210,7 @@ class _Daemon:
     def _filesystem_lost(self) -> None:
         """The connection to the kernel is gone; a new process can make another, this one cannot."""
         self.exit_code = 1
+        self._has_lost_filesystem = True
         self._stopping.set()
 
     def _info(self, *, can_mount: bool) -> DaemonInfo:

@@ -16,13 +16,25 @@ import trio
 from imgvol import __version__
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
-from imgvol.api.services import DaemonInfo, Services
+from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
+from imgvol.images.fetching import EngineStatistics, Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
-from imgvol.images.views import LayerStatus
+from imgvol.images.lazy import LazyStatistics
+from imgvol.images.service import PullStatistics
+from imgvol.images.views import LayerStatus, ViewStatistics
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
+from imgvol.tallies import (
+    PULL_BOUNDS,
+    WAIT_BOUNDS,
+    Histogram,
+    QueueLength,
+    RequestTallies,
+    Result,
+    WaitCounts,
+)
 
 
 def digest(number: int) -> str:
@@ -103,6 +115,67 @@ def tree_usage() -> TreeUsage:
     return TreeUsage(
         entries=1234, files=1000, directories=200, symlinks=34, bytes=7_900_000, layers=[layer]
     )
+
+
+def observed(bounds: tuple[float, ...], *seconds: float):
+    histogram = Histogram(bounds)
+    for one in seconds:
+        histogram.observe(one)
+    return histogram.snapshot()
+
+
+def requests_of(**results: Result):
+    """One answered request of each of these kinds."""
+    tallies = RequestTallies()
+    tallies.bytes_read = 4096
+    for operation, result in results.items():
+        tally = tallies.of(operation)
+        tally.end(tally.begin(), result)
+    return tallies.snapshot()
+
+
+def statistics(**changes: object) -> Statistics:
+    values = {
+        "requests": requests_of(lookup=Result.OK, read=Result.FAILED),
+        "views": ViewStatistics(
+            published=2,
+            looked_into=1,
+            lingering=0,
+            complete=3,
+            lazy=2,
+            bad=0,
+            missing=1_000_000,
+            waiting=0,
+            unsafe=0,
+        ),
+        "fetching": EngineStatistics(
+            flights={(Purpose.READ, Landing.OK): 7, (Purpose.BACKGROUND, Landing.FAILED): 1},
+            fetched={Purpose.READ: 700_000},
+            needed=500_000,
+            seconds=observed(WAIT_BOUNDS, 0.03, 0.3),
+            queue=QueueLength(8, 3),
+            demand=WaitCounts(
+                seconds=observed(WAIT_BOUNDS, 0.001, 0.02, 100.0), waiting=2, oldest=1.5
+            ),
+            demand_bytes=8192,
+            sources=1,
+        ),
+        "lazy": LazyStatistics(verified=4, bad=0, completing=QueueLength(1, 0)),
+        "pulls": PullStatistics(
+            succeeded=5,
+            failed=2,
+            cancelled=1,
+            seconds=observed(PULL_BOUNDS, 1.0, 2.0),
+            received=10_000,
+            unpacked=30_000,
+            under_way=1,
+            layers=QueueLength(2, 6),
+        ),
+        "disk": QueueLength(0, 0),
+        "volumes": 3,
+        "is_serving": True,
+    }
+    return Statistics(**{**values, **changes})
 
 
 class FakeImages:
@@ -291,6 +364,7 @@ class FakeDaemon:
         self.inspection = FakeInspection()
         self.volumes = FakeVolumes(self.images)
         self.stopped = False
+        self.statistics = statistics()
         self.on_stop = lambda: None
         self.services = Services(
             images=self.images,
@@ -307,6 +381,7 @@ class FakeDaemon:
                 can_mount=True,
                 started_at=1_714_000_000.0,
             ),
+            statistics=lambda: self.statistics,
             stop=self.stop,
         )
 

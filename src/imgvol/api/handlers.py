@@ -18,7 +18,7 @@ from imgvol.api.http import (
     json_bytes,
     json_response,
 )
-from imgvol.api.services import Services
+from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.errors import Conflict, InvalidArgument
 from imgvol.images.pull import PullProgress
 from imgvol.images.service import PullOptions
@@ -35,6 +35,22 @@ _ENTRIES_PER_PIECE: Final = 256
 async def get_version(services: Services, _values: Values) -> Response:
     """Who answers."""
     return json_response(encoding.encode_info(services.info()))
+
+
+async def get_metrics(services: Services, _values: Values) -> Response:
+    """Everything that is counted."""
+    # Counted here, in one moment; written in a thread, as the loop has requests to answer. A limit
+    # of its own: threads that wait for the filesystem must not be in the way.
+    return await trio.to_thread.run_sync(
+        _render_metrics, services.info(), services.statistics(), limiter=trio.CapacityLimiter(1)
+    )
+
+
+def _render_metrics(info: DaemonInfo, statistics: Statistics) -> Response:
+    # The library takes 15 to 90 ms to import: a daemon that nobody scrapes does without.
+    from imgvol.api import metrics
+
+    return Response(media_type=metrics.MEDIA_TYPE, body=metrics.render(info, statistics))
 
 
 async def list_images(services: Services, _values: Values) -> Response:

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 OCTETS: Final = "application/octet-stream"
+PLAIN: Final = "text/plain"
 
 _RECEIVE: Final = 16 * limits.KIB
 _SEND: Final = 64 * limits.KIB

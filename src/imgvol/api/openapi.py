@@ -4,8 +4,8 @@ from http import HTTPStatus
 
 from imgvol import __version__
 from imgvol.api.fields import Field
-from imgvol.api.http import JSON, NDJSON, OCTETS
-from imgvol.api.routes import PREFIX, ROUTES, Route
+from imgvol.api.http import JSON, NDJSON, OCTETS, PLAIN
+from imgvol.api.routes import ROUTES, Route
 from imgvol.api.schemas import COMPONENTS, Schema, reference
 
 _ABOUT = """\
@@ -21,7 +21,7 @@ def openapi_document() -> dict[str, object]:
     """Build the document; a plain JSON value."""
     paths: dict[str, dict[str, object]] = {}
     for route in ROUTES:
-        paths.setdefault(PREFIX + route.path, {})[route.method.lower()] = _operation(route)
+        paths.setdefault(route.full_path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -96,6 +96,7 @@ def _responses(route: Route) -> dict[str, object]:
         JSON: "The result.",
         NDJSON: "One JSON object per line, each of which matches the schema.",
         OCTETS: "The bytes.",
+        PLAIN: "The text.",
     }
     responses: dict[str, object] = {
         "200": {
@@ -113,6 +114,8 @@ def _responses(route: Route) -> dict[str, object]:
 def _answer_schema(route: Route) -> Schema:
     if route.media_type == OCTETS:
         return {"type": "string", "contentMediaType": OCTETS}
+    if route.media_type == PLAIN:
+        return {"type": "string"}
     if len(route.answers) == 1:
         return reference(route.answers[0])
     return {"oneOf": [reference(name) for name in route.answers]}

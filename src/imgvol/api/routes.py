@@ -6,7 +6,17 @@ from typing import Final
 
 from imgvol.api import handlers
 from imgvol.api.fields import Field, Values, parse_body, parse_query
-from imgvol.api.http import JSON, NDJSON, OCTETS, Dispatch, Request, Response, Stream, json_response
+from imgvol.api.http import (
+    JSON,
+    NDJSON,
+    OCTETS,
+    PLAIN,
+    Dispatch,
+    Request,
+    Response,
+    Stream,
+    json_response,
+)
 from imgvol.api.problems import RequestError
 from imgvol.api.services import Services
 
@@ -21,7 +31,8 @@ class Route:
 
     Attributes:
         method: HTTP method.
-        path: Below `/v1`.
+        path: Below the prefix.
+        prefix: Where it is; what is no part of the versioned API is at the top.
         operation: Its identifier for generated clients.
         summary: One sentence.
         tag: The group it is shown in.
@@ -40,10 +51,16 @@ class Route:
     tag: str
     handler: Handler
     answers: tuple[str, ...]
+    prefix: str = PREFIX
     media_type: str = JSON
     query: tuple[Field, ...] = ()
     body: tuple[Field, ...] = ()
     errors: tuple[int, ...] = ()
+
+    @property
+    def full_path(self) -> str:
+        """The path as a client asks for it."""
+        return self.prefix + self.path
 
 
 _EXAMPLE: Final = "docker.io/library/alpine:3.20"
@@ -126,6 +143,17 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="daemon",
         handler=_no_document,
         answers=("OpenAPI",),
+    ),
+    Route(
+        method="GET",
+        path="/metrics",
+        prefix="",
+        operation="getMetrics",
+        summary="Give all metrics in Prometheus' text format; never waits for anything.",
+        tag="daemon",
+        handler=handlers.get_metrics,
+        answers=(),
+        media_type=PLAIN,
     ),
     Route(
         method="POST",
@@ -290,7 +318,7 @@ def make_dispatch(services: Services) -> Dispatch:
 
     table: dict[str, dict[str, Route]] = {}
     for route in ROUTES:
-        table.setdefault(PREFIX + route.path, {})[route.method] = route
+        table.setdefault(route.full_path, {})[route.method] = route
     document = json_response(openapi_document())
 
     async def dispatch(request: Request) -> Response | Stream:

@@ -12,11 +12,14 @@ from typing import Protocol
 
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
+from imgvol.images.fetching import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
+from imgvol.images.lazy import LazyStatistics
 from imgvol.images.pull import PullProgress
-from imgvol.images.service import PullOptions, RemovalReport
-from imgvol.images.views import OpenView
+from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
+from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
+from imgvol.tallies import QueueLength, RequestCounts
 from imgvol.volumes.manager import PullPolicy, Volume
 
 
@@ -113,6 +116,31 @@ class DaemonInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """What the daemon's components have counted, at one moment.
+
+    Attributes:
+        requests: What the kernel has asked of the filesystem.
+        views: What is open.
+        fetching: What has been fetched for lazy layers.
+        lazy: What has become of lazy layers.
+        pulls: What pulls have done.
+        disk: Reads that wait for the disk.
+        volumes: How many there are.
+        is_serving: Whether the filesystem is mounted and connected to the kernel.
+    """
+
+    requests: RequestCounts
+    views: ViewStatistics
+    fetching: EngineStatistics
+    lazy: LazyStatistics
+    pulls: PullStatistics
+    disk: QueueLength
+    volumes: int
+    is_serving: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything that handlers may use.
 
@@ -121,6 +149,7 @@ class Services:
         inspection: Lists, sums up and reads what is in a view.
         volumes: The volume manager.
         info: Tells who answers.
+        statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
     """
 
@@ -128,4 +157,5 @@ class Services:
     inspection: Inspection
     volumes: Volumes
     info: Callable[[], DaemonInfo]
+    statistics: Callable[[], Statistics]
     stop: Callable[[], None]

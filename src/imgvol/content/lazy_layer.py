@@ -19,7 +19,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -42,6 +42,7 @@ from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import Region, SpanTable
 from imgvol.oci.digest import Digest
+from imgvol.tallies import WaitTally
 
 TABLE_NAME: Final = "table"
 BLOB_NAME: Final = "blob"
@@ -80,6 +81,19 @@ class Fetcher(Protocol):
         """Returns when all of these spans are present, or raises why one cannot be had."""
 
 
+@dataclass(slots=True)
+class DemandTally:
+    """Reads that had to wait until something was fetched.
+
+    Attributes:
+        waits: How many, and for how long.
+        bytes: Bytes that they returned.
+    """
+
+    waits: WaitTally = field(default_factory=WaitTally)
+    bytes: int = 0
+
+
 class LazyLayerStore:
     """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
 
@@ -90,6 +104,7 @@ class LazyLayerStore:
         table: Its span table.
         present: Which spans are here.
         fetcher: Brings the others.
+        demand: Counts the reads that waited; shared by the layers of one engine.
         poison: Why the layer must not be read any more; None while all is well.
     """
 
@@ -99,6 +114,7 @@ class LazyLayerStore:
         self.digest = digest
         self.slot = slot
         self.fetcher: Fetcher | None = None
+        self.demand = DemandTally()
         self.poison: ImgvolError | None = None
         self._directory = directory
         self._disk_reads = disk_reads
@@ -118,10 +134,12 @@ class LazyLayerStore:
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
         self._saved_count = self.present.present_count
+        self._kept_bytes = 0
         self._received = Ranges()
         for span in range(self.table.span_count):
             if span in self.present:
                 self._received.add(*self.table.compressed_range(span))
+        self._count_kept()
 
     @property
     def is_complete(self) -> bool:
@@ -130,9 +148,16 @@ class LazyLayerStore:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of the blob that are here."""
-        with self._lock:
-            return sum(end - start for start, end in self._received)
+        """Bytes of the blob that are here. From memory: whoever is writing is not waited for."""
+        return self._kept_bytes
+
+    def _count_kept(self) -> None:
+        self._kept_bytes = sum(end - start for start, end in self._received)
+
+    @property
+    def has_lost_writes(self) -> bool:
+        """Whether the disk failed to keep what it had taken."""
+        return self._has_lost_writes
 
     def missing(self, spans: Sequence[int]) -> list[int]:
         """Those of some spans that are not here."""
@@ -170,13 +195,15 @@ class LazyLayerStore:
         ]
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
-            await self.fetcher.ensure(wanted)
+            with self.demand.waits.waiting():
+                await self.fetcher.ensure(wanted)
             if self.poison is not None:
                 raise self.poison.with_traceback(None)
             if self._data is None:
                 return await self._read_complete(node, offset, size)
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
+            self.demand.bytes += size
         if len(pieces) == 1 and pieces[0][2] == size:
             return await trio.to_thread.run_sync(
                 self._pread, data, pieces[0][1], size, limiter=self._disk_reads
@@ -259,6 +286,7 @@ class LazyLayerStore:
                 write_all(blob.fd, data, start)
         with self._lock:
             self._received.add(start, start + len(data))
+            self._count_kept()
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.

@@ -35,6 +35,7 @@ from imgvol.content.records import LayerRecord, Origin, Records
 from imgvol.errors import StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
+from imgvol.tallies import QueueLength
 
 # Threads for documents, opening and removing.
 STORE_THREADS: Final = 4
@@ -88,6 +89,12 @@ class Store:
     def spool_directory(self) -> str:
         """For temporary files that may be large; emptied at every start."""
         return str(self._layout.ingest)
+
+    @property
+    def disk_queue(self) -> QueueLength:
+        """Reads of views that the disk is asked for, and those waiting for their turn."""
+        limiter = self._disk_reads.statistics()
+        return QueueLength(limiter.borrowed_tokens, limiter.tasks_waiting)
 
     async def put_blob(self, digest: Digest, data: bytes) -> None:
         """Stores a document durably."""

@@ -23,6 +23,7 @@ import pyfuse3
 from imgvol.fs.guard import failure, guarded
 from imgvol.images.views import AnyLayer, OpenView, Views
 from imgvol.layers.index import NodeType
+from imgvol.tallies import RequestTallies
 from imgvol.view.chain import Attributes, NodeID, layer_attributes
 from imgvol.view.inodes import ChainInode, LayerInode, decode
 
@@ -34,14 +35,19 @@ ROOT_MODE: Final = 0o040755
 
 
 class Operations(pyfuse3.Operations):
-    """Answers the kernel's requests. One per session."""
+    """Answers the kernel's requests. One per session.
+
+    Attributes:
+        requests: What has been asked, for the guard to count.
+    """
 
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, requests: RequestTallies | None = None) -> None:
         super().__init__()
+        self.requests = requests or RequestTallies()
         self._views = views
 
     # --- names ---------------------------------------------------------------------------------
@@ -174,8 +180,10 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end of the file, or an error."""
         store, node = self._layer_node(fh)
+        data = await store.read(node, off, size)
+        self.requests.bytes_read += len(data)
         # pyfuse3 takes anything that has a buffer, whatever its stub says: no copy is made.
-        return cast("bytes", await store.read(node, off, size))
+        return cast("bytes", data)
 
     @guarded
     async def release(self, fh: int) -> None:

@@ -16,6 +16,7 @@ from imgvol import limits
 from imgvol.errors import LocalError, MachineLacks
 from imgvol.fs.operations import Operations
 from imgvol.images.views import Views
+from imgvol.tallies import RequestTallies
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo, source_of
 from imgvol.volumes.mounts import detach_dead_mounts
 
@@ -43,7 +44,12 @@ def obstacle() -> MachineLacks | None:
 
 @asynccontextmanager
 async def open_session(
-    views: Views, mount_point: Path, *, is_system: bool, on_lost: Callable[[], None]
+    views: Views,
+    mount_point: Path,
+    *,
+    is_system: bool,
+    on_lost: Callable[[], None],
+    requests: RequestTallies | None = None,
 ) -> AsyncIterator[None]:
     """Serves the filesystem at a directory while the block runs.
 
@@ -52,11 +58,13 @@ async def open_session(
             aborted its connection. This process cannot make another.
         is_system: Let every user of the machine see what the kernel's own permission checks allow;
             needs root. Otherwise only the user who runs the daemon sees anything.
+        requests: Where to count what is asked.
 
     Raises:
         MachineLacks: The kernel or fusermount3 refuses the mount.
     """
-    await trio.to_thread.run_sync(_mount, Operations(views), mount_point, is_system)
+    operations = Operations(views, requests)
+    await trio.to_thread.run_sync(_mount, operations, mount_point, is_system)
     withdrawn, names = trio.open_memory_channel[bytes](math.inf)
     views.on_withdrawn = withdrawn.send_nowait
     try:

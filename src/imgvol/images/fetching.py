@@ -17,26 +17,94 @@ anything for a while.
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 
 import trio
 
 from imgvol import limits
-from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore
+from imgvol.content.lazy_layer import DemandTally, FetchStatistics, LazyLayerStore
 from imgvol.content.records import Origin
-from imgvol.errors import ImgvolError, InternalError, ProtocolError, RemoteError
+from imgvol.errors import (
+    ImgvolError,
+    InternalError,
+    NotFound,
+    ProtocolError,
+    RegistryUnavailable,
+    RemoteError,
+)
 from imgvol.oci.descriptor import Descriptor
 from imgvol.registry.bounds import Bounds
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.base import BlobReader, ImageSource
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import parse_image_argument
+from imgvol.tallies import WAIT_BOUNDS, Distribution, Histogram, QueueLength, WaitCounts
 from imgvol.threads import run_cancellable
 
 log = logging.getLogger(__name__)
+
+
+class Purpose(StrEnum):
+    """Why a range is fetched."""
+
+    READ = "read"
+    PREFETCH = "prefetch"
+    BACKGROUND = "background"
+
+
+class Landing(StrEnum):
+    """How a flight ended."""
+
+    OK = "ok"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """What the engine has done since it was opened, and does at this moment.
+
+    Attributes:
+        flights: How many ended, by purpose and result.
+        fetched: Bytes that they brought, by purpose.
+        needed: Bytes of spans that readers asked for and that were not here.
+        seconds: How long successful flights took.
+        queue: Flights in the air, and those waiting for their turn.
+        demand: Reads that waited for flights.
+        demand_bytes: Bytes that these reads returned.
+        sources: Sources that are open.
+    """
+
+    flights: Mapping[tuple[Purpose, Landing], int]
+    fetched: Mapping[Purpose, int]
+    needed: int
+    seconds: Distribution
+    queue: QueueLength
+    demand: WaitCounts
+    demand_bytes: int
+    sources: int
+
+
+@dataclass(slots=True)
+class _EngineTallies:
+    flights: Counter[tuple[Purpose, Landing]] = field(default_factory=Counter)
+    fetched: Counter[Purpose] = field(default_factory=Counter)
+    needed: int = 0
+    seconds: Histogram = field(default_factory=lambda: Histogram(WAIT_BOUNDS))
+    demand: DemandTally = field(default_factory=DemandTally)
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +114,7 @@ class _Flight:
     start: int
     end: int
     spans: tuple[int, ...]
+    purpose: Purpose
     waiters: int = 0
     error: ImgvolError | None = None
     landed: trio.Event = field(default_factory=trio.Event)
@@ -99,7 +168,7 @@ class LayerFetcher:
         self.failure: ImgvolError | None = None
         self._failed_until = -math.inf
 
-    async def ensure(self, spans: Collection[int]) -> None:
+    async def ensure(self, spans: Collection[int], *, purpose: Purpose = Purpose.READ) -> None:
         """Returns when all of these spans are present.
 
         Raises:
@@ -113,7 +182,7 @@ class LayerFetcher:
             while missing := [s for s in sorted(set(spans)) if s not in self._layer.present]:
                 flights = [f for s in missing if (f := self._flights.get(s)) is not None]
                 fresh = [s for s in missing if s not in self._flights]
-                flights += [self._launch(group) for group in self._grouped(fresh)]
+                flights += [self._launch(group, purpose) for group in self._grouped(fresh)]
                 await self._wait(list(dict.fromkeys(flights)), frozenset(missing))
 
     async def fetch_window(self, start: int, end: int, spans: Sequence[int]) -> None:
@@ -122,7 +191,7 @@ class LayerFetcher:
         For the background: it is never amplified, one at a time of all layers, and gives way as
         soon as a reader needs the line. So it may return before it has brought everything.
         """
-        flight = _Flight(start, end, tuple(spans))
+        flight = _Flight(start, end, tuple(spans), Purpose.BACKGROUND)
         async with self._engine.background_turn:
             for span in spans:
                 self._flights.setdefault(span, flight)
@@ -152,10 +221,13 @@ class LayerFetcher:
         if group:
             yield group
 
-    def _launch(self, group: list[int]) -> _Flight:
+    def _launch(self, group: list[int], purpose: Purpose) -> _Flight:
         ranges = self._layer.table.compressed_range
         start, end = ranges(group[0])[0], ranges(group[-1])[1]
-        self.statistics.needed += sum(ranges(s)[1] - ranges(s)[0] for s in group)
+        if purpose is Purpose.READ:
+            needed = sum(ranges(s)[1] - ranges(s)[0] for s in group)
+            self.statistics.needed += needed
+            self._engine.tallies.needed += needed
         # A small flight takes its missing neighbours along.
         following = group[-1] + 1
         while following < self._layer.table.span_count and end - start < self._line.worthwhile:
@@ -167,7 +239,7 @@ class LayerFetcher:
             group.append(following)
             end = next_end
             following += 1
-        flight = _Flight(start, end, tuple(group))
+        flight = _Flight(start, end, tuple(group), purpose)
         for span in group:
             self._flights[span] = flight
         self._engine.make_way()
@@ -205,32 +277,52 @@ class LayerFetcher:
 
     async def fly(self, flight: _Flight) -> None:
         """Runs one flight to its end, whatever that is; the engine calls this."""
+        tallies = self._engine.tallies
+        landing = Landing.CANCELLED
         try:
             with flight.scope as scope:
                 async with self._engine.source(self._origin) as source:
                     fetch = _RangeFetch(self._layer, source, self.descriptor, flight)
-                    await run_cancellable(fetch.run, fetch.cancel, limiter=self._engine.limiter)
+                    await self._receive(fetch)
                     self._line.learn(fetch.first_byte, flight.end - flight.start, fetch.seconds)
             if not scope.cancelled_caught:
                 self.statistics.requests += 1
                 self.statistics.fetched += flight.end - flight.start
+                tallies.fetched[flight.purpose] += flight.end - flight.start
+                tallies.seconds.observe(fetch.seconds)
+                landing = Landing.OK
                 self.failure = None
         except ImgvolError as exc:
+            landing = Landing.FAILED
             flight.error = exc
             if isinstance(exc, RemoteError):
                 self.failure = exc
                 self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
         except Exception as exc:  # in the engine's nursery it would end every view
             log.exception("layer %s: a defect of imgvol", self._layer.digest)
+            landing = Landing.FAILED
             flight.error = InternalError(
                 "a part of a layer cannot be fetched",
                 digest=self._layer.digest,
                 kind=type(exc).__name__,
             )
         finally:
+            tallies.flights[flight.purpose, landing] += 1
             self._forget(flight)
             flight.landed.set()
             flight.note_change()
+
+    async def _receive(self, fetch: "_RangeFetch") -> None:
+        try:
+            await run_cancellable(fetch.run, fetch.cancel, limiter=self._engine.limiter)
+        except NotFound as exc:
+            # The file exists, it is the registry that has lost its bytes: readers must not be told
+            # ENOENT.
+            raise RegistryUnavailable(
+                "the registry does not have a mounted layer any more",
+                hint="Push the image again.",
+                digest=self.descriptor.digest,
+            ) from exc
 
     def _forget(self, flight: _Flight) -> None:
         for span in flight.spans:
@@ -323,6 +415,7 @@ class FetchEngine:
         limiter: Ranges that are received at once.
         background_turn: Held by the one background flight there is.
         background: The latest background flight.
+        tallies: What is counted over all layers, for `statistics`.
     """
 
     def __init__(self, nursery: trio.Nursery) -> None:
@@ -334,6 +427,21 @@ class FetchEngine:
         self.background_turn = trio.Lock()
         self.background: _Flight | None = None
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
+        self.tallies = _EngineTallies()
+
+    def statistics(self) -> EngineStatistics:
+        """What it has done and does; from memory."""
+        tallies, limiter = self.tallies, self.limiter.statistics()
+        return EngineStatistics(
+            flights=dict(tallies.flights),
+            fetched=dict(tallies.fetched),
+            needed=tallies.needed,
+            seconds=tallies.seconds.snapshot(),
+            queue=QueueLength(limiter.borrowed_tokens, limiter.tasks_waiting),
+            demand=tallies.demand.waits.snapshot(),
+            demand_bytes=tallies.demand.bytes,
+            sources=len(self._sources),
+        )
 
     def attach(self, layer: LazyLayerStore, descriptor: Descriptor, origin: Origin) -> LayerFetcher:
         """Gives a layer what brings its spans."""
@@ -341,6 +449,7 @@ class FetchEngine:
         self._last_reader = trio.current_time()
         fetcher = LayerFetcher(self, layer, descriptor, origin)
         layer.fetcher = fetcher
+        layer.demand = self.tallies.demand
         return fetcher
 
     @contextmanager

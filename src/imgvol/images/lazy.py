@@ -29,7 +29,7 @@ from imgvol.content.records import LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ContentError, ImgvolError, InvalidLayer, NotFound, StoreDamaged
 from imgvol.images.comparison import first_difference
-from imgvol.images.fetching import FetchEngine, LayerFetcher
+from imgvol.images.fetching import FetchEngine, LayerFetcher, Purpose
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.estargz import TOC_DIGEST
@@ -48,6 +48,7 @@ from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.manifest import Manifest
 from imgvol.oci.media_types import layer_compression
 from imgvol.sources.base import BlobReader, ImageSource
+from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
 
 log = logging.getLogger(__name__)
@@ -196,6 +197,21 @@ class _Attached:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LazyStatistics:
+    """What has become of lazy layers since the daemon started.
+
+    Attributes:
+        verified: Completed in the background and found to be what they had promised.
+        bad: Found not to be.
+        completing: Being verified, and waiting for that.
+    """
+
+    verified: int
+    bad: int
+    completing: QueueLength
+
+
 class LazyLayers:
     """Looks after the lazy layers of open views. One per daemon."""
 
@@ -205,6 +221,16 @@ class LazyLayers:
         self._nursery = nursery
         self._attached: dict[LazyLayerStore, _Attached] = {}
         self._completing = trio.CapacityLimiter(1)
+        self._verified = self._bad = 0
+
+    def statistics(self) -> LazyStatistics:
+        """What has become of lazy layers; from memory."""
+        completing = self._completing.statistics()
+        return LazyStatistics(
+            verified=self._verified,
+            bad=self._bad,
+            completing=QueueLength(completing.borrowed_tokens, completing.tasks_waiting),
+        )
 
     async def attach(self, layer: LazyLayerStore, record: LayerRecord) -> None:
         """Gives a layer its fetcher, and begins to complete it.
@@ -248,7 +274,7 @@ class LazyLayers:
                     await self._compare(attached.layer, complete)
                 except ContentError as exc:
                     # That is no failure of the pull: what it brought has been verified.
-                    _poison(attached.layer, exc)
+                    self._poison(attached.layer, exc)
 
     async def _look_after(self, attached: _Attached) -> None:
         layer = attached.layer
@@ -289,8 +315,9 @@ class LazyLayers:
                 await self._fetch_rest(attached)
                 try:
                     await self._verify(attached)
+                    self._verified += 1
                 except ContentError as exc:
-                    _poison(attached.layer, exc)
+                    self._poison(attached.layer, exc)
                 return
             except ImgvolError as exc:
                 if not was_told:
@@ -305,7 +332,7 @@ class LazyLayers:
         layer, fetcher = attached.layer, attached.fetcher
         ranges = layer.table.compressed_range
         if layer.table.prefetch:
-            await fetcher.ensure(layer.table.prefetch)
+            await fetcher.ensure(layer.table.prefetch, purpose=Purpose.PREFETCH)
         for start, end, spans in _windows(layer.table):
             # Looking at what is here takes time, too: filesystem requests come in between.
             await trio.lowlevel.checkpoint()
@@ -344,6 +371,11 @@ class LazyLayers:
             if stored is not None and stored.slot == verified.slot and not stored.is_complete:
                 await self._store.complete_layer(verified)
 
+    def _poison(self, layer: LazyLayerStore, reason: ContentError) -> None:
+        layer.poison = reason
+        self._bad += 1
+        log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
+
     async def _compare(self, layer: LazyLayerStore, complete: LayerStore) -> None:
         """Serves a layer from its verified form, if that is what readers have been shown."""
         if layer.is_complete:
@@ -363,11 +395,6 @@ class LazyLayers:
             layer=layer.digest,
             path=difference,
         )
-
-
-def _poison(layer: LazyLayerStore, reason: ContentError) -> None:
-    layer.poison = reason
-    log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
 
 
 def _windows(table: SpanTable) -> Iterator[tuple[int, int, list[int]]]:

@@ -36,6 +36,7 @@ from imgvol.oci.manifest import Index, Manifest, parse_manifest, select_manifest
 from imgvol.oci.media_types import layer_compression
 from imgvol.oci.platform import Matcher, Platform, host_platform, only
 from imgvol.sources.base import ImageSource
+from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
 
 # Two threads each: enough to fill the cores, and to overlap one layer's disk with another's
@@ -179,6 +180,12 @@ class Puller:
         self._held: Counter[Digest] = Counter()
         # Documents are here for a moment before the record that needs them.
         self._naming = trio.Lock()
+
+    @property
+    def queue(self) -> QueueLength:
+        """Layers that are being pulled, and those waiting for their turn."""
+        limiter = self._limiter.statistics()
+        return QueueLength(limiter.borrowed_tokens, limiter.tasks_waiting)
 
     async def pull(
         self,

@@ -19,6 +19,7 @@ from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import RegistryImage, parse_image_argument
+from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
 
 # As many hex digits of an image ID as tools print; fewer are taken for a name.
 SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
@@ -48,6 +49,70 @@ class RemovalReport:
     freed: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullStatistics:
+    """What pulls have done since the daemon started, and do at this moment.
+
+    Attributes:
+        succeeded: How many made an image ready.
+        failed: How many did not.
+        cancelled: How many were given up by whoever asked.
+        seconds: How long those that succeeded took.
+        received: Bytes of blobs received, by all of them, so far.
+        unpacked: Bytes of uncompressed layers stored by all of them, so far.
+        under_way: How many have not ended.
+        layers: Layers that are being pulled, and those waiting for their turn.
+    """
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    seconds: Distribution
+    received: int
+    unpacked: int
+    under_way: int
+    layers: QueueLength
+
+
+class _PullTallies:
+    """Counts pulls; those under way are asked how far they are."""
+
+    def __init__(self) -> None:
+        self.succeeded = self.failed = self.cancelled = 0
+        self.seconds = Histogram(PULL_BOUNDS)
+        self.under_way: list[PullProgress] = []
+        self._received = self._unpacked = 0
+
+    @contextmanager
+    def pull(self, progress: PullProgress) -> Iterator[None]:
+        """One pull, however it ends."""
+        began = time.perf_counter()
+        self.under_way.append(progress)
+        try:
+            yield
+        except Exception:
+            self.failed += 1
+            raise
+        except BaseException:
+            self.cancelled += 1
+            raise
+        else:
+            self.succeeded += 1
+            self.seconds.observe(time.perf_counter() - began)
+        finally:
+            # By identity: two pulls that have not begun look the same.
+            self.under_way = [other for other in self.under_way if other is not progress]
+            received, unpacked = _bytes_of([progress])
+            self._received += received
+            self._unpacked += unpacked
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Received and unpacked, by pulls that have ended and by those under way."""
+        received, unpacked = _bytes_of(self.under_way)
+        return self._received + received, self._unpacked + unpacked
+
+
 class ImageService:
     """Pull, find, list, remove and open images. One per daemon; used on the event loop."""
 
@@ -55,7 +120,27 @@ class ImageService:
         self._store = store
         self._views = views
         self._puller = Puller(store)
-        self.pulls_under_way = 0
+        self._pulls = _PullTallies()
+
+    @property
+    def pulls_under_way(self) -> int:
+        """How many pulls have not ended."""
+        return len(self._pulls.under_way)
+
+    def statistics(self) -> PullStatistics:
+        """What pulls have done and do; from memory."""
+        pulls = self._pulls
+        received, unpacked = pulls.bytes
+        return PullStatistics(
+            succeeded=pulls.succeeded,
+            failed=pulls.failed,
+            cancelled=pulls.cancelled,
+            seconds=pulls.seconds.snapshot(),
+            received=received,
+            unpacked=unpacked,
+            under_way=self.pulls_under_way,
+            layers=self._puller.queue,
+        )
 
     def call_on_completed(self, adopt: Callable[[LayerRecord], Awaitable[None]]) -> None:
         """Whom to tell of layers that were lazy and have been pulled as a whole."""
@@ -91,7 +176,7 @@ class ImageService:
         matcher = wanted_platform(platform)
         started = time.perf_counter()
         try:
-            with self._pull_under_way():
+            with self._pulls.pull(progress):
                 async with open_source(
                     argument,
                     _registry_options(options),
@@ -118,14 +203,6 @@ class ImageService:
             await self._collect()
         _sum_up(progress, time.perf_counter() - started)
         return record
-
-    @contextmanager
-    def _pull_under_way(self) -> Iterator[None]:
-        self.pulls_under_way += 1
-        try:
-            yield
-        finally:
-            self.pulls_under_way -= 1
 
     async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
         """The local image of a name, an image ID or its first 12 or more digits.
@@ -279,6 +356,11 @@ def _origin(argument: str, options: PullOptions) -> Origin:
         insecure=options.insecure,
         ca_file=options.ca_file,
     )
+
+
+def _bytes_of(pulls: Collection[PullProgress]) -> tuple[int, int]:
+    layers = [layer for progress in pulls for layer in progress.layers]
+    return sum(layer.received for layer in layers), sum(layer.unpacked for layer in layers)
 
 
 def _sum_up(progress: PullProgress, seconds: float) -> None:

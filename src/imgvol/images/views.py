@@ -91,6 +91,33 @@ def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewStatistics:
+    """What is open at one moment.
+
+    Attributes:
+        published: Views in the filesystem's root.
+        looked_into: Other views that somebody on our side holds.
+        lingering: Views that only the kernel still refers to.
+        complete: Layers that are here and verified.
+        lazy: Layers of which a part may be missing.
+        bad: Layers that turned out not to be what they had promised.
+        missing: Bytes of lazy layers, as the registry stores them, that are not here.
+        waiting: Lazy layers whose registry failed when it was last asked.
+        unsafe: Lazy layers of which the disk has lost writes: fetched again after a restart.
+    """
+
+    published: int
+    looked_into: int
+    lingering: int
+    complete: int
+    lazy: int
+    bad: int
+    missing: int
+    waiting: int
+    unsafe: int
+
+
 @dataclass(eq=False, slots=True)
 class OpenView:
     """One open view.
@@ -231,6 +258,29 @@ class Views:
     def layer_by_slot(self, slot: int) -> AnyLayer | None:
         """The open layer with this number."""
         return self._layers_by_slot.get(slot)
+
+    def statistics(self) -> ViewStatistics:
+        """What is open; from memory."""
+        lingering = len(self.lingering())
+        stores = [shared.store for shared in self._layers.values()]
+        lazy = [
+            store for store in stores if isinstance(store, LazyLayerStore) and not store.is_complete
+        ]
+        bad = sum(store.poison is not None for store in lazy)
+        wanted = [store for store in lazy if store.poison is None]
+        return ViewStatistics(
+            published=len(self._published),
+            looked_into=len(self._by_slot) - len(self._published) - lingering,
+            lingering=lingering,
+            complete=len(stores) - len(lazy),
+            lazy=len(wanted),
+            bad=bad,
+            missing=sum(store.table.blob_size - store.kept_bytes for store in wanted),
+            waiting=sum(
+                store.fetcher is not None and store.fetcher.failure is not None for store in wanted
+            ),
+            unsafe=sum(store.has_lost_writes for store in wanted),
+        )
 
     def layers_in_use(self) -> set[Digest]:
         """Layers of views that are open or being opened."""

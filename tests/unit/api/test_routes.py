@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from imgvol.api import encoding, handlers
-from imgvol.api.http import NDJSON, Request, Response, Stream
+from imgvol.api.http import JSON, NDJSON, Request, Response, Stream
 from imgvol.api.openapi import openapi_document
 from imgvol.api.problems import RequestError
 from imgvol.api.routes import PREFIX, ROUTES, make_dispatch
@@ -22,6 +22,7 @@ ALPINE = "image=alpine:3.20"
 EXAMPLES = {
     "getVersion": ("", None),
     "getOpenAPI": ("", None),
+    "getMetrics": ("", None),
     "stopDaemon": ("", None),
     "getUsage": ("", None),
     "listImages": ("", None),
@@ -47,15 +48,15 @@ def quick_progress(monkeypatch):
     monkeypatch.setattr(handlers, "PROGRESS_INTERVAL", 0.01)
 
 
-async def call(daemon, method, path, query="", body=None):
+async def call(daemon, method, path, query="", body=None, *, prefix=PREFIX):
     """The answer's body: a document, the documents of its lines, or its bytes."""
     data = b"" if body is None else json.dumps(body).encode()
-    request = Request(method=method, path=PREFIX + path, query=query, body=data)
+    request = Request(method=method, path=prefix + path, query=query, body=data)
     answer = await make_dispatch(daemon.services)(request)
     if isinstance(answer, Response):
         if answer.after is not None:
             answer.after()
-        return json.loads(answer.body)
+        return json.loads(answer.body) if answer.media_type == JSON else answer.body
     assert isinstance(answer, Stream)
     pieces = []
 
@@ -97,7 +98,7 @@ async def test_answers_match_their_schema(route, daemon, quick_progress):
     if route.operation == "unmountVolume":
         await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt/x"})
     query, body = EXAMPLES[route.operation]
-    answer = await call(daemon, route.method, route.path, query, body)
+    answer = await call(daemon, route.method, route.path, query, body, prefix=route.prefix)
     if route.media_type == NDJSON:
         assert answer[-1]["event"] == "done"
         validators = [validator(name) for name in route.answers]
@@ -110,7 +111,14 @@ async def test_answers_match_their_schema(route, daemon, quick_progress):
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
 async def test_unknown_parameters_are_refused(route, daemon):
     with pytest.raises(InvalidArgument):
-        await call(daemon, route.method, route.path, f"{ALPINE}&nonsense=1", {"image": "a"})
+        await call(
+            daemon,
+            route.method,
+            route.path,
+            f"{ALPINE}&nonsense=1",
+            {"image": "a"},
+            prefix=route.prefix,
+        )
 
 
 async def test_unknown_paths_and_methods(daemon):

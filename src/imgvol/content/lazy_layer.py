@@ -36,6 +36,7 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
+from imgvol.content.reading import pread_nowait
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
@@ -205,6 +206,9 @@ class LazyLayerStore:
                 raise InternalError("a fetched span is missing", digest=self.digest)
             self.demand.bytes += size
         if len(pieces) == 1 and pieces[0][2] == size:
+            cached = pread_nowait(data.fd, pieces[0][1], size)
+            if cached is not None:
+                return cached
             return await trio.to_thread.run_sync(
                 self._pread, data, pieces[0][1], size, limiter=self._disk_reads
             )

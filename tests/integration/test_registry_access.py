@@ -349,6 +349,27 @@ async def test_token_answers_that_make_no_sense(server, image, body):
     assert server.fired == ["401", "nonsense"]
 
 
+async def test_answer_whose_head_does_not_end_is_refused(server, image):
+    taken = 0
+
+    def pour(connection, _):
+        nonlocal taken
+        connection.fire("head")
+        connection.send(b"HTTP/1.1 200 OK\r\nX-Endless: ")
+        for _ in range(1000):
+            connection.send(b"a" * 64 * 1024)
+            taken += 64 * 1024
+
+    guard_with_tokens(server, image, ["t0"])
+    server.on("GET", "/token", pour)
+    async with client_of(server) as client:
+        with pytest.raises(ImgvolError):
+            await client.resolve(reference(server))
+    assert "head" in server.fired
+    # What the client took is less than what sockets hold, and far from the 64 MB.
+    assert taken < 32 * 1024 * 1024
+
+
 @pytest.mark.parametrize("expires_in", [0, -1, True, "60", None, 1e300])
 async def test_token_lifetimes_that_make_no_sense(server, image, expires_in):
     guard_with_tokens(server, image, ["t0"])

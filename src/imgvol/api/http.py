@@ -331,7 +331,7 @@ class _Connection:
                 if len(self._h11.trailing_data[0]) >= _PIPELINED:
                     return
                 await self._receive()
-            while not _has_hung_up(self._stream.socket.fileno()):  # noqa: ASYNC110
+            while not _has_hung_up(self._stream.socket.fileno()):  # noqa: ASYNC110 - no event tells of it
                 await trio.sleep(_HALF_OPEN_POLL)
         except trio.BrokenResourceError:
             self._is_read_out = True

@@ -306,7 +306,7 @@ class LazyLayerStore:
         parts: list[tuple[int, int]] = []
         for part_start, part_end in wanted:
             if parts and part_start - parts[-1][1] <= limits.FETCH_GAP:
-                part_start = parts.pop()[0]  # noqa: PLW2901
+                part_start = parts.pop()[0]  # noqa: PLW2901 - joined
             parts.append((part_start, part_end))
         return parts
 

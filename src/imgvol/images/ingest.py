@@ -179,7 +179,7 @@ class LayerIngest:
                     head += piece
                     if len(head) < _SNIFFED:
                         continue
-                    decoder, piece = open_decoder(sniff(head)), head  # noqa: PLW2901
+                    decoder, piece = open_decoder(sniff(head)), head  # noqa: PLW2901 - all so far
                 for decoded in decoder.feed(piece):
                     clock.lap("decompress")
                     self._pieces.put(decoded)

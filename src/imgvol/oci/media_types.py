@@ -39,7 +39,6 @@ ACCEPTED: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST)
 LayerCompression: TypeAlias = Literal["", "gzip", "zstd"]
 
 _SCHEMA1: Final = frozenset((DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED))
-_CONFIGS: Final = frozenset((OCI_CONFIG, DOCKER_CONFIG))
 _OCI_LAYERS: Final = frozenset((OCI_LAYER, OCI_FOREIGN_LAYER))
 # Docker's types without a suffix lie: real images carry gzip under them.
 _DOCKER_LAYERS: Final[dict[str, LayerCompression | None]] = {
@@ -64,11 +63,6 @@ def is_manifest(media_type: str) -> bool:
 def is_schema1(media_type: str) -> bool:
     """Whether a document of this type is of the manifest format before digests named layers."""
     return media_type in _SCHEMA1
-
-
-def is_config(media_type: str) -> bool:
-    """Whether a blob of this type is an image's configuration, with diff IDs."""
-    return media_type in _CONFIGS
 
 
 def is_layer(media_type: str) -> bool:

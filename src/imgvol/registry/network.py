@@ -91,7 +91,7 @@ class Backend(httpcore.NetworkBackend):
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,  # noqa: ARG002 - httpcore's interface
-        socket_options: Iterable[Any] | None = None,  # noqa: ARG002
+        socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - httpcore's interface
     ) -> httpcore.NetworkStream:
         """Connect to the first address of a host that answers."""
         patience = min(math.inf if timeout is None else timeout, self._line.operation.remaining())

@@ -244,10 +244,6 @@ class Listing:
     def __iter__(self) -> Iterator[tuple[bytes, NodeID]]:
         return map(self._entry, self._references)
 
-    def iter_from(self, place: int) -> Iterator[tuple[bytes, NodeID]]:
-        """The names from a place on, 0 being the first; none beyond the end."""
-        return map(self._entry, self._references[place:])
-
     @property
     def is_stored(self) -> bool:
         """Whether it takes memory, and time to make again."""

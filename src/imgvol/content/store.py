@@ -4,7 +4,8 @@ What survives a crash, and why that is enough:
 
 - A layer is renamed into `layers/` complete and durable, then recorded. Killed in between, it has
   no record: the next start removes it.
-- A record whose directory is gone is dropped; images that need it are then not here (records.py).
+- A record whose directory is gone is dropped; images that need it are then not here
+  (`records.images`).
 - Everything in `ingest/` is unfinished work: emptied at start.
 - A name is recorded last, after all that it means.
 """

@@ -30,7 +30,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
-from imgvol.images.fetching import FetchEngine, open_fetch_engine
+from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views

@@ -125,9 +125,9 @@ class Imgvol:
 
 
 @contextlib.contextmanager
-def running_daemon(base: Path) -> Iterator[Imgvol]:
+def running_daemon(base: Path, **limits: float) -> Iterator[Imgvol]:
     """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
-    imgvol = Imgvol(base)
+    imgvol = Imgvol(base, limits=limits)
     imgvol.start()
     try:
         yield imgvol

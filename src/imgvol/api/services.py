@@ -12,7 +12,7 @@ from typing import Protocol
 
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
-from imgvol.images.fetching import EngineStatistics
+from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.pull import PullProgress

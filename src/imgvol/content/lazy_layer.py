@@ -36,6 +36,7 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
+from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_nowait
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
@@ -58,7 +59,7 @@ class FetchStatistics:
 
     Attributes:
         fetched: Bytes, whatever for.
-        needed: Bytes of them that readers were waiting for.
+        needed: Bytes of spans that readers wanted and that were not here before.
         requests: Ranges asked for.
     """
 
@@ -78,8 +79,18 @@ class Fetcher(Protocol):
     statistics: FetchStatistics
     failure: ImgvolError | None
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether the line is too slow to bring more than what is asked for, or not known."""
+
+    def note_wanted(self, spans: Collection[int]) -> None:
+        """Readers want these spans: those that were not here from the start count as needed."""
+
     async def ensure(self, spans: Collection[int]) -> None:
         """Returns when all of these spans are present, or raises why one cannot be had."""
+
+    def read_ahead(self, spans: Collection[int]) -> None:
+        """Readers will soon want these spans: begins to bring them."""
 
 
 @dataclass(slots=True)
@@ -121,6 +132,7 @@ class LazyLayerStore:
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
         self._has_lost_writes = False
+        self._readahead = ReadaheadTracker()
         # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
         self._lock = threading.Lock()
         try:
@@ -189,11 +201,10 @@ class LazyLayerStore:
         if size <= 0:
             return b""
         pieces = self._pieces(node, offset, size)
-        wanted = [
-            span
-            for _, position, length in pieces
-            for span in self.missing(self.table.spans_of(position, length))
-        ]
+        spans = self._spans_of(pieces)
+        wanted = self.missing(spans)
+        if self.fetcher is not None:
+            self.fetcher.note_wanted(spans)
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
@@ -205,6 +216,8 @@ class LazyLayerStore:
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
             self.demand.bytes += size
+        if self.fetcher is not None:
+            self._read_ahead(self.fetcher, node, offset, size)
         if len(pieces) == 1 and pieces[0][2] == size:
             cached = pread_nowait(data.fd, pieces[0][1], size)
             if cached is not None:
@@ -215,6 +228,18 @@ class LazyLayerStore:
         return await trio.to_thread.run_sync(
             self._gather, data, pieces, size, limiter=self._disk_reads
         )
+
+    def _spans_of(self, pieces: Sequence[tuple[int, int, int]]) -> list[int]:
+        return [
+            span for _, position, length in pieces for span in self.table.spans_of(position, length)
+        ]
+
+    def _read_ahead(self, fetcher: Fetcher, node: int, offset: int, size: int) -> None:
+        window = self._readahead.note(node, offset, size)
+        if window:
+            following = self._spans_of(self._pieces(node, offset + size, window))
+            if self.missing(following):
+                fetcher.read_ahead(following)
 
     async def _read_complete(self, node: int, offset: int, size: int) -> bytes | bytearray:
         assert self._complete is not None, "what is not lazy any more is complete"
@@ -281,16 +306,33 @@ class LazyLayerStore:
     def put_compressed(self, start: int, data: bytes) -> None:
         """Keeps a range of the blob until the layer is verified as a whole. Blocks.
 
+        What is here already is left as it is: it may have been verified since.
+
         Raises:
             StoreFull: No room; the range has to be fetched again for that.
         """
         blob = self._blob
+        end = start + len(data)
+        with self._lock:
+            holes = list(self._received.holes(start, end))
         if blob is not None:
             with translate_os_errors("store a part of a layer"):
-                write_all(blob.fd, data, start)
+                for first, last in holes:
+                    write_all(blob.fd, data[first - start : last - start], first)
         with self._lock:
-            self._received.add(start, start + len(data))
+            self._received.add(start, end)
             self._count_kept()
+
+    def drop_compressed(self, start: int, end: int) -> None:
+        """Forgets a range of the blob that turned out to be damaged."""
+        with self._lock:
+            self._received.discard(start, end)
+            self._count_kept()
+
+    def compressed_until(self, start: int, end: int) -> int:
+        """Up to where a range of the blob is kept, from its start on without a hole."""
+        with self._lock:
+            return next(self._received.holes(start, end), (end, end))[0]
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.

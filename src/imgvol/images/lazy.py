@@ -27,9 +27,18 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import LayerRecord, Origin
 from imgvol.content.store import Store
-from imgvol.errors import ContentError, ImgvolError, InvalidLayer, NotFound, StoreDamaged
+from imgvol.errors import (
+    ContentError,
+    ImgvolError,
+    InvalidLayer,
+    NotFound,
+    RemoteError,
+    StoreDamaged,
+)
 from imgvol.images.comparison import first_difference
-from imgvol.images.fetching import FetchEngine, LayerFetcher, Purpose
+from imgvol.images.fetch.engine import FetchEngine
+from imgvol.images.fetch.layer import LayerFetcher
+from imgvol.images.fetch.rest import fetch_rest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.estargz import TOC_DIGEST
@@ -43,7 +52,7 @@ from imgvol.layers.lazy.soci_index import (
     parse_soci_index,
     pinned_index,
 )
-from imgvol.layers.lazy.spans import LazyLayer, SpanTable
+from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.manifest import Manifest
 from imgvol.oci.media_types import layer_compression
@@ -312,7 +321,7 @@ class LazyLayers:
         while True:
             try:
                 # A span that arrives damaged says something of the line: it is asked for again.
-                await self._fetch_rest(attached)
+                await fetch_rest(attached.layer, attached.fetcher)
                 try:
                     await self._verify(attached)
                     self._verified += 1
@@ -320,31 +329,14 @@ class LazyLayers:
                     self._poison(attached.layer, exc)
                 return
             except ImgvolError as exc:
-                if not was_told:
+                # What the registry does is told by whoever fetches.
+                if not (was_told or isinstance(exc, RemoteError)):
                     log.warning("layer %s waits to be completed: %s", attached.layer.digest, exc)
                 was_told = True
-                await trio.sleep(limits.FETCH_RETRY)
+                await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
             except Exception:  # in the daemon's nursery it would end every view
                 log.exception("layer %s is not completed: a defect", attached.layer.digest)
                 return
-
-    async def _fetch_rest(self, attached: _Attached) -> None:
-        layer, fetcher = attached.layer, attached.fetcher
-        ranges = layer.table.compressed_range
-        if layer.table.prefetch:
-            await fetcher.ensure(layer.table.prefetch, purpose=Purpose.PREFETCH)
-        for start, end, spans in _windows(layer.table):
-            # Looking at what is here takes time, too: filesystem requests come in between.
-            await trio.lowlevel.checkpoint()
-            while lacking := layer.lacking(start, end, spans):
-                await fetcher.wait_quiet()
-                first, last = lacking[0]
-                within = [
-                    span
-                    for span in layer.missing(spans)
-                    if first <= ranges(span)[0] and ranges(span)[1] <= last
-                ]
-                await fetcher.fetch_window(first, last, within)
 
     async def _verify(self, attached: _Attached) -> None:
         layer, record = attached.layer, attached.record
@@ -395,32 +387,6 @@ class LazyLayers:
             layer=layer.digest,
             path=difference,
         )
-
-
-def _windows(table: SpanTable) -> Iterator[tuple[int, int, list[int]]]:
-    """The blob in order, in pieces for the background: start, end, and the spans that end in each.
-
-    What lies between spans goes with the window that it is in, or makes windows of its own if it is
-    long: the blob must be whole in the end, and each window is held in memory.
-    """
-    start = reached = 0
-    spans: list[int] = []
-    for span in range(table.span_count):
-        first, end = table.compressed_range(span)
-        while first - start >= limits.FETCH_LARGEST:
-            yield start, start + limits.FETCH_LARGEST, spans
-            start, spans = start + limits.FETCH_LARGEST, []
-        # The first byte may be the last one of the window before.
-        start = min(start, first)
-        spans.append(span)
-        reached = max(reached, end)
-        if reached - start >= limits.FETCH_LARGEST:
-            yield start, reached, spans
-            start, spans = reached, []
-    while start < table.blob_size:
-        end = min(start + limits.FETCH_LARGEST, table.blob_size)
-        yield start, end, spans
-        start, spans = end, []
 
 
 class _KeptBlob:

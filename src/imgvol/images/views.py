@@ -30,6 +30,10 @@ VIEW_THREADS: Final = 2
 AnyLayer: TypeAlias = LayerStore | LazyLayerStore | InPlaceLayer
 
 
+async def _nothing_to_do() -> None:
+    """For views that no filesystem shows."""
+
+
 async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
     """For views without lazy layers."""
 
@@ -161,12 +165,14 @@ class Views:
 
     Attributes:
         on_withdrawn: Called when a view leaves the filesystem's root, with its name.
+        on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
     """
 
     store: Store
     on_withdrawn: Callable[[bytes], None] = lambda _name: None
+    on_opened: Callable[[], Awaitable[None]] = _nothing_to_do
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
@@ -282,6 +288,17 @@ class Views:
             unsafe=sum(store.has_lost_writes for store in wanted),
         )
 
+    @property
+    def has_slow_layers(self) -> bool:
+        """Whether there are layers of which a part may have to come over a slow line."""
+        return any(
+            not shared.store.is_complete
+            and shared.store.fetcher is not None
+            and shared.store.fetcher.is_slow
+            for shared in self._layers.values()
+            if isinstance(shared.store, LazyLayerStore)
+        )
+
     def layers_in_use(self) -> set[Digest]:
         """Layers of views that are open or being opened."""
         return self._layers.keys() | self._pinned.keys()
@@ -292,6 +309,7 @@ class Views:
             for record in image.layers:
                 store = await self._acquire_layer(record)
                 stores.append(store)
+            await self.on_opened()
             tree = await trio.to_thread.run_sync(
                 lambda: ChainView(
                     [store.index for store in stores],

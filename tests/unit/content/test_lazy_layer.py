@@ -54,6 +54,15 @@ class Fetcher:
     puts: bool = True
     asked: list[list[int]] = field(default_factory=list)
 
+    wanted: list[int] = field(default_factory=list)
+    ahead: list[list[int]] = field(default_factory=list)
+
+    def note_wanted(self, spans):
+        self.wanted += spans
+
+    def read_ahead(self, spans):
+        self.ahead.append(sorted(spans))
+
     async def ensure(self, spans):
         self.asked.append(sorted(spans))
         if self.error is not None:

@@ -58,6 +58,12 @@ async def test_a_reader_whose_span_comes_after_the_switch_reads_the_final_form(t
     layer = make_lazy_layer(tmp_path, TABLE)
 
     class Late:
+        def note_wanted(self, spans):
+            pass
+
+        def read_ahead(self, spans):
+            pass
+
         async def ensure(self, spans):
             layer.complete(Complete())
             for span in spans:

@@ -14,7 +14,7 @@ from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import LayerRecord, Origin
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ContentError, InvalidLayer, RegistryUnavailable, StoreDamaged
-from imgvol.images.fetching import LayerFetcher, open_fetch_engine
+from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.lazy import STARGZ, LazyLayers
 from imgvol.layers.compression import Compression
@@ -301,6 +301,7 @@ async def test_bytes_that_no_span_covers_are_covered_by_the_digest(tmp_path, mon
 # --- failures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.expects_log("its registry fails: down")
 async def test_a_registry_that_fails_is_asked_again_and_told_of_once(tmp_path, monkeypatch, caplog):
     async with case_of(tmp_path, honest(), monkeypatch) as case:
         case.source.failures = [RegistryUnavailable("down")] * 5
@@ -309,7 +310,7 @@ async def test_a_registry_that_fails_is_asked_again_and_told_of_once(tmp_path, m
         assert case.source.failures == []
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert "waits to be completed: down" in warnings[0].getMessage()
+    assert "its registry fails: down" in warnings[0].getMessage()
 
 
 async def test_a_layer_whose_source_is_not_known_cannot_be_attached(tmp_path, monkeypatch):
@@ -402,7 +403,7 @@ async def pull_whole(case: Case) -> LayerRecord:
 
 
 async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
         await lazy.attach(layer, case.record)
@@ -419,7 +420,7 @@ async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path
 async def test_a_lie_that_a_whole_pull_finds_poisons_the_layer_and_not_the_pull(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
     stargz = lying(other_mode)
     async with case_of(tmp_path, stargz, monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()

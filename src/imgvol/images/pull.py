@@ -21,9 +21,9 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
-from imgvol.images.lazy import LazyFinder, open_finder
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.estargz import TOC_DIGEST

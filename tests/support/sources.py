@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import trio
+
 from imgvol.errors import NotFound, RegistryUnavailable
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -34,13 +36,20 @@ class MemoryReader:
 
 @dataclass
 class MemorySource:
-    """Serves one image. `blobs` can be changed to serve something else than was promised."""
+    """Serves one image. `blobs` can be changed to serve something else than was promised.
+
+    Attributes:
+        companions: Manifests beside the image, by the suffix of their tag.
+        asked: Suffixes that were asked for.
+    """
 
     image: Image
     piece: int = 1000
     on_piece: Callable[[int], None] = lambda _position: None
     opened: list[Digest] = field(default_factory=list)
     readers: list[MemoryReader] = field(default_factory=list)
+    companions: dict[str, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.manifest = self.image.manifest_bytes()
@@ -58,6 +67,13 @@ class MemorySource:
 
     async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
         return self._blob(descriptor)
+
+    async def read_companion(self, suffix: str) -> bytes:
+        self.asked.append(suffix)
+        await trio.lowlevel.checkpoint()
+        if suffix not in self.companions:
+            raise NotFound("no such tag")
+        return self.companions[suffix]
 
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None

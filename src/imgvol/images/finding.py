@@ -14,9 +14,18 @@ import trio
 
 from imgvol import limits
 from imgvol.content.records import Origin
-from imgvol.errors import ContentError, NotFound
+from imgvol.errors import ContentError, NotFound, Unsupported
+from imgvol.layers.lazy import estargz
 from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.locate import Format, NeedTail, TocRange, find_toc, open_layer
+from imgvol.layers.lazy.locate import (
+    ExternalToc,
+    Format,
+    NeedTail,
+    Toc,
+    TocRange,
+    find_toc,
+    open_layer,
+)
 from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import (
     SociIndex,
@@ -27,7 +36,7 @@ from imgvol.layers.lazy.soci_index import (
 )
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
-from imgvol.oci.manifest import Manifest
+from imgvol.oci.manifest import Manifest, parse_manifest
 from imgvol.sources.base import BlobReader, ImageSource
 from imgvol.threads import run_cancellable
 
@@ -63,6 +72,7 @@ class LazyFinder:
         self._source = source
         self._soci = soci
         self._limiter = limiter
+        self._companion = _Companion(source)
 
     async def find(self, descriptor: Descriptor) -> FoundLayer | None:
         """A layer's table of contents; None when it has to be pulled as a whole.
@@ -83,7 +93,7 @@ class LazyFinder:
         return None
 
     async def _find_inside(
-        self, descriptor: Descriptor, need: NeedTail | TocRange
+        self, descriptor: Descriptor, need: NeedTail | TocRange | ExternalToc
     ) -> FoundLayer | None:
         fetch = _BlobFetch(self._source, descriptor)
         tail = b""
@@ -92,18 +102,25 @@ class LazyFinder:
             found = find_toc(descriptor.annotations, descriptor.size, tail)
         else:
             found = need
-        if not isinstance(found, TocRange):
-            return None
         kept_from = descriptor.size - len(tail)
-        if found.start >= kept_from:
-            data = tail[found.start - kept_from : found.end - kept_from]
-        else:
-            data = await fetch.fetch(found.start, found.end, self._limiter)
+        match found:
+            case ExternalToc():
+                data = await self._read_external(descriptor)
+            case TocRange(start=start, end=end) if start >= kept_from:
+                data = tail[start - kept_from : end - kept_from]
+            case TocRange(start=start, end=end):
+                data = await fetch.fetch(start, end, self._limiter)
+            case _:
+                return None
         layer = await trio.to_thread.run_sync(open_layer, found, data, limiter=self._limiter)
-        if TOC_DIGEST not in descriptor.annotations:
-            return FoundLayer(found.format.value, layer)
-        kind = "" if found.format is Format.ESTARGZ else f" ({found.format.value})"
-        return FoundLayer(f"{STARGZ}{kind}", layer)
+        return FoundLayer(_name_of(found, descriptor), layer)
+
+    async def _read_external(self, descriptor: Descriptor) -> bytes:
+        companion = await self._companion.read()
+        layer = estargz.external_layer(companion, descriptor.digest)
+        if layer is None:
+            raise NotFound("the image beside has no table of contents for the layer")
+        return await self._source.read_document(layer, max_size=limits.TOC_SIZE)
 
     async def _find_indexed(self, descriptor: Descriptor, indexed: SociLayer) -> FoundLayer:
         ztoc = await self._source.read_document(indexed.ztoc, max_size=limits.ZTOC_SIZE)
@@ -140,6 +157,51 @@ async def open_finder(
     except (ContentError, NotFound) as exc:
         log.info("the SOCI index of %s is not used: %s", manifest.digest, exc)
     return LazyFinder(source, soci, origin, limiter)
+
+
+def _name_of(toc: Toc, descriptor: Descriptor) -> str:
+    if isinstance(toc, ExternalToc):
+        return f"{STARGZ} (external)"
+    if toc.format is Format.ESTARGZ or TOC_DIGEST not in descriptor.annotations:
+        return toc.format.value
+    return f"{STARGZ} ({toc.format.value})"
+
+
+class _Companion:
+    """The image beside an image that has the tables of contents of all its layers.
+
+    It is asked for once: whether it is there, and what it says, holds for all layers.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._lock = trio.Lock()
+        self._answer: Manifest | ContentError | NotFound | None = None
+
+    async def read(self) -> Manifest:
+        """Its manifest.
+
+        Raises:
+            NotFound: There is none.
+            ContentError: It is something else.
+            RemoteError: The registry failed.
+        """
+        async with self._lock:
+            if self._answer is None:
+                try:
+                    self._answer = await self._ask()
+                except (ContentError, NotFound) as error:
+                    self._answer = error
+        if isinstance(self._answer, Manifest):
+            return self._answer
+        raise self._answer.with_traceback(None)
+
+    async def _ask(self) -> Manifest:
+        raw = await self._source.read_companion(estargz.EXTERNAL_SUFFIX)
+        manifest = parse_manifest(raw, media_type=None)
+        if not isinstance(manifest, Manifest):
+            raise Unsupported("tables of contents in an image index")
+        return manifest
 
 
 class _BlobFetch:

@@ -60,6 +60,16 @@ class ImageSource(Protocol):
         """
         ...
 
+    async def read_companion(self, suffix: str) -> bytes:
+        """The manifest that has the image's tag with a suffix; nothing verifies what it says.
+
+        Raises:
+            NotFound: The source does not have it, can have no such thing, or was not asked by tag.
+            ContentError: It is no manifest.
+            RemoteError: The registry failed.
+        """
+        ...
+
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
     ) -> BlobReader:

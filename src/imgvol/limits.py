@@ -125,6 +125,9 @@ CHALLENGE_SIZE: Final = 8 * KIB
 LOCATION_LENGTH: Final = 16 * KIB
 # What an error message repeats of a registry's own words.
 REMOTE_TEXT_LENGTH: Final = 200
+# Pages of one list of referrers. Images have tens of referrers, signatures and SBOMs included, and
+# one page may have INDEX_MANIFESTS.
+REFERRER_PAGES: Final = 16
 # An idle connection is closed after this; servers commonly give up after 60 to 120 seconds.
 IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.

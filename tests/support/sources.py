@@ -1,6 +1,6 @@
 """A source whose image is in memory, with the faults that a test asks for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -40,7 +40,8 @@ class MemorySource:
 
     Attributes:
         companions: Manifests beside the image, by the suffix of their tag.
-        asked: Suffixes that were asked for.
+        referrers: What refers to the image; an exception is raised.
+        asked: Suffixes and artifact types that were asked for.
     """
 
     image: Image
@@ -49,6 +50,7 @@ class MemorySource:
     opened: list[Digest] = field(default_factory=list)
     readers: list[MemoryReader] = field(default_factory=list)
     companions: dict[str, bytes] = field(default_factory=dict)
+    referrers: Sequence[Descriptor] | Exception = ()
     asked: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -74,6 +76,18 @@ class MemorySource:
         if suffix not in self.companions:
             raise NotFound("no such tag")
         return self.companions[suffix]
+
+    async def list_referrers(self, manifest: Digest, artifact_type: str) -> tuple[Descriptor, ...]:
+        assert manifest == Digest.of(self.manifest)
+        self.asked.append(artifact_type)
+        if isinstance(self.referrers, Exception):
+            raise self.referrers
+        return tuple(self.referrers)
+
+    async def read_pinned_manifest(self, digest: Digest) -> bytes:
+        if str(digest) not in self.blobs:
+            raise NotFound("no such manifest")
+        return self.blobs[str(digest)]
 
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None

@@ -1,9 +1,10 @@
 """Which layers of an image can be read lazily, and by what: the one place that knows the ways.
 
-A layer is made lazy only by a table of contents that the manifest pins. What is wrong with one
-makes the layer an ordinary one, which is pulled as a whole, with one exception: annotations that
-name two tables of contents are refused, because somebody means to show different readers different
-files. What becomes of the layers that are found is the business of `lazy`.
+A layer is made lazy only by a table of contents that the manifest pins, unless the operator allows
+SOCI indexes that only refer to it. What is wrong with one makes the layer an ordinary one, which is
+pulled as a whole, with one exception: annotations that name two tables of contents are refused,
+because somebody means to show different readers different files. What becomes of the layers that
+are found is the business of `lazy`.
 """
 
 import logging
@@ -14,7 +15,7 @@ import trio
 
 from imgvol import limits
 from imgvol.content.records import Origin
-from imgvol.errors import ContentError, NotFound, Unsupported
+from imgvol.errors import ContentError, NotFound, RemoteError, Unsupported
 from imgvol.layers.lazy import estargz
 from imgvol.layers.lazy.estargz import TOC_DIGEST
 from imgvol.layers.lazy.locate import (
@@ -28,6 +29,7 @@ from imgvol.layers.lazy.locate import (
 )
 from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import (
+    INDEX_V1,
     SociIndex,
     SociLayer,
     parse_prefetch,
@@ -86,8 +88,9 @@ class LazyFinder:
         try:
             if need is not None:
                 return await self._find_inside(descriptor, need)
-            if indexed is not None:
-                return await self._find_indexed(descriptor, indexed)
+            if self._soci is not None and indexed is not None:
+                name = "SOCI" if self._soci.version == 2 else "SOCI v1"
+                return await self._find_indexed(descriptor, indexed, name)
         except (ContentError, NotFound) as exc:
             log.info("layer %s is not read lazily: %s", descriptor.digest, exc)
         return None
@@ -122,7 +125,9 @@ class LazyFinder:
             raise NotFound("the image beside has no table of contents for the layer")
         return await self._source.read_document(layer, max_size=limits.TOC_SIZE)
 
-    async def _find_indexed(self, descriptor: Descriptor, indexed: SociLayer) -> FoundLayer:
+    async def _find_indexed(
+        self, descriptor: Descriptor, indexed: SociLayer, name: str
+    ) -> FoundLayer:
         ztoc = await self._source.read_document(indexed.ztoc, max_size=limits.ZTOC_SIZE)
         prefetch: tuple[SpanRange, ...] = ()
         if indexed.prefetch is not None:
@@ -138,25 +143,67 @@ class LazyFinder:
                 prefetch=prefetch,
             )
 
-        return FoundLayer("SOCI", await trio.to_thread.run_sync(read, limiter=self._limiter))
+        layer = await trio.to_thread.run_sync(read, limiter=self._limiter)
+        return FoundLayer(name, layer)
 
 
 async def open_finder(
-    source: ImageSource, manifest: Manifest, origin: Origin, limiter: trio.CapacityLimiter
+    source: ImageSource,
+    manifest: Manifest,
+    origin: Origin,
+    limiter: trio.CapacityLimiter,
+    *,
+    soci_referrers: bool = False,
 ) -> LazyFinder:
-    """A finder for an image's layers, with the SOCI index that its manifest pins, if it is there.
+    """A finder for an image's layers.
 
-    A pinned index that is missing or damaged is as if it had not been pinned: registries copy
-    images without what belongs to them.
+    Args:
+        source: Where the image is.
+        manifest: The image's.
+        origin: Where the rest of lazy layers can be fetched later.
+        limiter: For threads.
+        soci_referrers: Whether a SOCI index may be used that only refers to the image.
     """
-    soci: SociIndex | None = None
+    soci = await _open_pinned_index(source, manifest)
+    if soci is None and soci_referrers:
+        soci = await _open_referring_index(source, manifest)
+    return LazyFinder(source, soci, origin, limiter)
+
+
+async def _open_pinned_index(source: ImageSource, manifest: Manifest) -> SociIndex | None:
+    """The SOCI index that a manifest pins.
+
+    One that is missing or damaged is as if it had not been pinned: registries copy images without
+    what belongs to them.
+    """
     try:
         digest = pinned_index(manifest)
-        if digest is not None:
-            soci = parse_soci_index(await source.read_pinned_manifest(digest), expected=digest)
+        if digest is None:
+            return None
+        return parse_soci_index(await source.read_pinned_manifest(digest), expected=digest)
     except (ContentError, NotFound) as exc:
         log.info("the SOCI index of %s is not used: %s", manifest.digest, exc)
-    return LazyFinder(source, soci, origin, limiter)
+        return None
+
+
+async def _open_referring_index(source: ImageSource, manifest: Manifest) -> SociIndex | None:
+    """The SOCI index that refers to a manifest.
+
+    Of several, the first that the registry lists: SOCI's documentation leaves the choice open, its
+    snapshotter does that (`SelectFirstPolicy`), and no entry has a date that could be believed.
+
+    Nothing says that there should be one, so whatever goes wrong is no reason not to pull the
+    image, be it that the registry refuses the question in a way of its own.
+    """
+    try:
+        referrers = await source.list_referrers(manifest.digest, INDEX_V1)
+        if not referrers:
+            return None
+        raw = await source.read_document(referrers[0], max_size=limits.MANIFEST_SIZE)
+        return parse_soci_index(raw, expected=referrers[0].digest, subject=manifest.digest)
+    except (ContentError, NotFound, RemoteError) as exc:
+        log.info("no SOCI index is used that refers to %s: %s", manifest.digest, exc)
+        return None
 
 
 def _name_of(toc: Toc, descriptor: Descriptor) -> str:

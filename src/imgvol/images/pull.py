@@ -169,10 +169,16 @@ class _Laziness:
 
 
 class Puller:
-    """Brings images into the store. One per daemon."""
+    """Brings images into the store. One per daemon.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where they go.
+        soci_referrers: Whether SOCI indexes may be used that only refer to an image.
+    """
+
+    def __init__(self, store: Store, *, soci_referrers: bool = False) -> None:
         self._store = store
+        self._soci_referrers = soci_referrers
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
         # Called with each layer that was lazy and has been pulled as a whole.
         self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
@@ -220,7 +226,13 @@ class Puller:
         try:
             finder = None
             if lazy_origin is not None:
-                finder = await open_finder(source, manifest, lazy_origin, self._limiter)
+                finder = await open_finder(
+                    source,
+                    manifest,
+                    lazy_origin,
+                    self._limiter,
+                    soci_referrers=self._soci_referrers,
+                )
             layers = await self._ensure_layers(
                 source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
             )

@@ -19,6 +19,7 @@ import trio
 
 from imgvol import limits
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.oci.reference import Reference
 from imgvol.registry.auth import Authorizer
 from imgvol.registry.body import BlobReader, RemoteBlobReader
@@ -117,6 +118,28 @@ class RegistryClient:
         """
         return await self._run(
             lambda channel: self._documents.fetch_manifest(channel, reference, descriptor)
+        )
+
+    async def list_referrers(
+        self, reference: Reference, manifest: Digest, artifact_type: str
+    ) -> tuple[Descriptor, ...]:
+        """What refers to a manifest, of one type, in the registry's order; perhaps nothing.
+
+        Nothing pins the answer. A registry that has no API for it is asked for the tag instead.
+
+        Args:
+            reference: Names the repository.
+            manifest: What is referred to; an image of it.
+            artifact_type: The type that is wanted.
+
+        Raises:
+            InvalidDocument: The answer is no list of referrers.
+            LimitExceeded: It is too long, or has more than limits.REFERRER_PAGES pages.
+        """
+        return await self._run(
+            lambda channel: self._documents.list_referrers(
+                channel, reference, manifest, artifact_type
+            )
         )
 
     async def fetch_blob(

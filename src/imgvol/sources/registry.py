@@ -58,6 +58,10 @@ class RegistrySource:
             raise NotFound("no tag is that long", image=reference, suffix=suffix) from error
         return await self._client.fetch_manifest(companion, None)
 
+    async def list_referrers(self, manifest: Digest, artifact_type: str) -> tuple[Descriptor, ...]:
+        """What refers to a manifest of the repository, of one type."""
+        return await self._client.list_referrers(self._reference, manifest, artifact_type)
+
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
     ) -> BlobReader:

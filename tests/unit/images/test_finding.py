@@ -6,12 +6,23 @@ import pytest
 import trio
 
 from imgvol.content.records import Origin
-from imgvol.errors import RegistryUnavailable
+from imgvol.errors import (
+    InvalidDocument,
+    NotFound,
+    ProtocolError,
+    RegistryUnavailable,
+    Unauthorized,
+)
 from imgvol.images.finding import open_finder
+from imgvol.layers.lazy.soci_index import INDEX_V1
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.oci.manifest import Manifest, parse_manifest
-from imgvol.oci.media_types import OCI_INDEX
+from imgvol.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from support import images
 from support.lazy import decompress, describe_lazy, describe_tar
+from support.soci import draft_of
+from support.soci_images import soci_index
 from support.sources import MemorySource
 from support.stargz import TIME, Stargz
 from support.toc_blobs import external_blob
@@ -41,10 +52,12 @@ def source_of(*pairs: tuple[images.Layer, images.Layer]) -> MemorySource:
     return source
 
 
-async def find_all(source: MemorySource):
+async def find_all(source: MemorySource, *, soci_referrers: bool = False):
     manifest = parse_manifest(source.manifest, media_type=None)
     assert isinstance(manifest, Manifest)
-    finder = await open_finder(source, manifest, ORIGIN, trio.CapacityLimiter(4))
+    finder = await open_finder(
+        source, manifest, ORIGIN, trio.CapacityLimiter(4), soci_referrers=soci_referrers
+    )
     found = [None] * len(manifest.layers)
 
     async def find(position):
@@ -121,3 +134,114 @@ async def test_registry_that_fails_is_no_missing_companion():
     with pytest.raises(ExceptionGroup) as caught:
         await find_all(source)
     assert caught.group_contains(RegistryUnavailable)
+
+
+# --- SOCI ----------------------------------------------------------------------------------------
+
+
+def soci_source(*, indexed: int = 1, version: int = 2) -> tuple[MemorySource, bytes]:
+    """An image of two plain layers with a referring index for the first of them, and the index."""
+    layers = [images.Layer([images.file(name, name.encode() * 5000)]) for name in ("one", "two")]
+    source = MemorySource(images.Image(layers))
+    ztocs = {
+        layer.digest: draft_of(layer.tar, layer.blob, 4 << 20, version=version).to_bytes()
+        for layer in layers[:indexed]
+    }
+    index = soci_index(ztocs, subject=source.manifest)
+    for data in (index, *ztocs.values()):
+        source.blobs[images.sha256(data)] = data
+    source.referrers = [referrer(index)]
+    return source, index
+
+
+def referrer(index: bytes) -> Descriptor:
+    return Descriptor(media_type=OCI_MANIFEST, digest=Digest.of(index), size=len(index))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_referring_index_is_used_where_it_is_allowed(version):
+    source, _ = soci_source(version=version)
+    found, not_indexed = await find_all(source, soci_referrers=True)
+    layer = source.image.layers[0]
+    assert found.format == "SOCI v1"
+    assert describe_lazy(found.layer, layer.blob) == describe_tar(layer.tar)
+    assert not_indexed is None
+    assert source.asked == [INDEX_V1]
+
+
+async def test_nobody_asks_for_referrers_unless_allowed():
+    source, _ = soci_source()
+    assert await find_all(source) == [None, None]
+    assert source.asked == []
+
+
+async def test_first_of_several_referrers_is_taken():
+    source, index = soci_source(indexed=2)
+    other = soci_index({}, subject=source.manifest)
+    source.blobs[images.sha256(other)] = other
+    source.referrers = [referrer(index), referrer(other)]
+    assert None not in await find_all(source, soci_referrers=True)
+    source.referrers = [referrer(other), referrer(index)]
+    assert await find_all(source, soci_referrers=True) == [None, None]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        NotFound("gone"),
+        Unauthorized("no"),
+        ProtocolError("what?"),
+        RegistryUnavailable("down"),
+        InvalidDocument("no list"),
+    ],
+    ids=lambda problem: type(problem).__name__,
+)
+async def test_registry_that_does_not_tell_is_no_failure(problem, caplog):
+    caplog.set_level(logging.INFO)
+    source, _ = soci_source()
+    source.referrers = problem
+    assert await find_all(source, soci_referrers=True) == [None, None]
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.parametrize("wrong", ["missing", "of another image", "unbound", "image"])
+async def test_bad_referrer_makes_layers_ordinary_ones(wrong):
+    source, index = soci_source()
+    ztoc = {source.image.layers[0].digest: b"zTOC"}
+    if wrong == "missing":
+        del source.blobs[images.sha256(index)]
+        source.referrers = [referrer(index)]
+    else:
+        other = {
+            "of another image": soci_index(ztoc, subject=b"another manifest"),
+            "unbound": soci_index(ztoc),
+            "image": source.manifest,
+        }[wrong]
+        source.blobs[images.sha256(other)] = other
+        source.referrers = [referrer(other)]
+    assert await find_all(source, soci_referrers=True) == [None, None]
+
+
+@pytest.mark.parametrize("is_missing", [True, False])
+async def test_ztoc_that_cannot_be_used_makes_its_layer_an_ordinary_one(is_missing):
+    source, _ = soci_source(indexed=2)
+    first, second = source.image.layers
+    ztoc = draft_of(first.tar, first.blob, 4 << 20).to_bytes()
+    if is_missing:
+        del source.blobs[images.sha256(ztoc)]
+    else:
+        source.blobs[images.sha256(ztoc)] = b"something else"
+    found = await find_all(source, soci_referrers=True)
+    assert found[0] is None
+    assert describe_lazy(found[1].layer, second.blob) == describe_tar(second.tar)
+
+
+async def test_table_of_contents_that_is_pinned_is_preferred():
+    layer, beside = external_layer("one")
+    source = source_of((layer, beside))
+    ztoc = draft_of(layer.tar, layer.blob, 4 << 20).to_bytes()
+    index = soci_index({layer.digest: ztoc}, subject=source.manifest)
+    source.blobs |= {images.sha256(data): data for data in (index, ztoc)}
+    source.referrers = [referrer(index)]
+    (found,) = await find_all(source, soci_referrers=True)
+    assert found.format == "eStargz (external)"

@@ -109,6 +109,8 @@ def _start(directory, port, *, with_password, certificate):
             "filesystem": {"rootdirectory": str(directory / "data")},
             "delete": {"enabled": True},
         },
+        # Layers that are not here, but where their `urls` say.
+        "validation": {"manifests": {"urls": {"allow": ["^https?://"]}}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "one registry only"},
     }
     if certificate:

@@ -8,7 +8,7 @@ are found is the business of `lazy`.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -79,16 +79,25 @@ class LazyFinder:
     async def find(self, descriptor: Descriptor) -> FoundLayer | None:
         """A layer's table of contents; None when it has to be pulled as a whole.
 
+        That is so, too, for a layer that only servers beside the registry have (`urls`).
+
         Raises:
             InvalidLayer: The manifest names two tables of contents.
             RemoteError: The registry failed.
         """
+        is_foreign = bool(descriptor.urls)
+        # What is not here yet will be asked of the registry alone: stored layers know no URLs.
+        descriptor = replace(descriptor, urls=())
         need = find_toc(descriptor.annotations, descriptor.size)
         indexed = self._soci.layers.get(descriptor.digest) if self._soci else None
         try:
             if need is not None:
                 return await self._find_inside(descriptor, need)
             if self._soci is not None and indexed is not None:
+                if is_foreign:
+                    # A zTOC does not tell whether the registry has the blob itself.
+                    first = min(1, descriptor.size)
+                    await _BlobFetch(self._source, descriptor).fetch(0, first, self._limiter)
                 name = "SOCI" if self._soci.version == 2 else "SOCI v1"
                 return await self._find_indexed(descriptor, indexed, name)
         except (ContentError, NotFound) as exc:

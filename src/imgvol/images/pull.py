@@ -300,7 +300,7 @@ class Puller:
             if (
                 stored is not None
                 and stored.diff_id == diff_id
-                and await self._is_enough(stored, laziness)
+                and await self._is_enough(stored, descriptor, laziness)
             ):
                 progress.state = "exists"
                 return stored
@@ -336,11 +336,18 @@ class Puller:
                 await self.on_completed(record)
             return record
 
-    async def _is_enough(self, stored: LayerRecord, laziness: _Laziness) -> bool:
+    async def _is_enough(
+        self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
+    ) -> bool:
         """Whether a layer can stay as the store has it."""
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)
-        return stored.is_complete or laziness.finder is not None
+        if stored.is_complete or laziness.finder is None:
+            return stored.is_complete
+        # Until it is proven, a lazy layer is what some image, of whatever repository, has claimed:
+        # this one has to claim the very same of it.
+        found = await laziness.finder.find(descriptor)
+        return found is not None and await self._store.has_lazy_layer(stored.digest, found.layer)
 
     async def _try_lazy(
         self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID

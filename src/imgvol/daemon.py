@@ -90,7 +90,7 @@ class _Daemon:
             stack.callback(os.close, lock)
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
-            images = ImageService(store, views)
+            images = ImageService(store, views, soci_referrers=config.soci_referrers)
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(

@@ -121,10 +121,15 @@ TOKEN_LIFETIME: Final = 60.0
 TOKEN_LONGEST_LIFETIME: Final = 86_400.0
 # All WWW-Authenticate headers of an answer; real ones have a few hundred bytes.
 CHALLENGE_SIZE: Final = 8 * KIB
+# Other places of one blob that are tried: those who name any name one or two.
+FOREIGN_URLS: Final = 8
 # Signed URLs of object stores reach about 2 KiB.
 LOCATION_LENGTH: Final = 16 * KIB
 # What an error message repeats of a registry's own words.
 REMOTE_TEXT_LENGTH: Final = 200
+# Pages of one list of referrers. Images have tens of referrers, signatures and SBOMs included, and
+# one page may have INDEX_MANIFESTS.
+REFERRER_PAGES: Final = 16
 # An idle connection is closed after this; servers commonly give up after 60 to 120 seconds.
 IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.

@@ -22,7 +22,7 @@ from support.images import (
     write_layout,
 )
 from support.lazy import decompress
-from support.peers import PeerLayer, podman_layer, stargz_layer
+from support.peers import PeerLayer, external_stargz_layer, podman_layer, stargz_layer
 from support.registry import Registry
 
 FORMATS = ("estargz", "zstd:chunked", "podman")
@@ -90,8 +90,14 @@ class LazyImages:
         where = self.base / format_.replace(":", "-")
         where.mkdir(exist_ok=True)
         entries = content()
-        layer = lazy_layer(where, tar_bytes(entries), format_)
+        archive = tar_bytes(entries)
         name = f"lazy/{format_.replace(':', '-')}:1"
+        if format_ == "external":
+            layer, beside = external_layers(where, archive)
+            layout = write_layout(where / "beside", {"x": Image([beside])})
+            push(layout, "x", self.registry.reference(f"{name}-esgztoc"))
+        else:
+            layer = lazy_layer(where, archive, format_)
         layout = write_layout(where / "image", {"x": Image([layer])})
         push(layout, "x", self.registry.reference(name))
         files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
@@ -105,6 +111,15 @@ def lazy_layer(where: Path, archive: bytes, format_: str) -> Layer:
     gzip_or_zstd = "gzip" if format_ == "estargz" else "zstd"
     flags = (f"-format={gzip_or_zstd}", f"-chunk-size={CHUNK}")
     return as_layer(stargz_layer(where, archive, *flags), gzip_or_zstd)
+
+
+def external_layers(where: Path, archive: bytes) -> tuple[Layer, Layer]:
+    """An eStargz layer, and the layer of another image with its table of contents."""
+    made = external_stargz_layer(where, archive, f"-chunk-size={CHUNK}")
+    assert made.toc is not None
+    layer = as_layer(made, "gzip")
+    owner = {"containerd.io/snapshot/stargz/layer.digest": layer.digest}
+    return layer, as_layer(PeerLayer(made.toc, owner), "gzip")
 
 
 def as_layer(made: PeerLayer, compression: str) -> Layer:

@@ -5,6 +5,7 @@ at the end how many bytes of blobs it has sent.
 """
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from support.programs import free_port, stop, wait_until
 
@@ -36,6 +37,23 @@ class Registry:
         """Where the registry keeps a blob: for tests that damage it."""
         encoded = digest.partition(":")[2]
         return self.root / "docker/registry/v2/blobs/sha256" / encoded[:2] / encoded / "data"
+
+    def put_blob(self, repository: str, data: bytes) -> None:
+        """Uploads a blob."""
+        begun = self._send("POST", f"http://{self.host}/v2/{repository}/blobs/uploads/", b"")
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        location = begun.headers["Location"]
+        self._send("PUT", f"{location}{'&' if '?' in location else '?'}digest={digest}", data)
+
+    def put_manifest(self, repository: str, name: str, data: bytes, media_type: str) -> None:
+        """Uploads a manifest or an index, under a tag or its digest."""
+        url = f"http://{self.host}/v2/{repository}/manifests/{name}"
+        self._send("PUT", url, data, media_type)
+
+    def _send(self, method: str, url: str, data: bytes, kind: str = "application/octet-stream"):
+        request = Request(url, data, {"Content-Type": kind}, method=method)
+        with build_opener(ProxyHandler({})).open(request, timeout=20) as answer:
+            return answer
 
     def requests(self) -> list[str]:
         """The access log: one `METHOD path status bytes` per answered request."""
@@ -91,6 +109,8 @@ def _start(directory, port, *, with_password, certificate):
             "filesystem": {"rootdirectory": str(directory / "data")},
             "delete": {"enabled": True},
         },
+        # Layers that are not here, but where their `urls` say.
+        "validation": {"manifests": {"urls": {"allow": ["^https?://"]}}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "one registry only"},
     }
     if certificate:

@@ -431,3 +431,15 @@ def create_lazy_layer(
             shutil.rmtree(work, ignore_errors=True)
             raise
         sync_directory(layout.lazy_layers)
+
+
+def is_lazy_layer(layout: StoreLayout, digest: Digest, *, index: bytes, table: SpanTable) -> bool:
+    """Whether a lazy layer was stored from this index and table. Blocks.
+
+    False, too, if there is none any more: it has been completed meanwhile.
+    """
+    directory = layout.lazy_layer(digest)
+    with translate_os_errors("compare a lazy layer"), contextlib.suppress(FileNotFoundError):
+        is_same = (directory / TABLE_NAME).read_bytes() == table.to_bytes()
+        return is_same and (directory / INDEX_NAME).read_bytes() == index
+    return False

@@ -29,7 +29,7 @@ from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer, is_lazy_layer
 from imgvol.content.ownership import own_directory
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
@@ -126,6 +126,14 @@ class Store:
 
         await trio.to_thread.run_sync(create, limiter=self._limiter)
         return await self.records.add_lazy_layer(record, origin)
+
+    async def has_lazy_layer(self, digest: Digest, lazy: LazyLayer) -> bool:
+        """Whether the store knows a lazy layer by this very table of contents."""
+
+        def compare() -> bool:
+            return is_lazy_layer(self._layout, digest, index=lazy.index, table=lazy.table)
+
+        return await trio.to_thread.run_sync(compare, limiter=self._limiter)
 
     async def open_lazy_layer(self, record: LayerRecord) -> LazyLayerStore:
         """Opens a lazy layer; a fetcher must be attached before it is read.

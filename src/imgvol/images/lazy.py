@@ -1,16 +1,11 @@
-"""Lazy layers from end to end: recognised, attached to their source, completed in the background.
+"""The life of lazy layers: attached to their source, completed in the background, verified.
 
-A layer is made lazy only by a table of contents that the manifest pins. What is wrong with one
-makes the layer an ordinary one, which is pulled as a whole, with one exception: annotations that
-name two tables of contents are refused, because somebody means to show different readers different
-files.
-
-Once attached, a layer has one task that looks after it until its last view closes: it fetches what
-the image's maker wants first, then, while readers are quiet, everything else; makes present spans
-durable every few seconds; and at the end sends the whole blob through the same pipeline as any
-pulled layer. Only that proves the blob's digest and the diff ID. The tar's files are then compared,
-one by one, with what the table of contents had promised. A layer that fails this is poisoned: its
-readers get errors from then on.
+Which layers are lazy, `finding` decides. Once attached, a layer has one task that looks after it
+until its last view closes: it fetches what the image's maker wants first, then, while readers are
+quiet, everything else; makes present spans durable every few seconds; and at the end sends the
+whole blob through the same pipeline as any pulled layer. Only that proves the blob's digest and the
+diff ID. The tar's files are then compared, one by one, with what the table of contents had
+promised. A layer that fails this is poisoned: its readers get errors from then on.
 """
 
 import logging
@@ -18,184 +13,30 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Self
+from typing import Self
 
 import trio
 
 from imgvol import limits
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
-from imgvol.content.records import LayerRecord, Origin
+from imgvol.content.records import LayerRecord
 from imgvol.content.store import Store
-from imgvol.errors import (
-    ContentError,
-    ImgvolError,
-    InvalidLayer,
-    NotFound,
-    RemoteError,
-    StoreDamaged,
-)
+from imgvol.errors import ContentError, ImgvolError, InvalidLayer, RemoteError, StoreDamaged
 from imgvol.images.comparison import first_difference
 from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.rest import fetch_rest
+from imgvol.images.finding import STARGZ
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
-from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.locate import Format, NeedTail, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.reserved import as_stargz
-from imgvol.layers.lazy.soci import SpanRange, open_ztoc
-from imgvol.layers.lazy.soci_index import (
-    SociIndex,
-    SociLayer,
-    parse_prefetch,
-    parse_soci_index,
-    pinned_index,
-)
-from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
-from imgvol.oci.manifest import Manifest
 from imgvol.oci.media_types import layer_compression
-from imgvol.sources.base import BlobReader, ImageSource
 from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
 
 log = logging.getLogger(__name__)
-
-# How the formats begin whose tables of contents stargz's tools make, in gzip and in zstd.
-STARGZ: Final = Format.ESTARGZ.value
-
-
-@dataclass(frozen=True, slots=True)
-class FoundLayer:
-    """A layer that can be read lazily, and the name of its format."""
-
-    format: str
-    layer: LazyLayer
-
-
-class LazyFinder:
-    """Finds tables of contents for the layers of one image. Made by `open_finder`.
-
-    Attributes:
-        origin: Where the rest of such layers can be fetched later.
-    """
-
-    def __init__(
-        self,
-        source: ImageSource,
-        soci: SociIndex | None,
-        origin: Origin,
-        limiter: trio.CapacityLimiter,
-    ) -> None:
-        self.origin = origin
-        self._source = source
-        self._soci = soci
-        self._limiter = limiter
-
-    async def find(self, descriptor: Descriptor) -> FoundLayer | None:
-        """A layer's table of contents; None when it has to be pulled as a whole.
-
-        Raises:
-            InvalidLayer: The manifest names two tables of contents.
-            RemoteError: The registry failed.
-        """
-        need = find_toc(descriptor.annotations, descriptor.size)
-        indexed = self._soci.layers.get(descriptor.digest) if self._soci else None
-        try:
-            if need is not None:
-                return await self._find_inside(descriptor, need)
-            if indexed is not None:
-                return await self._find_indexed(descriptor, indexed)
-        except (ContentError, NotFound) as exc:
-            log.info("layer %s is not read lazily: %s", descriptor.digest, exc)
-        return None
-
-    async def _find_inside(
-        self, descriptor: Descriptor, need: NeedTail | TocRange
-    ) -> FoundLayer | None:
-        fetch = _BlobFetch(self._source, descriptor)
-        tail = b""
-        if isinstance(need, NeedTail):
-            tail = await fetch.fetch(descriptor.size - need.size, descriptor.size, self._limiter)
-            found = find_toc(descriptor.annotations, descriptor.size, tail)
-        else:
-            found = need
-        if not isinstance(found, TocRange):
-            return None
-        kept_from = descriptor.size - len(tail)
-        if found.start >= kept_from:
-            data = tail[found.start - kept_from : found.end - kept_from]
-        else:
-            data = await fetch.fetch(found.start, found.end, self._limiter)
-        layer = await trio.to_thread.run_sync(open_layer, found, data, limiter=self._limiter)
-        if TOC_DIGEST not in descriptor.annotations:
-            return FoundLayer(found.format.value, layer)
-        kind = "" if found.format is Format.ESTARGZ else f" ({found.format.value})"
-        return FoundLayer(f"{STARGZ}{kind}", layer)
-
-    async def _find_indexed(self, descriptor: Descriptor, indexed: SociLayer) -> FoundLayer:
-        ztoc = await self._source.read_document(indexed.ztoc, max_size=limits.ZTOC_SIZE)
-        prefetch: tuple[SpanRange, ...] = ()
-        if indexed.prefetch is not None:
-            wanted = indexed.prefetch
-            raw = await self._source.read_document(wanted, max_size=limits.PREFETCH_SIZE)
-            prefetch = parse_prefetch(raw, expected=wanted.digest)
-
-        def read() -> LazyLayer:
-            return open_ztoc(
-                ztoc,
-                expected=indexed.ztoc.digest,
-                blob_size=descriptor.size,
-                prefetch=prefetch,
-            )
-
-        return FoundLayer("SOCI", await trio.to_thread.run_sync(read, limiter=self._limiter))
-
-
-async def open_finder(
-    source: ImageSource, manifest: Manifest, origin: Origin, limiter: trio.CapacityLimiter
-) -> LazyFinder:
-    """A finder for an image's layers, with the SOCI index that its manifest pins, if it is there.
-
-    A pinned index that is missing or damaged is as if it had not been pinned: registries copy
-    images without what belongs to them.
-    """
-    soci: SociIndex | None = None
-    try:
-        digest = pinned_index(manifest)
-        if digest is not None:
-            soci = parse_soci_index(await source.read_pinned_manifest(digest), expected=digest)
-    except (ContentError, NotFound) as exc:
-        log.info("the SOCI index of %s is not used: %s", manifest.digest, exc)
-    return LazyFinder(source, soci, origin, limiter)
-
-
-class _BlobFetch:
-    """Ranges of a blob, whole, in a thread that can be cancelled."""
-
-    def __init__(self, source: ImageSource, descriptor: Descriptor) -> None:
-        self._source = source
-        self._descriptor = descriptor
-        self._reader: BlobReader | None = None
-        self._is_cancelled = False
-
-    async def fetch(self, start: int, end: int, limiter: trio.CapacityLimiter) -> bytes:
-        """The bytes [start, end)."""
-
-        def receive() -> bytes:
-            with self._source.open_blob(self._descriptor, offset=start, end=end) as reader:
-                self._reader = reader
-                if self._is_cancelled:
-                    reader.cancel()
-                return b"".join(reader.iter_pieces())
-
-        return await run_cancellable(receive, self._cancel, limiter=limiter)
-
-    def _cancel(self) -> None:
-        self._is_cancelled = True
-        if self._reader is not None:
-            self._reader.cancel()
 
 
 @dataclass(eq=False, slots=True)

@@ -21,9 +21,9 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
-from imgvol.images.lazy import LazyFinder, open_finder
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.estargz import TOC_DIGEST
@@ -169,10 +169,16 @@ class _Laziness:
 
 
 class Puller:
-    """Brings images into the store. One per daemon."""
+    """Brings images into the store. One per daemon.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where they go.
+        soci_referrers: Whether SOCI indexes may be used that only refer to an image.
+    """
+
+    def __init__(self, store: Store, *, soci_referrers: bool = False) -> None:
         self._store = store
+        self._soci_referrers = soci_referrers
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
         # Called with each layer that was lazy and has been pulled as a whole.
         self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
@@ -220,7 +226,13 @@ class Puller:
         try:
             finder = None
             if lazy_origin is not None:
-                finder = await open_finder(source, manifest, lazy_origin, self._limiter)
+                finder = await open_finder(
+                    source,
+                    manifest,
+                    lazy_origin,
+                    self._limiter,
+                    soci_referrers=self._soci_referrers,
+                )
             layers = await self._ensure_layers(
                 source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
             )
@@ -288,7 +300,7 @@ class Puller:
             if (
                 stored is not None
                 and stored.diff_id == diff_id
-                and await self._is_enough(stored, laziness)
+                and await self._is_enough(stored, descriptor, laziness)
             ):
                 progress.state = "exists"
                 return stored
@@ -324,11 +336,18 @@ class Puller:
                 await self.on_completed(record)
             return record
 
-    async def _is_enough(self, stored: LayerRecord, laziness: _Laziness) -> bool:
+    async def _is_enough(
+        self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
+    ) -> bool:
         """Whether a layer can stay as the store has it."""
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)
-        return stored.is_complete or laziness.finder is not None
+        if stored.is_complete or laziness.finder is None:
+            return stored.is_complete
+        # Until it is proven, a lazy layer is what some image, of whatever repository, has claimed:
+        # this one has to claim the very same of it.
+        found = await laziness.finder.find(descriptor)
+        return found is not None and await self._store.has_lazy_layer(stored.digest, found.layer)
 
     async def _try_lazy(
         self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID

@@ -114,12 +114,18 @@ class _PullTallies:
 
 
 class ImageService:
-    """Pull, find, list, remove and open images. One per daemon; used on the event loop."""
+    """Pull, find, list, remove and open images. One per daemon; used on the event loop.
 
-    def __init__(self, store: Store, views: Views) -> None:
+    Args:
+        store: Where images are kept.
+        views: What is open of them.
+        soci_referrers: As `Puller` takes it.
+    """
+
+    def __init__(self, store: Store, views: Views, *, soci_referrers: bool = False) -> None:
         self._store = store
         self._views = views
-        self._puller = Puller(store)
+        self._puller = Puller(store, soci_referrers=soci_referrers)
         self._pulls = _PullTallies()
 
     @property

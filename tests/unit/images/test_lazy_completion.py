@@ -15,8 +15,9 @@ from imgvol.content.records import LayerRecord, Origin
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ContentError, InvalidLayer, RegistryUnavailable, StoreDamaged
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
+from imgvol.images.finding import STARGZ
 from imgvol.images.ingest import LayerIngest, LayerProgress
-from imgvol.images.lazy import STARGZ, LazyLayers
+from imgvol.images.lazy import LazyLayers
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import ROOT, LayerIndex
 from imgvol.layers.lazy.reserved import as_stargz

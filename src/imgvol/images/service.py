@@ -13,6 +13,7 @@ from imgvol.content.records import ImageRecord, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.readiness import Readiness
 from imgvol.images.views import OpenView, Views
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
@@ -153,16 +154,14 @@ class ImageService:
         platform: str | None = None,
         options: PullOptions,
         progress: PullProgress,
-        lazy: bool = False,
+        readiness: Readiness = Readiness.STORED,
     ) -> ImageRecord:
         """Makes an image ready in the store, fetching what is missing.
 
         Args:
             image: A reference, or a local source such as `oci:/directory:tag`.
             platform: For which platform; None: this machine's.
-            lazy: Be content with the tables of contents of layers that have them; the rest is
-                fetched while the image is mounted. Uncompressed layers of layouts and archives are
-                read where they lie.
+            readiness: How much of it has to be here.
 
         Raises:
             InvalidReference: `image` is malformed.
@@ -186,13 +185,14 @@ class ImageService:
                     progress.stats["resolve_seconds"] = time.perf_counter() - started
                     # Local bytes are at hand: tables of contents would gain nothing.
                     is_remote = isinstance(argument, RegistryImage)
+                    is_lazy = is_remote and readiness is Readiness.LAZY
                     record = await self._puller.pull(
                         source,
                         resolved,
                         str(argument),
                         progress,
-                        _origin(str(argument), options) if lazy and is_remote else None,
-                        in_place=lazy and not is_remote,
+                        _origin(str(argument), options) if is_lazy else None,
+                        in_place=not is_remote and readiness is not Readiness.STORED,
                     )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):

@@ -106,7 +106,7 @@ class LazyLayerStore:
         present: Which spans are here.
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
-        poison: Why the layer must not be read any more; None while all is well.
+        failure: Why the layer must not be read any more; None while all is well.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LazyLayerStore:
         self.slot = slot
         self.fetcher: Fetcher | None = None
         self.demand = DemandTally()
-        self.poison: ImgvolError | None = None
+        self.failure: ImgvolError | None = None
         self._directory = directory
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
@@ -179,8 +179,8 @@ class LazyLayerStore:
             RemoteError: A span cannot be fetched.
             ContentError: A span is not what its digest names, or the layer turned out to be bad.
         """
-        if self.poison is not None:
-            raise self.poison.with_traceback(None)
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
         # Ours while we need it, whatever becomes of the layer meanwhile.
         data = self._data
         if data is None:
@@ -198,8 +198,8 @@ class LazyLayerStore:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
                 await self.fetcher.ensure(wanted)
-            if self.poison is not None:
-                raise self.poison.with_traceback(None)
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
             if self._data is None:
                 return await self._read_complete(node, offset, size)
             if self.missing(wanted):
@@ -344,7 +344,7 @@ class LazyLayerStore:
                 # Told only once: the next call would succeed, with the bytes lost all the same. And
                 # once the kernel drops the pages, the file has zeros in their place.
                 self._has_lost_writes = True
-                self.poison = StoreDamaged(
+                self.failure = StoreDamaged(
                     "what was fetched of a layer could not be written",
                     hint="Unmount the image and mount it again: what was lost is fetched again.",
                     digest=self.digest,

@@ -132,7 +132,10 @@ class Store:
 
         Raises:
             StoreDamaged: Its files are missing or damaged.
+            ContentError: It turned out to be bad when it was open before.
         """
+        if record.fault is not None:
+            raise record.fault.refusal(record.digest)
         return await trio.to_thread.run_sync(
             LazyLayerStore,
             self._layout.lazy_layer(record.digest),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerRecord, Origin
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
@@ -143,9 +143,9 @@ class ImageService:
             layers=self._puller.queue,
         )
 
-    def call_on_completed(self, adopt: Callable[[LayerRecord], Awaitable[None]]) -> None:
-        """Whom to tell of layers that were lazy and have been pulled as a whole."""
-        self._puller.on_completed = adopt
+    def call_to_adopt(self, adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]]) -> None:
+        """Whom to tell of layers that were lazy and have been pulled as a whole; see `Puller`."""
+        self._puller.adopt = adopt
 
     async def pull(
         self,

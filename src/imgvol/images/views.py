@@ -8,7 +8,7 @@ The filesystem finds views and layers by their slots, the numbers in inode numbe
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
@@ -82,12 +82,12 @@ def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
     return LayerStatus(
         digest=layer.digest,
         format=record.format,
-        state="bad" if layer.poison else state,
+        state="bad" if layer.failure else state,
         size=record.size,
         present=record.size if layer.is_complete else layer.kept_bytes,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
-        reason=str(layer.poison or (fetcher and fetcher.failure) or ""),
+        reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
     )
 
 
@@ -163,16 +163,18 @@ class Views:
         on_withdrawn: Called when a view leaves the filesystem's root, with its name.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
+        closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
     store: Store
     on_withdrawn: Callable[[bytes], None] = lambda _name: None
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
+    closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
-    _layers: dict[Digest, _SharedLayer] = field(default_factory=dict)
-    _layers_by_slot: dict[int, AnyLayer] = field(default_factory=dict)
+    # By slot: a layer that turned out to be bad stays open beside its successor.
+    _layers: dict[int, _SharedLayer] = field(default_factory=dict)
     _pinned: Counter[Digest] = field(default_factory=Counter)
     _opening: trio.Lock = field(default_factory=trio.Lock)
     _limiter: trio.CapacityLimiter = field(
@@ -197,7 +199,7 @@ class Views:
 
         Raises:
             StoreDamaged: A layer cannot be read.
-            InvalidLayer: A hard link's target is in no layer.
+            ContentError: A layer turned out to be bad, or a hard link's target is in no layer.
         """
         # Pinned before the first wait: an image removed meanwhile keeps its layers until we are
         # done.
@@ -206,16 +208,31 @@ class Views:
         try:
             view_id = view_id or image.view_id
             slot = await self.store.records.view_slot(view_id)
-            async with self._opening:
+            async with self._turn_to_open(digests):
                 view = self._by_slot.get(slot)
                 if view is None:
                     view = await self._open(image, view_id, slot)
                     self._by_slot[slot] = view
+                else:
+                    for layer in view.layers:
+                        _refuse_failed(layer)
                 view.holders += 1
                 return view
         finally:
             self._pinned.subtract(digests)
             self._pinned += Counter()
+
+    @asynccontextmanager
+    async def _turn_to_open(self, digests: Collection[Digest]) -> AsyncIterator[None]:
+        """One task at a time opens views, and none while one of its layers is being closed."""
+        while True:
+            async with self._opening:
+                closing = [e for digest in digests if (e := self.closing_of(digest)) is not None]
+                if not closing:
+                    yield
+                    return
+            for event in closing:
+                await event.wait()
 
     def release(self, view: OpenView) -> None:
         """Ends one use; the last one closes the view, unless the kernel still refers to it."""
@@ -257,7 +274,8 @@ class Views:
 
     def layer_by_slot(self, slot: int) -> AnyLayer | None:
         """The open layer with this number."""
-        return self._layers_by_slot.get(slot)
+        shared = self._layers.get(slot)
+        return shared.store if shared else None
 
     def statistics(self) -> ViewStatistics:
         """What is open; from memory."""
@@ -266,8 +284,8 @@ class Views:
         lazy = [
             store for store in stores if isinstance(store, LazyLayerStore) and not store.is_complete
         ]
-        bad = sum(store.poison is not None for store in lazy)
-        wanted = [store for store in lazy if store.poison is None]
+        bad = sum(store.failure is not None for store in lazy)
+        wanted = [store for store in lazy if store.failure is None]
         return ViewStatistics(
             published=len(self._published),
             looked_into=len(self._by_slot) - len(self._published) - lingering,
@@ -284,12 +302,13 @@ class Views:
 
     def layers_in_use(self) -> set[Digest]:
         """Layers of views that are open or being opened."""
-        return self._layers.keys() | self._pinned.keys()
+        return {shared.store.digest for shared in self._layers.values()} | self._pinned.keys()
 
     async def _open(self, image: ImageRecord, view_id: Digest, slot: int) -> OpenView:
         stores: list[AnyLayer] = []
         try:
-            for record in image.layers:
+            # They may have been completed since the image was looked up, or found to be bad.
+            for record in await self.store.records.refresh_layers(image.layers):
                 store = await self._acquire_layer(record)
                 stores.append(store)
             tree = await trio.to_thread.run_sync(
@@ -307,21 +326,16 @@ class Views:
         return OpenView(id=view_id, slot=slot, tree=tree, layers=tuple(stores))
 
     async def _acquire_layer(self, record: LayerRecord) -> AnyLayer:
-        shared = self._layers.get(record.digest)
+        shared = self._layers.get(record.slot)
         if shared is None:
             shared = _SharedLayer(await self._open_layer(record))
-            self._layers[record.digest] = shared
-            self._layers_by_slot[shared.store.slot] = shared.store
-        elif isinstance(shared.store, LazyLayerStore) and shared.store.poison is not None:
-            # The kernel knows its inodes, and its slot gives the same numbers to its final form.
-            raise shared.store.poison.with_traceback(None)
+            self._layers[record.slot] = shared
+        else:
+            _refuse_failed(shared.store)
         shared.users += 1
         return shared.store
 
     async def _open_layer(self, record: LayerRecord) -> AnyLayer:
-        if not record.is_complete:
-            # It may have been completed since the image was looked up.
-            record = await self.store.records.layer(record.digest) or record
         if record.is_in_place:
             return await self.store.open_in_place_layer(record)
         if record.is_complete:
@@ -331,11 +345,10 @@ class Views:
         return layer
 
     def _release_layer(self, store: AnyLayer) -> None:
-        shared = self._layers[store.digest]
+        shared = self._layers[store.slot]
         shared.users -= 1
         if shared.users == 0:
-            del self._layers[store.digest]
-            del self._layers_by_slot[store.slot]
+            del self._layers[store.slot]
             if isinstance(store, LazyLayerStore):
                 self.on_lazy_layer_closed(store)
 
@@ -344,3 +357,9 @@ class Views:
             del self._by_slot[view.slot]
             for store in view.layers:
                 self._release_layer(store)
+
+
+def _refuse_failed(layer: AnyLayer) -> None:
+    """No new view has a layer that gives errors only; those that have it go on with them."""
+    if not isinstance(layer, LayerStore) and layer.failure is not None:
+        raise layer.failure.with_traceback(None)

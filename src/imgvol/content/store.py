@@ -25,6 +25,7 @@ import trio
 from imgvol.content.blobs import BlobStore
 from imgvol.content.database import open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
+from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
@@ -337,10 +338,10 @@ def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
         work.mkdir(mode=0o700)
         write_file(work / INDEX_NAME, index)
         sync_directory(work)
-        # An earlier one has the same content; without either, the next start forgets the layer.
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(work, final)
+        replaced = put_directory(work, final)
         sync_directory(layout.places)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sweep_shared_files(layout: StoreLayout) -> None:

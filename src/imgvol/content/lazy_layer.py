@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -41,7 +41,7 @@ from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
-from imgvol.layers.lazy.spans import Region, SpanTable
+from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
 from imgvol.oci.digest import Digest
 from imgvol.tallies import WaitTally
 
@@ -107,6 +107,7 @@ class LazyLayerStore:
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
         failure: Why the layer must not be read any more; None while all is well.
+        on_complete: Called when the final form has taken over, `index` included.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class LazyLayerStore:
         self.fetcher: Fetcher | None = None
         self.demand = DemandTally()
         self.failure: ImgvolError | None = None
+        self.on_complete: Callable[[], None] = lambda: None
         self._directory = directory
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
@@ -357,9 +359,20 @@ class LazyLayerStore:
         self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
-        """From now on reads are answered by the layer's final form."""
+        """From now on reads are answered by the layer's final form.
+
+        What only the lazy form needs is dropped. The index is the final form's: it numbers the same
+        files alike, and only the positions of their content differ.
+        """
         self._complete = store
         self._data = self._blob = None
+        self.index = store.index
+        self.table = NoSpans(self.table.blob_size)
+        # Whoever waits for a span that is still on its way need not any more.
+        self.present.fill()
+        with self._lock:
+            self._received = Ranges()
+        self.on_complete()
 
 
 def create_lazy_layer(

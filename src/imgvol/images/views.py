@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -341,8 +342,15 @@ class Views:
         if record.is_complete:
             return await self.store.open_layer(record)
         layer = await self.store.open_lazy_layer(record)
+        layer.on_complete = partial(self._drop_lazy_index, layer)
         await self.on_lazy_layer(layer, record)
         return layer
+
+    def _drop_lazy_index(self, completed: LazyLayerStore) -> None:
+        for view in self._by_slot.values():
+            for position, layer in enumerate(view.layers):
+                if layer is completed:
+                    view.tree.replace_layer(position, completed.index)
 
     def _release_layer(self, store: AnyLayer) -> None:
         shared = self._layers[store.slot]

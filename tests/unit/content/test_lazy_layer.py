@@ -179,6 +179,8 @@ async def test_a_layer_that_is_poisoned_while_a_reader_waits_gives_it_nothing(tm
 
 async def test_complete_hands_reads_over(tmp_path):
     class Complete:
+        index = None
+
         async def read(self, *arguments):
             return arguments
 

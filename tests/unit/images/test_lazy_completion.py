@@ -163,6 +163,22 @@ async def test_a_layer_completes_is_compared_and_is_served_from_its_final_form(
         assert not list((tmp_path / "ingest").iterdir())
 
 
+async def test_views_of_a_completed_layer_have_one_index_and_look_the_same(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+        async with views.hold(image_record([case.record])) as view:
+            layer = view.layers[0]
+            nodes = {name: resolve(view.tree, b"/etc/" + name) for name in CONTENTS}
+            before = [view.tree.attributes(node) for node in nodes.values()]
+            first = layer.index
+            await until(lambda: is_settled(lazy, layer))
+            assert view.tree.layers[0] is layer.index is not first
+            assert [view.tree.attributes(node) for node in nodes.values()] == before
+            for name, node in nodes.items():
+                assert resolve(view.tree, b"/etc/" + name) == node
+                assert bytes(await view.read(node, 0, 2 << 20)) == CONTENTS[name]
+
+
 async def test_a_table_of_contents_in_another_order_is_no_lie(tmp_path, monkeypatch):
     stargz = honest()
     chunks = [[]]

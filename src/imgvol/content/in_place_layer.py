@@ -24,13 +24,7 @@ from imgvol.oci.digest import Digest
 
 
 class InPlaceLayer:
-    """One layer's index, and its bytes in a file outside the store. Opening blocks.
-
-    Attributes:
-        digest: The layer's blob digest.
-        slot: The layer's number in inode numbers.
-        index: Its file table.
-        failure: Why it must not be read any more; None while all is well.
+    """A `Layer` in a file outside the store. Opening blocks: do it in a thread.
 
     Raises:
         StoreDamaged: The file is gone or has changed, or the index is damaged.
@@ -69,13 +63,13 @@ class InPlaceLayer:
             self._verify_again()
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes: exact up to the end of the file, or an error.
+        """See `Layer.read`.
 
         Raises:
             StoreDamaged: The file that holds the layer has changed, or cannot be read.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
@@ -131,11 +125,11 @@ class InPlaceLayer:
             StoreDamaged: They are not, now or before.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
         found = self._file.identity()
         if not found.may_be(self._known):
             self.failure = self._refusal("has changed since the layer was verified")
-            raise self.failure
+            raise self.failure.with_traceback(None)
         return found == self._known
 
     def _verify_again(self) -> None:
@@ -153,7 +147,7 @@ class InPlaceLayer:
                 hasher.update(piece)
             if Digest.from_hasher(hasher) != self.digest or not found.may_be(self._known):
                 self.failure = self._refusal("has changed since the layer was verified")
-                raise self.failure
+                raise self.failure.with_traceback(None)
             self._known = found
 
     def _refusal(self, what: str, reason: str | None = None) -> StoreDamaged:

@@ -20,7 +20,7 @@ import trio
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.reading import pread_exact, pread_nowait
-from imgvol.errors import StoreDamaged
+from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
 
@@ -38,12 +38,7 @@ class _SequentialReader:
 
 
 class LayerStore:
-    """One layer's index and bytes. Opening blocks: do it in a thread.
-
-    Attributes:
-        digest: The layer's blob digest.
-        slot: The layer's number in inode numbers, never used for another layer.
-        index: Its file table.
+    """A complete `Layer`. Opening blocks: do it in a thread.
 
     Raises:
         StoreDamaged: Files are missing, or the index does not match its checksum.
@@ -54,6 +49,8 @@ class LayerStore:
     ) -> None:
         self.digest = digest
         self.slot = slot
+        # What is complete has been verified; a disk that fails may not fail the next time.
+        self.failure: ImgvolError | None = None
         self._disk_reads = disk_reads
         self._directory = layout.layer(digest)
         try:
@@ -71,12 +68,7 @@ class LayerStore:
         self._lock = threading.Lock()
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes.
-
-        Args:
-            node: A FILE node of this layer's index.
-            offset: First byte.
-            size: At most so many; exactly `min(size, file size - offset)` are returned.
+        """See `Layer.read`.
 
         Raises:
             StoreDamaged: The stored bytes end before the file does, or the disk fails.

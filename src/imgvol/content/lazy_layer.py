@@ -36,7 +36,7 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
-from imgvol.content.reading import pread_nowait
+from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
@@ -96,17 +96,13 @@ class DemandTally:
 
 
 class LazyLayerStore:
-    """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
+    """A lazy `Layer`. Its digest has not been verified as a whole before it is complete.
 
     Attributes:
-        digest: Of the blob, not yet verified as a whole.
-        slot: The layer's number in inode numbers.
-        index: Its file table.
         table: Its span table.
         present: Which spans are here.
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
-        failure: Why the layer must not be read any more; None while all is well.
         on_complete: Called when the final form has taken over, `index` included.
     """
 
@@ -175,7 +171,7 @@ class LazyLayerStore:
         )
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes, fetching what is missing: exact up to the end of the file.
+        """See `Layer.read`; what is missing is fetched.
 
         Raises:
             RemoteError: A span cannot be fetched.
@@ -250,21 +246,7 @@ class LazyLayerStore:
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
-        try:
-            data = os.pread(file.fd, size, position)
-        except OSError as exc:
-            raise StoreDamaged(
-                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
-            ) from exc
-        if len(data) < size:
-            raise StoreDamaged(
-                "a stored layer is shorter than its index says",
-                digest=self.digest,
-                offset=position,
-                expected=size,
-                actual=len(data),
-            )
-        return data
+        return pread_exact(file.fd, position, size, self.digest)
 
     def put_span(self, span: int, regions: Sequence[Region]) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
 from imgvol.content.in_place_layer import InPlaceLayer
-from imgvol.content.layer_store import LayerStore
+from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
 from imgvol.content.store import Store
@@ -26,9 +26,6 @@ from imgvol.view.chain import ChainView, NodeID
 
 # Indexes being loaded and merged at once.
 VIEW_THREADS: Final = 2
-
-
-AnyLayer: TypeAlias = LayerStore | LazyLayerStore | InPlaceLayer
 
 
 async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
@@ -59,20 +56,13 @@ class LayerStatus:
     reason: str = ""
 
 
-def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
+def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
     """What there is to say of a layer of an open view."""
-    if isinstance(layer, LayerStore):
+    if not isinstance(layer, LazyLayerStore):
         return LayerStatus(
             digest=layer.digest,
-            format=record.format,
-            state="complete",
-            size=record.size,
-            present=record.size,
-        )
-    if isinstance(layer, InPlaceLayer):
-        return LayerStatus(
-            digest=layer.digest,
-            format=IN_PLACE,
+            # Whatever has become of the record: this view reads it there.
+            format=IN_PLACE if isinstance(layer, InPlaceLayer) else record.format,
             state="bad" if layer.failure else "complete",
             size=record.size,
             present=record.size,
@@ -134,7 +124,7 @@ class OpenView:
     id: Digest
     slot: int
     tree: ChainView
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
     holders: int = 0
     publications: int = 0
     kernel_references: int = 0
@@ -152,7 +142,7 @@ class OpenView:
 
 @dataclass(eq=False, slots=True)
 class _SharedLayer:
-    store: AnyLayer
+    store: Layer
     users: int = 0
 
 
@@ -273,7 +263,7 @@ class Views:
         """The open view of a chain."""
         return self._by_slot.get(slot)
 
-    def layer_by_slot(self, slot: int) -> AnyLayer | None:
+    def layer_by_slot(self, slot: int) -> Layer | None:
         """The open layer with this number."""
         shared = self._layers.get(slot)
         return shared.store if shared else None
@@ -306,7 +296,7 @@ class Views:
         return {shared.store.digest for shared in self._layers.values()} | self._pinned.keys()
 
     async def _open(self, image: ImageRecord, view_id: Digest, slot: int) -> OpenView:
-        stores: list[AnyLayer] = []
+        stores: list[Layer] = []
         try:
             # They may have been completed since the image was looked up, or found to be bad.
             for record in await self.store.records.refresh_layers(image.layers):
@@ -326,7 +316,7 @@ class Views:
             raise
         return OpenView(id=view_id, slot=slot, tree=tree, layers=tuple(stores))
 
-    async def _acquire_layer(self, record: LayerRecord) -> AnyLayer:
+    async def _acquire_layer(self, record: LayerRecord) -> Layer:
         shared = self._layers.get(record.slot)
         if shared is None:
             shared = _SharedLayer(await self._open_layer(record))
@@ -336,7 +326,7 @@ class Views:
         shared.users += 1
         return shared.store
 
-    async def _open_layer(self, record: LayerRecord) -> AnyLayer:
+    async def _open_layer(self, record: LayerRecord) -> Layer:
         if record.is_in_place:
             return await self.store.open_in_place_layer(record)
         if record.is_complete:
@@ -352,7 +342,7 @@ class Views:
                 if layer is completed:
                     view.tree.replace_layer(position, completed.index)
 
-    def _release_layer(self, store: AnyLayer) -> None:
+    def _release_layer(self, store: Layer) -> None:
         shared = self._layers[store.slot]
         shared.users -= 1
         if shared.users == 0:
@@ -367,7 +357,7 @@ class Views:
                 self._release_layer(store)
 
 
-def _refuse_failed(layer: AnyLayer) -> None:
+def _refuse_failed(layer: Layer) -> None:
     """No new view has a layer that gives errors only; those that have it go on with them."""
-    if not isinstance(layer, LayerStore) and layer.failure is not None:
+    if layer.failure is not None:
         raise layer.failure.with_traceback(None)

@@ -116,6 +116,8 @@ class OpenView:
     Attributes:
         id: The chain ID, or what stands for it until every layer has been verified.
         slot: The chain's number in inode numbers.
+        records: Of the layers, as they were opened: another image of the same chain ID may have
+            other blobs.
         holders: Who uses it on our side.
         publications: Volumes that show it in the filesystem's root.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
@@ -125,6 +127,7 @@ class OpenView:
     slot: int
     tree: ChainView
     layers: tuple[Layer, ...]
+    records: tuple[LayerRecord, ...]
     holders: int = 0
     publications: int = 0
     kernel_references: int = 0
@@ -133,6 +136,10 @@ class OpenView:
     def name(self) -> bytes:
         """The view's directory in the root: no colon, which overlayfs would split at."""
         return self.id.hex.encode()
+
+    def layer_statuses(self) -> tuple[LayerStatus, ...]:
+        """How each layer is read, the bottom one first."""
+        return tuple(map(layer_status, self.layers, self.records))
 
     async def read(self, node: NodeID, offset: int, size: int) -> bytes | bytearray:
         """Reads a file's bytes: exact up to the end of the file, or an error."""
@@ -299,7 +306,8 @@ class Views:
         stores: list[Layer] = []
         try:
             # They may have been completed since the image was looked up, or found to be bad.
-            for record in await self.store.records.refresh_layers(image.layers):
+            records = await self.store.records.refresh_layers(image.layers)
+            for record in records:
                 store = await self._acquire_layer(record)
                 stores.append(store)
             tree = await trio.to_thread.run_sync(
@@ -314,7 +322,9 @@ class Views:
             for store in stores:
                 self._release_layer(store)
             raise
-        return OpenView(id=view_id, slot=slot, tree=tree, layers=tuple(stores))
+        return OpenView(
+            id=view_id, slot=slot, tree=tree, layers=tuple(stores), records=tuple(records)
+        )
 
     async def _acquire_layer(self, record: LayerRecord) -> Layer:
         shared = self._layers.get(record.slot)

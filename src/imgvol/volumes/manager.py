@@ -26,7 +26,7 @@ from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import SHORT_ID, ImageService, PullOptions
-from imgvol.images.views import LayerStatus, OpenView, Views, layer_status
+from imgvol.images.views import LayerStatus, OpenView, Views
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes import mounts
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
@@ -343,10 +343,7 @@ class VolumeManager:
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
             noexec=record.noexec,
-            layers=tuple(
-                layer_status(layer, stored)
-                for layer, stored in zip(mounted.view.layers, mounted.image.layers, strict=True)
-            ),
+            layers=mounted.view.layer_statuses(),
         )
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:

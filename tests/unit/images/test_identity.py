@@ -43,6 +43,23 @@ def test_nobody_joins_the_view_of_a_layer_that_turned_out_to_be_bad():
     assert told.view_id not in {deceived.view_id, told.chain_id}
 
 
+async def test_a_view_that_two_images_share_tells_of_the_layers_that_it_reads(tmp_path):
+    """The same tar, compressed in two ways: one chain ID, two blobs."""
+    entries = [images.file("all", BLOB)]
+    async with open_store(tmp_path) as store:
+        views, pulled = Views(store), []
+        for compression in ("gzip", "zstd"):
+            source = MemorySource(images.Image([images.Layer(entries, compression)]))
+            resolved = await resolve_image(source, wanted_platform("linux/amd64"))
+            pulled.append(await Puller(store).pull(source, resolved, compression, PullProgress()))
+        async with views.hold(pulled[0]) as first, views.hold(pulled[1]) as second:
+            assert first is second
+            (status,) = second.layer_statuses()
+            (read,) = pulled[0].layers
+            assert pulled[1].layers[0].size != read.size
+            assert (status.digest, status.size) == (read.digest, read.size)
+
+
 async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, monkeypatch):
     """Its inodes are known to the kernel: the tar's cannot have the same numbers beside them."""
     use_plain_tables(monkeypatch)

@@ -65,7 +65,8 @@ async def inspect_image(services: Services, values: Values) -> Response:
     image = await services.images.find(values.text("image"), platform=values.optional("platform"))
     manifest, config = await services.images.documents(image)
     document = {"image": encoding.encode_image(image), "manifest": manifest, "config": config}
-    return json_response(document)
+    # The documents may have megabytes.
+    return await trio.to_thread.run_sync(json_response, document)
 
 
 async def remove_image(services: Services, values: Values) -> Response:

@@ -5,8 +5,11 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
+
+import trio
 
 from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
@@ -15,6 +18,7 @@ from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.readiness import Readiness
 from imgvol.images.views import OpenView, Views
+from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
@@ -211,7 +215,7 @@ class ImageService:
             NotFound: Not in the store.
             Conflict: An abbreviated ID fits several images.
         """
-        by_id = await self._find_by_id(image)
+        by_id = await self.find_by_id(image)
         if by_id is not None:
             return by_id
         name = str(parse_image_argument(image))
@@ -230,7 +234,12 @@ class ImageService:
             )
         return fitting
 
-    async def _find_by_id(self, image: str) -> ImageRecord | None:
+    async def find_by_id(self, image: str) -> ImageRecord | None:
+        """The local image of an ID or its first 12 or more digits; None when there is none.
+
+        Raises:
+            Conflict: An abbreviated ID fits several images.
+        """
         match = SHORT_ID.fullmatch(image)
         if match is None:
             return None
@@ -274,7 +283,7 @@ class ImageService:
             Conflict: The image is mounted and this was its last name.
         """
         records = self._store.records
-        by_id = await self._find_by_id(image)
+        by_id = await self.find_by_id(image)
         if by_id is not None:
             await self._refuse_in_use([by_id])
             await records.remove_image(by_id.manifest)
@@ -305,12 +314,15 @@ class ImageService:
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """An image's manifest and config, as they are stored."""
-        manifest = await self._store.read_blob(image.manifest)
-        config = await self._store.read_blob(image.id)
         return (
-            parse_json(manifest, what="manifest", max_size=limits.MANIFEST_SIZE),
-            parse_json(config, what="config", max_size=limits.CONFIG_SIZE),
+            await self._document(image.manifest, "manifest", limits.MANIFEST_SIZE),
+            await self._document(image.id, "config", limits.CONFIG_SIZE),
         )
+
+    async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
+        raw = await self._store.read_blob(digest)
+        # The largest one allowed takes 0.2 s, in which no view would answer.
+        return await trio.to_thread.run_sync(partial(parse_json, raw, what=what, max_size=max_size))
 
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """Holds an image's merged tree open inside the block."""

@@ -22,7 +22,7 @@ from typing import Final, Literal, TypeVar, TypeVarTuple
 import trio
 
 from imgvol.content.records import ImageRecord, Records, VolumeRecord
-from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
+from imgvol.errors import Conflict, ImgvolError, InvalidArgument, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import SHORT_ID, ImageService, PullOptions
@@ -133,7 +133,8 @@ class VolumeManager:
         Raises:
             MachineLacks: This machine or this user cannot mount.
             NotFound: No such image, or no such target.
-            InvalidArgument: The target is not an absolute path of a directory.
+            InvalidArgument: The target is not an absolute path of a directory, or an ID is to be
+                pulled.
             Conflict: The target is not empty, or has something mounted.
         """
         if self._obstacle is not None:
@@ -172,7 +173,9 @@ class VolumeManager:
         progress: PullProgress,
         readiness: Readiness,
     ) -> ImageRecord:
-        if pull != "always":
+        if pull == "always":
+            await self._refuse_id(image)
+        else:
             try:
                 record = await self._images.find(image, platform=platform)
             except NotFound:
@@ -188,6 +191,18 @@ class VolumeManager:
         return await self._images.pull(
             image, platform=platform, options=options, progress=progress, readiness=readiness
         )
+
+    async def _refuse_id(self, image: str) -> None:
+        """To a registry, an ID is the name of some other image."""
+        known = await self._images.find_by_id(image)
+        if known is not None:
+            name = known.names[0] if known.names else "IMAGE"
+            raise InvalidArgument(
+                "an image ID cannot be looked for in a registry",
+                hint=f"To look for a newer image, name it: --pull=always {name}."
+                " For this very image, leave --pull=always out.",
+                image=image,
+            )
 
     async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
         """Unmounts a volume.

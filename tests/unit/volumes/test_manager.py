@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from imgvol.content.records import ImageRecord, VolumeRecord
-from imgvol.errors import Conflict, LocalError, NotFound, RemoteError, StoreFull
+from imgvol.errors import Conflict, InvalidArgument, LocalError, NotFound, RemoteError, StoreFull
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
@@ -39,6 +39,10 @@ class Images:
         if not known or image not in known:
             raise NotFound("image is not in the store")
         return self.image
+
+    async def find_by_id(self, image: str) -> ImageRecord | None:
+        await trio.lowlevel.checkpoint()
+        return self.image if self.image and self.image.id.encoded.startswith(image) else None
 
     async def pull(self, image, *, platform, options, progress, readiness) -> ImageRecord:
         await trio.lowlevel.checkpoint()
@@ -296,6 +300,17 @@ async def test_completing_an_image_that_was_named_by_its_id_pulls_it_by_name(hou
     """Twelve hex digits are a repository's name, too."""
     house.images.image = LAZY
     await house.mount(image=LAZY.id.encoded[:12], readiness=Readiness.STORED)
+    assert house.images.pulled == [NAME]
+
+
+async def test_an_id_is_not_looked_for_in_a_registry(house):
+    """It would be taken for the name of somebody's repository."""
+    with pytest.raises(InvalidArgument) as refused:
+        await house.mount(image=IMAGE.id.encoded[:12], pull="always")
+    assert NAME in refused.value.hint
+    assert house.images.pulled == []
+    house.assert_empty()
+    await house.mount(image=NAME, pull="always")
     assert house.images.pulled == [NAME]
 
 

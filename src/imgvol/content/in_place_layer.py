@@ -15,7 +15,9 @@ from pathlib import Path
 
 import trio
 
+from imgvol import limits
 from imgvol.content.layout import INDEX_NAME
+from imgvol.content.passed_pages import PassedPages
 from imgvol.content.place import Place, PlacedFile
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.errors import ImgvolError, StoreDamaged
@@ -44,6 +46,7 @@ class InPlaceLayer:
         self._place = place
         self._disk_reads = disk_reads
         self._verifying = threading.Lock()
+        self._passed = PassedPages()
         try:
             self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
         except OSError as exc:
@@ -85,7 +88,10 @@ class InPlaceLayer:
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
             position = self._place.offset + extents[0].position + offset
-            return pread_nowait(self._file.fd, position, size)
+            data = pread_nowait(self._file.fd, position, size)
+            if data is not None:
+                self._note(node, position, size)
+            return data
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
@@ -108,7 +114,13 @@ class InPlaceLayer:
             if begin < end:
                 position = self._place.offset + extent.position + begin - extent.offset
                 out[begin - offset : end - offset] = self._pread(position, end - begin)
+                self._note(node, position, end - begin)
         return out
+
+    def _note(self, node: int, position: int, size: int) -> None:
+        # Small files share their pages with neighbours, and readahead with what comes next.
+        if self.index.record(node).size >= limits.LARGE_FILE:
+            self._passed.note(node, self._file.fd, position, size)
 
     def _pread(self, position: int, size: int) -> bytes:
         try:

@@ -369,5 +369,9 @@ class Views:
 
 def _refuse_failed(layer: Layer) -> None:
     """No new view has a layer that gives errors only; those that have it go on with them."""
-    if layer.failure is not None:
-        raise layer.failure.with_traceback(None)
+    if (failure := layer.failure) is not None:
+        raise type(failure)(
+            failure.message,
+            hint="It is opened anew once the volumes that have it are unmounted: see imgvol ps.",
+            **failure.fields,
+        )

@@ -79,8 +79,9 @@ async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, 
         views = Views(store)
         async with views.hold(image) as bad:
             bad.layers[0].failure = InvalidLayer("lies")
-            with pytest.raises(InvalidLayer, match="lies"):
+            with pytest.raises(InvalidLayer, match="lies") as refused:
                 await views.acquire(replace(image, layers=(replace(stored, is_complete=True),)))
+            assert "unmounted" in refused.value.hint
         assert views.layers_in_use() == set()
 
 

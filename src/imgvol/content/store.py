@@ -29,8 +29,13 @@ from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.lazy_layer import (
+    BLOB_NAME,
+    SPANS_NAME,
+    LazyLayerStore,
+    create_lazy_layer,
+)
 from imgvol.content.ownership import own_directory
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
@@ -157,6 +162,22 @@ class Store:
                 self._remove_other_forms, record.digest, limiter=self._limiter
             )
         return stored
+
+    async def condemn_layer(self, record: LayerRecord) -> None:
+        """Records what a lazy layer turned out to be, and gives back what was fetched of it.
+
+        Its directory stays, as its record does: without, it would count as lost, and be fetched
+        lazily again.
+        """
+        assert record.is_refused, "a complete layer is worth keeping"
+
+        def drop() -> None:
+            for name in (DATA_NAME, BLOB_NAME, SPANS_NAME):
+                (self._layout.lazy_layer(record.digest) / name).unlink(missing_ok=True)
+
+        with trio.CancelScope(shield=True):
+            await self.records.add_layer(record)
+            await trio.to_thread.run_sync(drop, limiter=self._limiter)
 
     async def add_in_place_layer(
         self, record: LayerRecord, place: Place, index: bytes

@@ -415,7 +415,7 @@ class LazyLayers:
             if layer.is_complete:
                 await self._store.complete_layer(layer)
             else:
-                await self._store.records.add_layer(layer)
+                await self._store.condemn_layer(layer)
 
     async def _remember(self, bad: LayerRecord) -> None:
         # Whoever has seen the errors may unmount at once, and must not find the same layer again.

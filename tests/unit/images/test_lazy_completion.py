@@ -1,6 +1,7 @@
 """Lazy layers in the background: completed, verified, compared, switched; or condemned."""
 
 import logging
+import os
 import random
 import threading
 from contextlib import asynccontextmanager
@@ -319,6 +320,8 @@ async def test_a_wrong_diff_id_condemns_the_layer_and_publishes_nothing(tmp_path
         assert not list((tmp_path / "layers").iterdir())
         assert not list((tmp_path / "ingest").iterdir())
         await check_refused(case.store, case.record, FaultKind.DIFF_ID)
+        (left,) = (tmp_path / "lazy").iterdir()
+        assert sorted(os.listdir(left)) == ["index", "table"], "the content is given back"
     async with open_store(tmp_path) as store:
         await check_refused(store, case.record, FaultKind.DIFF_ID)
 

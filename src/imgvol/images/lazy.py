@@ -389,8 +389,10 @@ class LazyLayers:
         try:
             verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)
         except ContentError as exc:
-            self._condemn(layer, exc)
-            await self._remember(replace(record, fault=_fault_of(record, exc)))
+            # If the disk has lost what was fetched, its bytes say nothing of the layer.
+            if layer.failure is None:
+                self._condemn(layer, exc)
+                await self._remember(replace(record, fault=_fault_of(record, exc)))
             return
         # Under this number until now; a layer that is recorded with a fault gets another one.
         verified = replace(verified, slot=record.slot)

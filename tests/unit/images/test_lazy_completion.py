@@ -374,6 +374,19 @@ async def test_bytes_that_no_span_covers_are_covered_by_the_digest(tmp_path, mon
         assert not (await case.store.records.layer(case.record.digest)).is_complete
 
 
+async def test_what_a_failing_disk_has_lost_is_not_the_layers_fault(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        layer = await case.open()
+        monkeypatch.setattr(layer, "read_compressed", lambda _, size: bytes(size))
+        layer.failure = StoreDamaged("what was fetched could not be written")
+        await lazy.attach(layer, case.record)
+        await until(lambda: is_settled(lazy, layer))
+        assert isinstance(layer.failure, StoreDamaged)
+        assert lazy.statistics().bad == 0
+        again = await case.open()
+        assert isinstance(again, LazyLayerStore), "another try may go well"
+
+
 @pytest.mark.expects_log("is bad, its readers get errors")
 async def test_a_bad_layer_that_is_unmounted_at_once_is_remembered(tmp_path, monkeypatch):
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:

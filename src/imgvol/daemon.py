@@ -138,7 +138,8 @@ class _Daemon:
         lazy_layers = LazyLayers(store, engine, nursery)
         views.on_lazy_layer = lazy_layers.attach
         views.on_lazy_layer_closed = lazy_layers.detach
-        images.call_on_completed(lazy_layers.adopt)
+        views.closing_of = lazy_layers.closing_of
+        images.call_to_adopt(lazy_layers.adopt)
         return engine, lazy_layers
 
     async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:

@@ -161,6 +161,25 @@ def test_mount_without_laziness_has_everything_when_it_returns(daemon, agent, pr
     check_all(agent, lazy_image, target)
 
 
+def test_full_verification_precedes_the_mount(daemon, agent, proxy, lazy_image):
+    reference, target = proxy.reference(lazy_image.name), daemon.target("mnt")
+    daemon.run("mount", "--verify=full", reference, target)
+    assert lazy_image.is_complete(daemon)
+    proxy.down()
+    check_all(agent, lazy_image, target)
+
+
+@only("podman")
+def test_full_verification_completes_what_is_mounted_lazily(daemon, agent, proxy, lazy_image):
+    held, _ = mount_held(daemon, proxy, lazy_image)
+    held.lift()
+    second = daemon.target("second")
+    daemon.run("mount", "--verify=full", proxy.reference(lazy_image.name), second)
+    assert lazy_image.is_complete(daemon)
+    (volume,) = [v for v in daemon.json("ps") if v["path"] == str(second)]
+    assert [layer["state"] for layer in volume["layers"]] == ["complete"]
+
+
 def test_attributes_do_not_depend_on_how_the_layer_came(short_path, agent, proxy, lazy_image):
     trees = {}
     for name in ("lazy", "whole"):

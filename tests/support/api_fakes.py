@@ -52,6 +52,7 @@ def make_layer(number: int, size: int = 1_000_000) -> SimpleNamespace:
         entries=100 + number,
         format="tar",
         is_complete=True,
+        fault=None,
     )
 
 

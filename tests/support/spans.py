@@ -110,6 +110,19 @@ def reopen_lazy_layer(root: Path, digest: Digest | None = None) -> LazyLayerStor
     return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32))
 
 
+class FakeFetcher:
+    """What a layer asks of its fetcher, with nothing behind it: `ensure` is the test's."""
+
+    failure: ImgvolError | None = None
+    is_slow = False
+
+    def note_wanted(self, spans: Sequence[int]) -> None:
+        pass
+
+    def read_ahead(self, spans: Sequence[int]) -> None:
+        pass
+
+
 class RangeReader:
     """One range of a RangeSource."""
 

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -37,12 +37,12 @@ from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
-from imgvol.content.reading import pread_nowait
+from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
-from imgvol.layers.lazy.spans import Region, SpanTable
+from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
 from imgvol.oci.digest import Digest
 from imgvol.tallies import WaitTally
 
@@ -107,17 +107,14 @@ class DemandTally:
 
 
 class LazyLayerStore:
-    """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
+    """A lazy `Layer`. Its digest has not been verified as a whole before it is complete.
 
     Attributes:
-        digest: Of the blob, not yet verified as a whole.
-        slot: The layer's number in inode numbers.
-        index: Its file table.
         table: Its span table.
         present: Which spans are here.
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
-        poison: Why the layer must not be read any more; None while all is well.
+        on_complete: Called when the final form has taken over, `index` included.
     """
 
     def __init__(
@@ -127,7 +124,8 @@ class LazyLayerStore:
         self.slot = slot
         self.fetcher: Fetcher | None = None
         self.demand = DemandTally()
-        self.poison: ImgvolError | None = None
+        self.failure: ImgvolError | None = None
+        self.on_complete: Callable[[], None] = lambda: None
         self._directory = directory
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
@@ -185,14 +183,14 @@ class LazyLayerStore:
         )
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes, fetching what is missing: exact up to the end of the file.
+        """See `Layer.read`; what is missing is fetched.
 
         Raises:
             RemoteError: A span cannot be fetched.
             ContentError: A span is not what its digest names, or the layer turned out to be bad.
         """
-        if self.poison is not None:
-            raise self.poison.with_traceback(None)
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
         # Ours while we need it, whatever becomes of the layer meanwhile.
         data = self._data
         if data is None:
@@ -209,8 +207,8 @@ class LazyLayerStore:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
                 await self.fetcher.ensure(wanted)
-            if self.poison is not None:
-                raise self.poison.with_traceback(None)
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
             if self._data is None:
                 return await self._read_complete(node, offset, size)
             if self.missing(wanted):
@@ -273,21 +271,7 @@ class LazyLayerStore:
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
-        try:
-            data = os.pread(file.fd, size, position)
-        except OSError as exc:
-            raise StoreDamaged(
-                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
-            ) from exc
-        if len(data) < size:
-            raise StoreDamaged(
-                "a stored layer is shorter than its index says",
-                digest=self.digest,
-                offset=position,
-                expected=size,
-                actual=len(data),
-            )
-        return data
+        return pread_exact(file.fd, position, size, self.digest)
 
     def put_span(self, span: int, regions: Sequence[Region]) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.
@@ -386,7 +370,7 @@ class LazyLayerStore:
                 # Told only once: the next call would succeed, with the bytes lost all the same. And
                 # once the kernel drops the pages, the file has zeros in their place.
                 self._has_lost_writes = True
-                self.poison = StoreDamaged(
+                self.failure = StoreDamaged(
                     "what was fetched of a layer could not be written",
                     hint="Unmount the image and mount it again: what was lost is fetched again.",
                     digest=self.digest,
@@ -399,9 +383,20 @@ class LazyLayerStore:
         self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
-        """From now on reads are answered by the layer's final form."""
+        """From now on reads are answered by the layer's final form.
+
+        What only the lazy form needs is dropped. The index is the final form's: it numbers the same
+        files alike, and only the positions of their content differ.
+        """
         self._complete = store
         self._data = self._blob = None
+        self.index = store.index
+        self.table = NoSpans(self.table.blob_size)
+        # Whoever waits for a span that is still on its way need not any more.
+        self.present.fill()
+        with self._lock:
+            self._received = Ranges()
+        self.on_complete()
 
 
 def create_lazy_layer(

@@ -58,6 +58,11 @@ class SpanMap:
             self._bits[span >> 3] |= 1 << (span & 7)
             self.present_count += 1
 
+    def fill(self) -> None:
+        """Marks every span as present, in memory."""
+        self._bits[:] = b"\xff" * len(self._bits)
+        self.present_count = self._span_count
+
     @property
     def is_full(self) -> bool:
         """Whether every span is present."""

@@ -25,11 +25,18 @@ import trio
 from imgvol.content.blobs import BlobStore
 from imgvol.content.database import open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
+from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer, is_lazy_layer
+from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.lazy_layer import (
+    BLOB_NAME,
+    SPANS_NAME,
+    LazyLayerStore,
+    create_lazy_layer,
+    is_lazy_layer,
+)
 from imgvol.content.ownership import own_directory
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
@@ -140,7 +147,10 @@ class Store:
 
         Raises:
             StoreDamaged: Its files are missing or damaged.
+            ContentError: It turned out to be bad when it was open before.
         """
+        if record.fault is not None:
+            raise record.fault.refusal(record.digest)
         return await trio.to_thread.run_sync(
             LazyLayerStore,
             self._layout.lazy_layer(record.digest),
@@ -161,6 +171,22 @@ class Store:
                 self._remove_other_forms, record.digest, limiter=self._limiter
             )
         return stored
+
+    async def condemn_layer(self, record: LayerRecord) -> None:
+        """Records what a lazy layer turned out to be, and gives back what was fetched of it.
+
+        Its directory stays, as its record does: without, it would count as lost, and be fetched
+        lazily again.
+        """
+        assert record.is_refused, "a complete layer is worth keeping"
+
+        def drop() -> None:
+            for name in (DATA_NAME, BLOB_NAME, SPANS_NAME):
+                (self._layout.lazy_layer(record.digest) / name).unlink(missing_ok=True)
+
+        with trio.CancelScope(shield=True):
+            await self.records.add_layer(record)
+            await trio.to_thread.run_sync(drop, limiter=self._limiter)
 
     async def add_in_place_layer(
         self, record: LayerRecord, place: Place, index: bytes
@@ -342,10 +368,10 @@ def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
         work.mkdir(mode=0o700)
         write_file(work / INDEX_NAME, index)
         sync_directory(work)
-        # An earlier one has the same content; without either, the next start forgets the layer.
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(work, final)
+        replaced = put_directory(work, final)
         sync_directory(layout.places)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sweep_shared_files(layout: StoreLayout) -> None:

@@ -5,7 +5,9 @@ until its last view closes: it fetches what the image's maker wants first, then,
 quiet, everything else; makes present spans durable every few seconds; and at the end sends the
 whole blob through the same pipeline as any pulled layer. Only that proves the blob's digest and the
 diff ID. The tar's files are then compared, one by one, with what the table of contents had
-promised. A layer that fails this is poisoned: its readers get errors from then on.
+promised. A layer that fails this is condemned: its readers get errors from then on, and the store
+remembers why, so that nobody is shown it again. If only the table of contents lied, the next mount
+shows the tar; it has another slot, because the kernel still knows other files under the old one.
 """
 
 import logging
@@ -20,9 +22,16 @@ import trio
 from imgvol import limits
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
-from imgvol.content.records import LayerRecord
+from imgvol.content.records import FaultKind, LayerFault, LayerRecord
 from imgvol.content.store import Store
-from imgvol.errors import ContentError, ImgvolError, InvalidLayer, RemoteError, StoreDamaged
+from imgvol.errors import (
+    ContentError,
+    DigestMismatch,
+    ImgvolError,
+    InvalidLayer,
+    RemoteError,
+    StoreDamaged,
+)
 from imgvol.images.comparison import first_difference
 from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
@@ -32,6 +41,7 @@ from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import layer_compression
 from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
@@ -45,6 +55,7 @@ class _Attached:
     record: LayerRecord
     fetcher: LayerFetcher
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    ended: trio.Event = field(default_factory=trio.Event)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,17 +125,37 @@ class LazyLayers:
         attached = self._attached.get(layer)
         return attached.fetcher if attached else None
 
-    async def adopt(self, record: LayerRecord) -> None:
-        """A layer has been pulled as a whole meanwhile: its lazy form is served from there."""
+    def closing_of(self, digest: Digest) -> trio.Event | None:
+        """What to wait for before a layer's directory is opened again; None: for nothing.
+
+        Whoever had it open may still be making durable what was fetched.
+        """
+        for attached in self._attached.values():
+            if attached.record.digest == digest and attached.scope.cancel_called:
+                return attached.ended
+        return None
+
+    async def adopt(self, record: LayerRecord) -> LayerFault | None:
+        """A layer has been pulled as a whole meanwhile: its lazy form is served from there.
+
+        Returns:
+            What was wrong with what had been shown of it. That is no failure of the pull: what it
+            brought has been verified.
+        """
+        fault: LayerFault | None = None
         for attached in list(self._attached.values()):
-            if attached.record.digest == record.digest:
+            layer = attached.layer
+            is_open = layer.failure is None and not layer.is_complete
+            if is_open and layer.digest == record.digest:
                 attached.scope.cancel()
                 complete = await self._store.open_layer(record)
-                try:
-                    await self._compare(attached.layer, complete)
-                except ContentError as exc:
-                    # That is no failure of the pull: what it brought has been verified.
-                    self._poison(attached.layer, exc)
+                lie = await self._find_lie(layer, complete)
+                if lie is None:
+                    layer.complete(complete)
+                else:
+                    self._condemn(layer, lie)
+                    fault = LayerFault(kind=FaultKind.TOC, reason=str(lie))
+        return fault
 
     async def _look_after(self, attached: _Attached) -> None:
         layer = attached.layer
@@ -139,6 +170,7 @@ class LazyLayers:
             with trio.CancelScope(shield=True):
                 await self._flush(layer)
             del self._attached[layer]
+            attached.ended.set()
 
     async def _flush_regularly(self, layer: LazyLayerStore) -> None:
         while True:
@@ -146,7 +178,7 @@ class LazyLayers:
             await self._flush(layer)
 
     async def _flush(self, layer: LazyLayerStore) -> None:
-        if layer.is_complete or layer.poison is not None:
+        if layer.is_complete or layer.failure is not None:
             return
         try:
             await trio.to_thread.run_sync(layer.flush)
@@ -163,11 +195,7 @@ class LazyLayers:
             try:
                 # A span that arrives damaged says something of the line: it is asked for again.
                 await fetch_rest(attached.layer, attached.fetcher)
-                try:
-                    await self._verify(attached)
-                    self._verified += 1
-                except ContentError as exc:
-                    self._poison(attached.layer, exc)
+                await self._verify(attached)
                 return
             except ImgvolError as exc:
                 # What the registry does is told by whoever fetches.
@@ -191,28 +219,54 @@ class LazyLayers:
             progress=LayerProgress(digest=str(record.digest), size=record.size),
             adapt=as_stargz if record.format.startswith(STARGZ) else None,
         )
-        verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)
-        # The slot is the layer's for good; it was given when the layer was first recorded.
+        try:
+            verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)
+        except ContentError as exc:
+            # If the disk has lost what was fetched, its bytes say nothing of the layer.
+            if layer.failure is None:
+                self._condemn(layer, exc)
+                await self._remember(replace(record, fault=_fault_of(record, exc)))
+            return
+        # Under this number until now; a layer that is recorded with a fault gets another one.
         verified = replace(verified, slot=record.slot)
+        complete = await self._store.open_layer(verified)
+        lie = await self._find_lie(layer, complete)
+        if lie is not None:
+            self._condemn(layer, lie)
+            fault = LayerFault(kind=FaultKind.TOC, reason=str(lie))
+            await self._remember(replace(verified, fault=fault))
+            return
         await self._record(verified)
-        await self._compare(layer, await self._store.open_layer(verified))
+        layer.complete(complete)
+        self._verified += 1
 
-    async def _record(self, verified: LayerRecord) -> None:
-        async with self._store.layer_lock(verified.digest):
-            stored = await self._store.records.layer(verified.digest)
+    async def _record(self, layer: LayerRecord) -> None:
+        """Records what has become of a layer: complete, or bad, or both."""
+        async with self._store.layer_lock(layer.digest):
+            stored = await self._store.records.layer(layer.digest)
             # Removed meanwhile, or pulled as a whole: then this is no news.
-            if stored is not None and stored.slot == verified.slot and not stored.is_complete:
-                await self._store.complete_layer(verified)
+            if stored is None or stored.slot != layer.slot or stored.is_complete:
+                return
+            if layer.is_complete:
+                await self._store.complete_layer(layer)
+            else:
+                await self._store.condemn_layer(layer)
 
-    def _poison(self, layer: LazyLayerStore, reason: ContentError) -> None:
-        layer.poison = reason
+    async def _remember(self, bad: LayerRecord) -> None:
+        # Whoever has seen the errors may unmount at once, and must not find the same layer again.
+        with trio.CancelScope(shield=True):
+            try:
+                await self._record(bad)
+            except ImgvolError as exc:
+                log.error("layer %s: the next daemon will not know it is bad: %s", bad.digest, exc)
+
+    def _condemn(self, layer: LazyLayerStore, reason: ContentError) -> None:
+        layer.failure = reason
         self._bad += 1
         log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
 
-    async def _compare(self, layer: LazyLayerStore, complete: LayerStore) -> None:
-        """Serves a layer from its verified form, if that is what readers have been shown."""
-        if layer.is_complete:
-            return
+    async def _find_lie(self, layer: LazyLayerStore, complete: LayerStore) -> ContentError | None:
+        """What readers have been shown, or can be, and is not in the verified form."""
         stopped = threading.Event()
         difference = await run_cancellable(
             partial(first_difference, layer, complete, stopped),
@@ -220,14 +274,23 @@ class LazyLayers:
             limiter=self._completing,
         )
         if difference is None:
-            layer.complete(complete)
-            return
-        raise InvalidLayer(
+            return None
+        return InvalidLayer(
             "a table of contents does not tell what the layer holds",
-            hint="The layer is served from its tar once its volumes have been unmounted.",
+            hint="Unmount the image and mount it again: the layer is then served from its tar.",
             layer=layer.digest,
             path=difference,
         )
+
+
+def _fault_of(record: LayerRecord, reason: ContentError) -> LayerFault:
+    if not isinstance(reason, DigestMismatch):
+        kind = FaultKind.FORMAT
+    elif reason.fields.get("expected") == record.digest:
+        kind = FaultKind.BLOB
+    else:
+        kind = FaultKind.DIFF_ID
+    return LayerFault(kind=kind, reason=str(reason))
 
 
 class _KeptBlob:

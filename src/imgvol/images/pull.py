@@ -11,14 +11,14 @@ import platform as host
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerRecord, Origin
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
 from imgvol.images.finding import LazyFinder, open_finder
@@ -180,8 +180,9 @@ class Puller:
         self._store = store
         self._soci_referrers = soci_referrers
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
-        # Called with each layer that was lazy and has been pulled as a whole.
-        self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
+        # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
+        # meanwhile was right; serves open views from the complete form, if so.
+        self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
         # Layers of pulls under way: complete, perhaps, but not yet named by an image.
         self._held: Counter[Digest] = Counter()
         # Documents are here for a moment before the record that needs them.
@@ -330,16 +331,16 @@ class Puller:
             record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
             if stored is None or stored.is_stored:
                 return await self._store.records.add_layer(record)
-            record = await self._store.complete_layer(record)
             if not stored.is_complete:
-                # It was lazy until now; open views go on with what has just been verified.
-                await self.on_completed(record)
-            return record
+                record = replace(record, fault=await self.adopt(record))
+            return await self._store.complete_layer(record)
 
     async def _is_enough(
         self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
     ) -> bool:
         """Whether a layer can stay as the store has it."""
+        if stored.is_refused:
+            return False
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)
         if stored.is_complete or laziness.finder is None:
@@ -399,4 +400,4 @@ class Puller:
 
 
 async def _nothing_to_do(_record: LayerRecord) -> None:
-    """For stores without open lazy layers."""
+    """For stores without open lazy layers: nothing was shown."""

@@ -109,11 +109,11 @@ async def test_a_source_that_fails_when_it_is_closed_takes_nothing_with_it(tmp_p
 async def test_an_error_that_many_readers_get_does_not_grow(tmp_path, monkeypatch):
     use_plain_tables(monkeypatch)
     layer = open_layer(tmp_path)
-    layer.poison = RegistryUnavailable("x")
+    layer.failure = RegistryUnavailable("x")
     for _ in range(50):
         with pytest.raises(RegistryUnavailable):
             await read(layer, 0, 10)
-    frames, trace = 0, layer.poison.__traceback__
+    frames, trace = 0, layer.failure.__traceback__
     while trace is not None:
         frames, trace = frames + 1, trace.tb_next
     assert frames < 10
@@ -188,7 +188,7 @@ async def test_a_span_that_arrives_damaged_is_asked_for_again_and_poisons_nothin
     source.blob[250] ^= 1
     async with looked_after(tmp_path, source) as (_, _, layer):
         await until(lambda: len(source.opened) > 3)
-        assert layer.poison is None
+        assert layer.failure is None
         source.blob[250] ^= 1
         with trio.fail_after(5):
             await verified.wait()

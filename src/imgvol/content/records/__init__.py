@@ -6,12 +6,21 @@ schema. `Records` is all tables together.
 
 from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.images import ImageRecord, ImageTable
-from imgvol.content.records.layers import IN_PLACE, LayerRecord, LayerTable
+from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.places import PlaceTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 
-__all__ = ["IN_PLACE", "ImageRecord", "LayerRecord", "Origin", "Records", "VolumeRecord"]
+__all__ = [
+    "IN_PLACE",
+    "FaultKind",
+    "ImageRecord",
+    "LayerFault",
+    "LayerRecord",
+    "Origin",
+    "Records",
+    "VolumeRecord",
+]
 
 
 class Records(LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable):

@@ -51,11 +51,13 @@ class ImageRecord:
 
         A claimed diff ID is no identity: an image with layers that have not been verified gets a
         view of its own, named by its blobs, even if it claims a chain ID that another image has.
-        So does one whose claims another image's pull of the same blobs has refuted meanwhile.
+        So does one whose claims another image's pull of the same blobs has refuted meanwhile. The
+        slots are in that name because a layer that turned out to be bad gets a new one: whoever has
+        the old view goes on with errors, and nobody joins them.
         """
         if self.is_complete and chain_id([layer.diff_id for layer in self.layers]) == self.chain_id:
             return self.chain_id
-        blobs = " ".join(str(layer.digest) for layer in self.layers)
+        blobs = " ".join(f"{layer.digest}/{layer.slot}" for layer in self.layers)
         return Digest.of(f"unverified {blobs}".encode())
 
 

@@ -28,11 +28,13 @@ class Imgvol:
         base: The parent of everything, open to other users; a place for targets.
         expected_log: Patterns of lines above INFO that a test provokes in the daemon's log.
         limits: Values that the daemon shall have in `imgvol.limits` instead of its own.
+        prelude: Python statements that it shall run before its own.
     """
 
     base: Path
     expected_log: list[str] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
+    prelude: str = "pass"
     process: subprocess.Popen | None = None
 
     @property
@@ -55,7 +57,7 @@ class Imgvol:
     def _serve_command(self) -> list[str]:
         changes = [f"limits.{name} = {value!r}" for name, value in self.limits.items()]
         start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
-        program = "; ".join(["from imgvol import limits", *changes, start])
+        program = "; ".join([self.prelude, "from imgvol import limits", *changes, start])
         return [sys.executable, "-c", program, *self.command[len(COMMAND) :], "serve"]
 
     def target(self, name: str) -> str:

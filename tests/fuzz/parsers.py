@@ -165,8 +165,9 @@ def _toc(compression: Compression) -> Callable[[bytes], None]:
     blob = bytes(body.data)
 
     def run(data: bytes) -> None:
-        layer = read_toc(data, compression=compression, blob_size=len(blob), data_end=len(blob))
-        _look(layer, blob)
+        for is_stargz in (True, False):
+            place = {"blob_size": len(blob), "data_end": len(blob)}
+            _look(read_toc(data, compression=compression, is_stargz=is_stargz, **place), blob)
 
     return run
 

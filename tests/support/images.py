@@ -197,6 +197,7 @@ class Image:
     layers: Sequence[Layer]
     architecture: str = "amd64"
     config: Mapping = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def config_bytes(self) -> bytes:
         return to_json(
@@ -228,6 +229,7 @@ class Image:
                     }
                     for layer in self.layers
                 ],
+                **({"annotations": dict(self.annotations)} if self.annotations else {}),
             }
         )
 

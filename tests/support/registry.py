@@ -5,11 +5,13 @@ at the end how many bytes of blobs it has sent.
 """
 
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
@@ -18,6 +20,7 @@ from support.programs import free_port, stop, wait_until
 
 USERNAME = "tester"
 PASSWORD = "correct horse"
+_BYTES = "application/octet-stream"
 # The registry reads bcrypt only, which the standard library does not write.
 HTPASSWD = "tester:$2y$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n"
 
@@ -36,6 +39,25 @@ class Registry:
         """Where the registry keeps a blob: for tests that damage it."""
         encoded = digest.partition(":")[2]
         return self.root / "docker/registry/v2/blobs/sha256" / encoded[:2] / encoded / "data"
+
+    def put(self, name: str, manifests: Mapping[str, bytes], blobs: Iterable[bytes]) -> None:
+        """Stores blobs, then manifests by tag, as they are: for what skopeo does not copy."""
+        for blob in blobs:
+            answer = self._send("POST", f"/v2/{name}/blobs/uploads/", b"")
+            place = answer.headers["Location"].removeprefix(f"http://{self.host}")
+            digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
+            self._send("PUT", f"{place}&digest={digest}", blob)
+        for tag, manifest in manifests.items():
+            self._send("PUT", f"/v2/{name}/manifests/{tag}", manifest)
+
+    def _send(self, method: str, path: str, body: bytes) -> HTTPResponse:
+        with contextlib.closing(HTTPConnection(self.host, timeout=60)) as connection:
+            kind = json.loads(body)["mediaType"] if "/manifests/" in path else _BYTES
+            connection.request(method, path, body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            said = answer.read()
+            assert 200 <= answer.status < 300, (method, path, answer.status, said)
+            return answer
 
     def requests(self) -> list[str]:
         """The access log: one `METHOD path status bytes` per answered request."""

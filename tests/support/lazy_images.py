@@ -3,7 +3,7 @@
 import hashlib
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -141,9 +141,16 @@ def _as_containers_has_it(made: PeerLayer) -> PeerLayer:
     return PeerLayer(blob, {family.position: position, family.checksum: checksum})
 
 
-def put_soci_image(registry: Registry, name: str, layer: Layer, span: int) -> None:
-    """Pushes an image with tag 1 that pins its SOCI index: version 2."""
-    ztoc = soci.draft_of(layer.tar, layer.blob, span).to_bytes()
+def put_soci_image(
+    registry: Registry,
+    name: str,
+    layer: Layer,
+    span: int,
+    *,
+    change: Callable[[soci.Draft], soci.Draft] = lambda draft: draft,
+) -> None:
+    """Pushes an image with tag 1 that pins its SOCI index, whose zTOC may be changed before."""
+    ztoc = change(soci.draft_of(layer.tar, layer.blob, span)).to_bytes()
     index = soci.write_index({layer.digest: ztoc})
     image = Image([layer], annotations={soci.INDEX_DIGEST: sha256(index)})
     blobs = (ztoc, b"{}", layer.blob, image.config_bytes())

@@ -7,8 +7,11 @@ import time
 import pytest
 
 from support.daemon import Imgvol
+from support.gates import RedirectGate, SignatureGate, TokenGate
 from support.images import sha256
+from support.lazy_images import EVERY_FORMAT
 from support.programs import require_fuse, stop, wait_until
+from support.proxy import running_proxy
 
 pytestmark = pytest.mark.servers
 
@@ -81,23 +84,76 @@ def mount_held(imgvol, proxy, image):
     return held, target
 
 
-def test_reads_are_right_whatever_the_line_does(daemon, agent, proxy, lazy_image):
-    target = daemon.target("mnt")
-    line = proxy.throttle(8_000_000)
-    daemon.run("mount", proxy.reference(lazy_image.name), target)
+every_format = pytest.mark.parametrize("lazy_image", EVERY_FORMAT, indirect=True)
+
+
+@pytest.fixture
+def patient(quick):
+    """The same with readers who wait as long as they usually do, for lines that hang for less."""
+    stop(quick.process)
+    quick.limits |= {"FETCH_STALL": 0.5, "HANDLER_DEADLINE": 30.0}
+    quick.start()
+    return quick
+
+
+@pytest.fixture
+def elsewhere(registry):
+    """A second host that has the blobs."""
+    with running_proxy(registry.host) as running:
+        yield running
+
+
+@every_format
+def test_reads_are_right_whatever_the_line_does(patient, agent, proxy, elsewhere, lazy_image):
+    """Every other range comes from another host, tokens and places expire, and lines break."""
+    tokens, signatures = TokenGate(proxy.host, uses=12), SignatureGate()
+    proxy.gates = [tokens, RedirectGate(elsewhere)]
+    elsewhere.gates = [signatures]
+    target = patient.target("mnt")
+    lines = [proxy.throttle(8_000_000), elsewhere.throttle(8_000_000)]
+    patient.run("mount", proxy.reference(lazy_image.name), target)
+    # No more in all than the client has patience for.
     faults = [
-        proxy.reset_after(20_000, times=2),
-        proxy.reset_after(0, times=2),
-        proxy.refuse(503, times=2),
-        proxy.ignore_range(times=2),
         proxy.refuse(500, times=1),
+        proxy.refuse(503, times=1),
         proxy.refuse(429, times=1, Retry_After="1"),
-        proxy.reset_after(100_000, times=2),
+        elsewhere.stall_after(1000, times=1),
+        elsewhere.reset_after(100_000, times=1),
+        proxy.reset_after(0, times=1),
+        *(line.reset_after(20_000, times=1) for line in (proxy, elsewhere)),
+        *(line.truncate_after(30_000, times=1) for line in (proxy, elsewhere)),
+        *(line.ignore_range(times=1) for line in (proxy, elsewhere)),
     ]
-    check_reads(agent, lazy_image.random_reads(target, 7, 150))
+    check_reads(agent, lazy_image.random_reads(target, 7, 200), readers=50)
+    for line in lines:
+        line.lift()
+    wait_complete(lazy_image, patient)
+    assert [fault.fired for fault in faults] == [1] * len(faults)
+    assert tokens.refused > 0
+    assert signatures.refused > 0
+    assert signatures.leaked == 0
+    check_all(agent, lazy_image, target)
+
+
+@every_format
+def test_wrong_bytes_are_errors_and_never_shown(patient, agent, proxy, lazy_image):
+    patient.expected_log += [*OUTAGE, "read: "]
+    line = proxy.throttle(8_000_000)
+    target = patient.target("mnt")
+    patient.run("mount", proxy.reference(lazy_image.name), target)
+    faults = [proxy.damage(times=2), proxy.shift_range(times=2)]
+    reads, wanted = zip(*lazy_image.random_reads(target, 11, 60), strict=True)
+    found = agent.ask("read_together", reads=reads, readers=50, deadline=60)
+    # The kernel gives the pages that it has got, and tells of the error only then.
+    wrong = [f for f, w in zip(found, wanted, strict=True) if f not in (w, "EIO", "SHORT")]
+    assert wrong == []
+    wait_until(
+        lambda: agent.ask("read_together", reads=reads, readers=10, deadline=60) == list(wanted),
+        what="all to be right again",
+    )
     line.lift()
-    wait_complete(lazy_image, daemon)
-    assert [fault.fired for fault in faults] == [2, 2, 2, 2, 1, 1, 2]
+    wait_complete(lazy_image, patient)
+    assert [fault.fired for fault in faults] == [2, 2]
     check_all(agent, lazy_image, target)
 
 
@@ -152,11 +208,8 @@ def test_stalled_read_fails_at_its_deadline_and_a_later_one_succeeds(
 
 
 @only("zstd:chunked")
-def test_stall_that_is_noticed_in_time_costs_no_error(quick, agent, proxy, lazy_image):
-    stop(quick.process)
-    quick.limits |= {"READ_TIMEOUT": 0.5, "HANDLER_DEADLINE": 20.0}
-    quick.start()
-    _, target = mount_held(quick, proxy, lazy_image)
+def test_stall_that_is_noticed_in_time_costs_no_error(patient, agent, proxy, lazy_image):
+    _, target = mount_held(patient, proxy, lazy_image)
     stall = proxy.stall_after(1000, times=1)
     got = agent.ask_bytes("content", path=f"{target}/usr/last")
     assert got == lazy_image.files["usr/last"]

@@ -165,7 +165,7 @@ def do_content(path):
 def do_read_together(reads, readers):
     """Reads ranges of files, given as path, offset and size, in as many threads; in order.
 
-    Each result is a digest, or the name of an error.
+    Each result is a digest, or the name of an error, or "SHORT" for less than there is.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -173,7 +173,10 @@ def do_read_together(reads, readers):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                return hashlib.sha256(os.pread(fd, size, offset)).hexdigest()
+                data = os.pread(fd, size, offset)
+                if len(data) < min(size, os.fstat(fd).st_size - offset):
+                    return "SHORT"
+                return hashlib.sha256(data).hexdigest()
             finally:
                 os.close(fd)
         except OSError as error:

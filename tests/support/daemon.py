@@ -29,12 +29,14 @@ class Imgvol:
         expected_log: Patterns of lines above INFO that a test provokes in the daemon's log.
         limits: Values that the daemon shall have in `imgvol.limits` instead of its own.
         options: Of `imgvol serve`.
+        prelude: Python statements that it shall run before its own.
     """
 
     base: Path
     expected_log: list[str] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    prelude: str = "pass"
     process: subprocess.Popen | None = None
 
     @property
@@ -57,7 +59,7 @@ class Imgvol:
     def _serve_command(self) -> list[str]:
         changes = [f"limits.{name} = {value!r}" for name, value in self.limits.items()]
         start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
-        program = "; ".join(["from imgvol import limits", *changes, start])
+        program = "; ".join([self.prelude, "from imgvol import limits", *changes, start])
         directories = self.command[len(COMMAND) :]
         return [sys.executable, "-c", program, *directories, "serve", *self.options]
 

@@ -198,6 +198,7 @@ class Image:
     layers: Sequence[Layer]
     architecture: str = "amd64"
     config: Mapping = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     def config_bytes(self) -> bytes:
         return to_json(
@@ -230,6 +231,7 @@ class Image:
                     }
                     for layer in self.layers
                 ],
+                **({"annotations": dict(self.annotations)} if self.annotations else {}),
             }
         )
 

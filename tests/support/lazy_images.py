@@ -2,10 +2,13 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from imgvol.layers.lazy import estargz, zstd_chunked
+from support import soci
 from support.daemon import Imgvol
 from support.images import (
     TIME,
@@ -24,8 +27,11 @@ from support.images import (
 from support.lazy import decompress
 from support.peers import PeerLayer, external_stargz_layer, podman_layer, stargz_layer
 from support.registry import Registry
+from support.toc_blobs import legacy_footer, skippable
 
 FORMATS = ("estargz", "zstd:chunked", "podman")
+# And what is a matter of the finding more than of the reading.
+EVERY_FORMAT = (*FORMATS, "estargz-legacy", "containers", "soci-1MiB", "soci-4MiB")
 CHUNK = 256 * 1024
 # More than the first window of the background: what comes later is asked for by readers alone.
 FILLER = 5_000_000
@@ -90,27 +96,74 @@ class LazyImages:
         where = self.base / format_.replace(":", "-")
         where.mkdir(exist_ok=True)
         entries = content()
-        archive = tar_bytes(entries)
-        name = f"lazy/{format_.replace(':', '-')}:1"
+        name = f"lazy/{format_.replace(':', '-').lower()}"
+        if format_.startswith("soci"):
+            layer = Layer(entries, "gzip")
+            span = int(format_.removeprefix("soci-").removesuffix("MiB")) << 20
+            put_soci_image(self.registry, name, layer, span)
+        else:
+            layer = self._push(where, tar_bytes(entries), format_, name)
+        files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
+        files["usr/lib/link"] = files["usr/lib/large"]
+        return LazyImage(f"{name}:1", layer, files)
+
+    def _push(self, where: Path, archive: bytes, format_: str, name: str) -> Layer:
         if format_ == "external":
             layer, beside = external_layers(where, archive)
             layout = write_layout(where / "beside", {"x": Image([beside])})
-            push(layout, "x", self.registry.reference(f"{name}-esgztoc"))
+            push(layout, "x", self.registry.reference(f"{name}:1-esgztoc"))
         else:
             layer = lazy_layer(where, archive, format_)
         layout = write_layout(where / "image", {"x": Image([layer])})
-        push(layout, "x", self.registry.reference(name))
-        files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
-        files["usr/lib/link"] = files["usr/lib/large"]
-        return LazyImage(name, layer, files)
+        push(layout, "x", self.registry.reference(f"{name}:1"))
+        return layer
 
 
 def lazy_layer(where: Path, archive: bytes, format_: str) -> Layer:
     if format_ == "podman":
         return as_layer(podman_layer(where, archive), "zstd")
-    gzip_or_zstd = "gzip" if format_ == "estargz" else "zstd"
+    gzip_or_zstd = "gzip" if format_.startswith("estargz") else "zstd"
     flags = (f"-format={gzip_or_zstd}", f"-chunk-size={CHUNK}")
-    return as_layer(stargz_layer(where, archive, *flags), gzip_or_zstd)
+    made = stargz_layer(where, archive, *flags)
+    if format_ == "estargz-legacy":
+        made = _with_legacy_footer(made)
+    elif format_ == "containers":
+        made = _as_containers_has_it(made)
+    return as_layer(made, gzip_or_zstd)
+
+
+def _with_legacy_footer(made: PeerLayer) -> PeerLayer:
+    """What stargz's first tools wrote; nobody's tool does today."""
+    footer = estargz.parse_footer(made.blob)
+    blob = made.blob[: -footer.size] + legacy_footer(footer.toc_offset)
+    return PeerLayer(blob, made.annotations)
+
+
+def _as_containers_has_it(made: PeerLayer) -> PeerLayer:
+    """The same frames under the other family's names, and with its footer, which is longer."""
+    position = made.annotations[zstd_chunked.STARGZ.position]
+    numbers = map(int, position.split(":"))
+    footer = skippable(struct.pack("<7Q8s", *numbers, 0, 0, 0, b"GNUlInUx"))
+    blob = made.blob[: -len(skippable(bytes(zstd_chunked.FOOTER_SIZE)))] + footer
+    checksum = made.annotations[zstd_chunked.STARGZ.checksum]
+    family = zstd_chunked.CONTAINERS
+    return PeerLayer(blob, {family.position: position, family.checksum: checksum})
+
+
+def put_soci_image(
+    registry: Registry,
+    name: str,
+    layer: Layer,
+    span: int,
+    *,
+    change: Callable[[soci.Draft], soci.Draft] = lambda draft: draft,
+) -> None:
+    """Pushes an image with tag 1 that pins its SOCI index, whose zTOC may be changed before."""
+    ztoc = change(soci.draft_of(layer.tar, layer.blob, span)).to_bytes()
+    index = soci.write_index({layer.digest: ztoc})
+    image = Image([layer], annotations={soci.INDEX_DIGEST: sha256(index)})
+    blobs = (ztoc, b"{}", layer.blob, image.config_bytes())
+    registry.put(name, {"soci": index, "1": image.manifest_bytes()}, blobs)
 
 
 def external_layers(where: Path, archive: bytes) -> tuple[Layer, Layer]:

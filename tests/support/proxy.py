@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 PIECE = 16 * 1024
 # Bytes that the kernel takes over are counted as sent: it shall take few.
@@ -70,8 +70,19 @@ class Refusal(Fault):
     headers: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(eq=False)
 class IgnoredRange(Fault):
     """200 with the whole blob instead of 206."""
+
+
+@dataclass(eq=False)
+class ShiftedRange(Fault):
+    """206 with the bytes one further on than was asked for, and a head that says so."""
+
+
+@dataclass(eq=False)
+class Damage(Fault):
+    """One bit of the body is wrong."""
 
 
 @dataclass(eq=False)
@@ -98,6 +109,20 @@ class Reset(Fault):
     after: int = 0
 
 
+@dataclass(eq=False)
+class Truncation(Fault):
+    """The end of the connection, in good order, before that of the body."""
+
+    after: int = 0
+
+
+class Gate(Protocol):
+    """Stands before a registry: see `support.gates`."""
+
+    def answer(self, exchange: "Exchange", head: list[str]) -> bytes | None:
+        """An answer of its own, whole; None lets the request pass."""
+
+
 class _Hangup(Exception):
     """Ends a connection."""
 
@@ -115,6 +140,7 @@ class Proxy:
         self._listener: socket.socket | None = None
         self._port = 0
         self.seen: list[Exchange] = []
+        self.gates: list[Gate] = []
         self.up()
 
     @property
@@ -172,6 +198,18 @@ class Proxy:
     def stall_after(self, size: int, *, times: int) -> Fault:
         """Sends no more after so many bytes of a range that is longer."""
         return self._add(Stall(lambda e: any_range(e) and e.asked > size, times, after=size))
+
+    def truncate_after(self, size: int, *, times: int) -> Fault:
+        """Closes the next connections after so many bytes of a range that is longer."""
+        return self._add(Truncation(lambda e: any_range(e) and e.asked > size, times, after=size))
+
+    def shift_range(self, *, times: int) -> Fault:
+        """Answers the next range requests with other ranges."""
+        return self._add(ShiftedRange(lambda e: any_range(e) and e.asked > 1, times))
+
+    def damage(self, *, times: int) -> Fault:
+        """Changes a bit in the middle of the next ranges."""
+        return self._add(Damage(any_range, times))
 
     def down(self) -> None:
         """Cuts every connection and lets nobody connect: refused, as by a stopped server."""
@@ -255,6 +293,11 @@ class Proxy:
         head, _ = _read_head(client)
         exchange = _exchange(head)
         self.seen.append(exchange)
+        for gate in self.gates:
+            refusal = gate.answer(exchange, head)
+            if refusal is not None:
+                client.sendall(refusal)
+                return
         faults = self._faults_of(exchange)
         for fault in faults:
             if isinstance(fault, Delay):
@@ -265,8 +308,13 @@ class Proxy:
                 client.sendall(_refusal(fault))
                 return
         ignored = next((f for f in faults if isinstance(f, IgnoredRange)), None)
-        if ignored:
+        shifted = next((f for f in faults if isinstance(f, ShiftedRange)), None)
+        if ignored or shifted:
             head = [line for line in head if not line.lower().startswith("range:")]
+        if shifted:
+            assert exchange.range is not None
+            head.append(f"Range: bytes={exchange.range[0] + 1}-{exchange.range[1] - 1}")
+            self._note(shifted)
         with socket.create_connection(self._upstream, timeout=LONG) as upstream:
             upstream.sendall(_encode([*_without_connection(head), "Connection: close"]))
             answer, rest = _read_head(upstream)
@@ -325,15 +373,26 @@ class _Line:
 
     def send(self, data: bytes) -> None:
         for fault in self._faults:
-            if isinstance(fault, Reset | Stall) and not fault.lifted.is_set():
+            if isinstance(fault, Damage):
+                data = self._damaged(fault, data)
+            if isinstance(fault, Reset | Stall | Truncation) and not fault.lifted.is_set():
                 left = fault.after - self._exchange.sent
                 if len(data) > left:
                     self._pass(data[:left])
                     self._break(fault)
         self._pass(data)
 
-    def _break(self, fault: Reset | Stall) -> None:
+    def _damaged(self, fault: Damage, data: bytes) -> bytes:
+        at = self._exchange.asked // 2 - self._exchange.sent
+        if not 0 <= at < len(data):
+            return data
         self._proxy._note(fault)
+        return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+    def _break(self, fault: Reset | Stall | Truncation) -> None:
+        self._proxy._note(fault)
+        if isinstance(fault, Truncation):
+            raise _Hangup
         if isinstance(fault, Stall):
             deadline = time.monotonic() + LONG
             while not fault.lifted.wait(TICK) and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
@@ -19,6 +19,7 @@ from support.programs import free_port, stop, wait_until
 
 USERNAME = "tester"
 PASSWORD = "correct horse"
+
 # The registry reads bcrypt only, which the standard library does not write.
 HTPASSWD = "tester:$2y$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n"
 
@@ -49,6 +50,13 @@ class Registry:
         """Uploads a manifest or an index, under a tag or its digest."""
         url = f"http://{self.host}/v2/{repository}/manifests/{name}"
         self._send("PUT", url, data, media_type)
+
+    def put(self, name: str, manifests: Mapping[str, bytes], blobs: Iterable[bytes]) -> None:
+        """Stores blobs, then manifests by tag, as they are: for what skopeo does not copy."""
+        for blob in blobs:
+            self.put_blob(name, blob)
+        for tag, manifest in manifests.items():
+            self.put_manifest(name, tag, manifest, json.loads(manifest)["mediaType"])
 
     def _send(self, method: str, url: str, data: bytes, kind: str = "application/octet-stream"):
         request = Request(url, data, {"Content-Type": kind}, method=method)

@@ -6,8 +6,9 @@
 import ctypes
 import ctypes.util
 import hashlib
+import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -283,6 +284,32 @@ def plain_draft_of(tar: bytes, span_size: int) -> Draft:
         digests=[sha256(tar[start : start + span_size]) for start in starts],
         checkpoints=write_tar_zinfo(span_size, len(tar)),
     )
+
+
+INDEX_DIGEST = "com.amazon.soci.index-digest"
+
+
+def write_index(ztocs: Mapping[str, bytes]) -> bytes:
+    """An index of version 2: the zTOC of each layer, by the layer's digest."""
+
+    def describe(data: bytes, media_type: str, **more: object) -> dict[str, object]:
+        return {"mediaType": media_type, "digest": sha256(data), "size": len(data), **more}
+
+    layers = [
+        describe(
+            ztoc,
+            "application/octet-stream",
+            annotations={"com.amazon.soci.image-layer-digest": layer},
+        )
+        for layer, ztoc in ztocs.items()
+    ]
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": describe(b"{}", "application/vnd.amazon.soci.index.v2+json"),
+        "layers": layers,
+    }
+    return json.dumps(index).encode()
 
 
 def decode_all(table, blob: bytes, spans: Iterable[int] | None = None) -> bytes:

@@ -1,15 +1,16 @@
-"""Whole eStargz layers, from the entries of an image: a tar.gz whose table of contents a test may
-make lie before the blob is closed."""
+"""Whole eStargz and zstd:chunked layers, from the entries of an image: their table of contents may
+be made to lie before the blob is closed."""
 
 import base64
 import tarfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.spans import LazyLayer
 from support import images
 from support.lazy import decompress, open_lazy
-from support.toc_blobs import Body, compress, sha256, stargz_blob
+from support.toc_blobs import Body, chunked_blob, compress, sha256, stargz_blob
 
 TIME = 1_700_000_000 * 10**9  # eStargz keeps seconds
 _TYPES = {
@@ -17,22 +18,31 @@ _TYPES = {
     tarfile.DIRTYPE: "dir",
     tarfile.SYMTYPE: "symlink",
     tarfile.LNKTYPE: "hardlink",
+    tarfile.CHRTYPE: "char",
+    tarfile.BLKTYPE: "block",
+    tarfile.FIFOTYPE: "fifo",
 }
 
 
 class Stargz:
-    """An eStargz layer under construction.
+    """An eStargz layer under construction; with zstd, a zstd:chunked one of containers' family.
 
     Args:
         entries: What the tar holds.
         chunk: Bytes of a file per span.
+        compression: gzip or zstd.
 
     Attributes:
         body: Its `entries` are those of the table of contents, to be changed at will.
     """
 
-    def __init__(self, entries: Sequence[images.Entry], chunk: int = 4 << 20):
-        self.body = Body()
+    def __init__(
+        self,
+        entries: Sequence[images.Entry],
+        chunk: int = 4 << 20,
+        compression: Compression = Compression.GZIP,
+    ):
+        self.body = Body(compression)
         for entry in entries:
             self._add(entry, chunk)
 
@@ -51,6 +61,8 @@ class Stargz:
         }
         if entry.target:
             fields["linkName"] = entry.target
+        if any(entry.device):
+            fields["devMajor"], fields["devMinor"] = entry.device
         if entry.xattrs:
             fields["xattrs"] = {k: base64.b64encode(v).decode() for k, v in entry.xattrs.items()}
         if not content:
@@ -73,8 +85,12 @@ class Stargz:
 
     def layer(self) -> images.Layer:
         """The finished layer; its digest and diff ID are right, whatever its contents say."""
-        blob, annotations = stargz_blob(self.body)
-        layer = images.Layer(decompress(blob))
+        if self.body.compression is Compression.GZIP:
+            blob, annotations = stargz_blob(self.body)
+        else:
+            self.body.span(bytes(2 * images.BLOCK))
+            blob, annotations = chunked_blob(self.body)
+        layer = images.Layer(decompress(blob), self.body.compression.value)
         layer.blob, layer.size, layer.digest = blob, len(blob), images.sha256(blob)
         layer.annotations = annotations
         return layer

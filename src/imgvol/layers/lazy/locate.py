@@ -57,7 +57,7 @@ class Toc:
         blob_size: Bytes of the blob.
         data_end: Where in the blob content ends.
         digest: Of the bytes as fetched; None where the format pins the JSON only.
-        json_digest: Of the JSON, likewise. One of the two is there.
+        json_digest: Of the JSON, likewise: by stargz's own annotation. One of the two is there.
         json_size: Bytes of the JSON; None where nothing tells.
     """
 
@@ -204,7 +204,11 @@ def open_layer(toc: Toc, data: bytes) -> LazyLayer:
         document = zstd_chunked.extract_json(data, toc.json_size or 0)
     _check_digest(toc.json_digest, document)
     return read_toc(
-        document, compression=compression, blob_size=toc.blob_size, data_end=toc.data_end
+        document,
+        compression=compression,
+        blob_size=toc.blob_size,
+        data_end=toc.data_end,
+        is_stargz=toc.json_digest is not None,
     )
 
 

@@ -15,7 +15,8 @@ little, and each difference has one meaning only, so one reader takes all of the
 - Go's encoder puts U+FFFD in the place of what is not UTF-8. Such a name is lost, and the layer
   cannot be read this way.
 
-The landmarks of eStargz are no files: they say how much of the blob to fetch first.
+The landmarks of eStargz are no files: they say how much of the blob to fetch first. In the tables
+of others they are files like any, as in the layer that somebody makes anew out of an eStargz one.
 """
 
 import re
@@ -99,7 +100,9 @@ class _File:
     pieces: list[tuple[int, int]] = field(default_factory=list)
 
 
-def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end: int) -> LazyLayer:
+def read_toc(
+    data: bytes, *, compression: Compression, blob_size: int, data_end: int, is_stargz: bool
+) -> LazyLayer:
     """Make a lazy layer of a table of contents whose digest has been checked.
 
     Args:
@@ -107,6 +110,7 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
         compression: Of the blob's spans.
         blob_size: Bytes of the blob.
         data_end: Where in the blob content ends and the table of contents begins.
+        is_stargz: Whether it is one of stargz's tools that keep files of their own in the tar.
 
     Raises:
         InvalidDocument: It is no table of contents. Field `entry`: which entry, from 0.
@@ -115,7 +119,8 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
         LimitExceeded: Something is too large.
         Unsupported: It leaves out digests, or says what we do not know.
     """
-    reader = _Reader(ChunkTableBuilder(compression, blob_size=blob_size, data_end=data_end))
+    table = ChunkTableBuilder(compression, blob_size=blob_size, data_end=data_end)
+    reader = _Reader(table, is_stargz=is_stargz)
     number = 0
     try:
         for number, entry in enumerate(iter_entries(data)):  # noqa: B007 (for the error)
@@ -129,8 +134,9 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
 class _Reader:
     """Takes entries in order, and knows which file the next chunk belongs to."""
 
-    def __init__(self, table: ChunkTableBuilder) -> None:
+    def __init__(self, table: ChunkTableBuilder, *, is_stargz: bool) -> None:
         self._table = table
+        self._is_stargz = is_stargz
         self._index = IndexBuilder(own_files=False)
         self._links = LinkOrder(self._index.add)
         self._file: _File | None = None
@@ -152,7 +158,7 @@ class _Reader:
             return
         self._complete_file()
         member = _member(entry, kind)
-        self._is_skipping = self._is_reserved(member, entry)
+        self._is_skipping = self._is_stargz and self._is_reserved(member, entry)
         if self._is_skipping:
             return
         if member.type is not MemberType.FILE:

@@ -15,8 +15,8 @@ from imgvol.errors import (
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import ROOT, LayerIndex, NodeType
 from imgvol.layers.lazy.spans import LazyLayer
-from support.lazy import describe_lazy
-from support.toc_blobs import Body, sha256
+from support.lazy import describe_lazy, open_lazy
+from support.toc_blobs import Body, chunked_blob, sha256
 
 BOTH = pytest.mark.parametrize("compression", [Compression.GZIP, Compression.ZSTD])
 
@@ -143,6 +143,18 @@ def test_no_prefetch_landmark_is_hidden_and_means_none():
     layer = body.read()
     assert list(layer.table.prefetch) == []
     assert contents(body).keys() == {b"/first"}
+
+
+def test_what_stargz_reserves_are_files_in_the_tables_of_others():
+    body = Body(Compression.ZSTD)
+    body.file("first", b"1")
+    body.file(".prefetch.landmark", b"\x0f")
+    body.file("stargz.index.json", b"{}")
+    blob, annotations = chunked_blob(body)
+    layer = open_lazy(blob, annotations)
+    assert list(layer.table.prefetch) == []
+    found = describe_lazy(layer, blob)
+    assert {b"/first", b"/.prefetch.landmark", b"/stargz.index.json"} <= found.keys()
 
 
 def test_only_files_of_the_root_are_reserved():

@@ -1,0 +1,1 @@
+"""Feeds broken bytes to every parser of bytes from outside: `scripts/fuzz`."""

@@ -4,13 +4,16 @@ Nothing else in the package reads `os.environ` for paths.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from imgvol.errors import InvalidArgument
 
+_RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
+_POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 SYSTEM_ROOT = Path("/var/lib/imgvol")
 SYSTEM_RUN = Path("/run/imgvol")
 
@@ -27,6 +30,8 @@ class Config:
             None: never.
         soci_referrers: Whether SOCI indexes may be used that only refer to an image. Nothing pins
             them: anyone who may push to the image's repository can add one.
+        background_rate: Bytes per second that may be fetched of mounted images while nobody waits
+            for them, of all together; None: as much as there is.
     """
 
     root: Path
@@ -34,6 +39,7 @@ class Config:
     is_system: bool
     idle_exit: float | None = None
     soci_referrers: bool = False
+    background_rate: float | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -55,7 +61,12 @@ class Config:
                 )
             runtime = environ.get("XDG_RUNTIME_DIR") or f"{data}/imgvol/run"
             config = cls(root=Path(data) / "imgvol", run=Path(runtime) / "imgvol", is_system=False)
-        config = replace(config, soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"))
+        rate = environ.get("IMGVOL_BACKGROUND_RATE")
+        config = replace(
+            config,
+            soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"),
+            background_rate=parse_rate(rate) if rate else None,
+        )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 
     def with_directories(self, root: str | None, run: str | None) -> Self:
@@ -80,6 +91,21 @@ class Config:
     def log(self) -> Path:
         """Where a daemon that was started on demand writes its log."""
         return self.root / "daemon.log"
+
+
+def parse_rate(text: str) -> float:
+    """Bytes per second: a number, with k, M or G behind it for the powers of 1000.
+
+    Raises:
+        InvalidArgument: It is something else, or nothing.
+    """
+    match = _RATE.fullmatch(text)
+    rate = float(match[1]) * _POWERS[match[2].lower()] if match else 0.0
+    if not rate:
+        raise InvalidArgument(
+            "not a rate", hint="Bytes per second, such as 500k, 2M or 1.5M.", value=text
+        )
+    return rate
 
 
 def _switch(environ: Mapping[str, str], name: str) -> bool:

@@ -132,7 +132,7 @@ class _Daemon:
     async def _open_lazy_layers(
         self, stack: AsyncExitStack, store: Store, views: Views, images: ImageService
     ) -> tuple[FetchEngine, LazyLayers]:
-        engine = await stack.enter_async_context(open_fetch_engine())
+        engine = await stack.enter_async_context(open_fetch_engine(self._config.background_rate))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         lazy_layers = LazyLayers(store, engine, nursery)

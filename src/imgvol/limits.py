@@ -164,6 +164,9 @@ READAHEAD_FLIGHTS: Final = 2
 READAHEAD_FILES: Final = 64
 # After a registry failed, readers fail at once for so long.
 FETCH_FAILURE_REST: Final = 1.0
+# What a mount may ask of its readers, and what it asks by default when it asks for patience.
+PATIENCE: Final = 86_400.0
+PATIENCE_DEFAULT: Final = 300.0
 # Readers who wait for a registry to come back try again at least so often.
 FETCH_BLOCKED_PAUSE: Final = 8.0
 # A line that brings nothing for so long has stalled: soon enough for another try within a read's

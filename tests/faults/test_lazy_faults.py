@@ -3,6 +3,7 @@ F43 to F48, F53, F56)."""
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -188,6 +189,48 @@ def test_outage_spares_what_is_here_and_ends_by_itself(quick, agent, proxy, lazy
     agent.ask("close", fd=fd)
     wait_complete(lazy_image, quick)
     check_all(agent, lazy_image, target)
+
+
+@only("podman")
+def test_readers_of_a_patient_volume_wait_until_the_registry_is_back(
+    quick, agent, proxy, lazy_image
+):
+    quick.expected_log += OUTAGE
+    held = proxy.throttle(CRAWL, at_least=WINDOW)
+    target = quick.target("mnt")
+    waiting = ("--on-outage=block", "--outage-deadline=60")
+    quick.run("mount", *waiting, proxy.reference(lazy_image.name), target)
+    (volume,) = quick.json("ps")
+    assert volume["patience"] == 60
+    wait_until(lambda: held.fired, what="the background to begin")
+    proxy.down()
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(agent.ask, "digest", path=f"{target}/usr/last", deadline=60)
+        wait_until(lambda: "its registry fails" in quick.log_end(), what="the outage to be noticed")
+        # Longer than any reader of an impatient volume would have waited.
+        with pytest.raises(TimeoutError):
+            reading.result(1.5 * DEADLINE)
+        proxy.up()
+        held.lift()
+        assert f"sha256:{reading.result(20)}" == sha256(lazy_image.files["usr/last"])
+    wait_complete(lazy_image, quick)
+
+
+@only("podman")
+def test_a_patient_volume_stays_so_over_a_restart_and_has_a_deadline(
+    quick, agent, proxy, lazy_image
+):
+    quick.expected_log += OUTAGE
+    mount_held(quick, proxy, lazy_image)
+    target = quick.target("patient")
+    waiting = ("--on-outage=block", "--outage-deadline=3")
+    quick.run("mount", *waiting, proxy.reference(lazy_image.name), target)
+    proxy.down()
+    kill(quick)
+    quick.start()
+    started = time.monotonic()
+    assert agent.errno_of("digest", path=f"{target}/usr/last") == "EIO"
+    assert 3 <= time.monotonic() - started < 3 + DEADLINE + 2
 
 
 @only("estargz")

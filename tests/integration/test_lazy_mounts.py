@@ -1,5 +1,6 @@
 """Images that are mounted before they are here: what that costs, and that nobody can tell."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -214,6 +215,22 @@ def test_spans_that_are_here_serve_the_next_mount(steady, agent, proxy, lazy_ima
     (volume,) = steady.json("ps")
     assert [layer["needed"] for layer in volume["layers"]] == [0]
     assert not lazy_image.is_complete(steady)
+
+
+@only("podman")
+def test_the_background_honours_its_rate_and_readers_do_not(short_path, agent, proxy, lazy_image):
+    require_fuse()
+    with running_daemon(short_path, "--background-rate", "500k", FETCH_QUIET=0.1) as paced:
+        target = paced.target("mnt")
+        paced.run("mount", proxy.reference(lazy_image.name), target)
+        before = proxy.blob_bytes()
+        time.sleep(3)
+        assert 500_000 < proxy.blob_bytes() - before < 3_000_000
+        began = time.monotonic()
+        digest = agent.ask("digest", path=f"{target}/usr/lib/large")
+        assert f"sha256:{digest}" == sha256(lazy_image.files["usr/lib/large"])
+        # 6 MB; at the background's rate they would take 12 seconds.
+        assert time.monotonic() - began < 6
 
 
 @only("estargz")

@@ -332,6 +332,7 @@ class FakeVolumes:
             state="mounted",
             created_at=1_714_000_000.0,
             noexec=habits["noexec"],
+            patience=habits["patience"],
             layers=(
                 LayerStatus(
                     digest=Digest.parse(digest(0xABC000)),

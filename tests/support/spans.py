@@ -115,6 +115,7 @@ class FakeFetcher:
 
     failure: ImgvolError | None = None
     is_slow = False
+    patience = 0.0
 
     def note_wanted(self, spans: Sequence[int]) -> None:
         pass

@@ -2,7 +2,7 @@
 
 import pytest
 
-from imgvol.config import Config
+from imgvol.config import Config, parse_rate
 from imgvol.errors import InvalidArgument
 
 
@@ -23,3 +23,22 @@ def test_soci_referrers_are_off_unless_asked_for(environ, expected):
 def test_switch_that_is_neither_on_nor_off_is_refused(value):
     with pytest.raises(InvalidArgument, match="IMGVOL_SOCI_REFERRERS"):
         Config.from_environment({"IMGVOL_SOCI_REFERRERS": value}, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("500", 500.0), ("500k", 5e5), ("2M", 2e6), ("1.5m", 1.5e6), ("3G", 3e9)],
+)
+def test_rates_are_bytes_per_second(text, rate):
+    assert parse_rate(text) == rate
+    assert Config.from_environment({"IMGVOL_BACKGROUND_RATE": text}, 0).background_rate == rate
+
+
+@pytest.mark.parametrize("text", ["0", "0k", "-1", "fast", "1 M", "1MiB", "1e6", "", "\u0661"])
+def test_what_is_no_rate_is_refused(text):
+    with pytest.raises(InvalidArgument, match="not a rate"):
+        parse_rate(text)
+
+
+def test_without_a_rate_the_background_has_no_limit():
+    assert Config.from_environment({}, 0).background_rate is None

@@ -85,6 +85,7 @@ def encode_volume(volume: Volume) -> Document:
         "state": volume.state,
         "created_at": volume.created_at,
         "noexec": volume.noexec,
+        "patience": volume.patience,
         "layers": [encode_layer_status(layer) for layer in volume.layers],
     }
 

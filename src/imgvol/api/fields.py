@@ -1,15 +1,23 @@
 """What requests may carry: one declaration gives both the check and the OpenAPI schema."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import parse_qsl
 
 from imgvol.errors import InvalidArgument
 
 # No route takes more; a longer query is somebody's mistake.
 _QUERY_FIELDS = 32
+
+
+_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
+    "string": (str,),
+    "boolean": (bool,),
+    "number": (int, float),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +30,7 @@ class Field:
         description: For people, one sentence.
         required: Whether it must be there.
         default: What is taken when it is not.
+        maximum: Of a number, which is never less than 0.
         choices: The only values allowed, when there are any.
         example: For the document.
         is_path: Bytes in the file system's sense: text decoded with surrogateescape.
@@ -29,16 +38,21 @@ class Field:
 
     name: str
     description: str
-    kind: Literal["string", "boolean"] = "string"
+    kind: Literal["string", "boolean", "number"] = "string"
     required: bool = False
-    default: str | bool | None = None
+    default: str | bool | float | None = None
+    maximum: float | None = None
     choices: tuple[str, ...] = ()
-    example: str | bool | None = None
+    example: str | bool | float | None = None
     is_path: bool = False
 
     def schema(self) -> dict[str, object]:
         """JSON Schema of the value."""
         schema: dict[str, object] = {"type": self.kind}
+        if self.kind == "number":
+            schema["minimum"] = 0
+        if self.maximum is not None:
+            schema["maximum"] = self.maximum
         if self.choices:
             schema["enum"] = list(self.choices)
         if self.default is not None:
@@ -47,13 +61,23 @@ class Field:
             schema["minLength"] = 1
         return schema
 
-    def check(self, value: object) -> str | bool:
+    def check(self, value: object) -> str | bool | float:
         """Return the value, or raise InvalidArgument that says what would be right."""
-        if isinstance(value, bool) != (self.kind == "boolean") or not isinstance(value, str | bool):
+        if not isinstance(value, _TYPES[self.kind]) or (
+            isinstance(value, bool) and self.kind == "number"
+        ):
             raise InvalidArgument(f"{self.name} must be a {self.kind}", got=type(value).__name__)
+        assert isinstance(value, str | bool | int | float)
         if isinstance(value, str):
             self._check_text(value)
+        elif not isinstance(value, bool):
+            self._check_number(value)
         return value
+
+    def _check_number(self, value: float) -> None:
+        # NaN is in no range.
+        if not 0 <= value <= (math.inf if self.maximum is None else self.maximum):
+            raise InvalidArgument(f"{self.name} is out of range", got=value, maximum=self.maximum)
 
     def _check_text(self, value: str) -> None:
         if self.required and not value:
@@ -75,7 +99,7 @@ class Field:
 class Values:
     """Checked values of a request, with typed access by name."""
 
-    def __init__(self, values: Mapping[str, str | bool | None]) -> None:
+    def __init__(self, values: Mapping[str, str | bool | float | None]) -> None:
         self._values = values
 
     def text(self, name: str) -> str:
@@ -93,6 +117,12 @@ class Values:
     def flag(self, name: str) -> bool:
         """A boolean; False when it was not given."""
         return self._values[name] is True
+
+    def number(self, name: str) -> float:
+        """A number; 0 when it was not given."""
+        value = self._values[name]
+        assert value is None or isinstance(value, int | float)
+        return float(value or 0)
 
     def path(self, name: str) -> bytes:
         """A path, as bytes."""
@@ -143,7 +173,7 @@ def _checked(given: Mapping[str, object], fields: Sequence[Field], what: str) ->
                 hint=f"Known here: {', '.join(sorted(known)) or 'none'}.",
                 name=name,
             )
-    values: dict[str, str | bool | None] = {}
+    values: dict[str, str | bool | float | None] = {}
     for field in fields:
         if field.name in given:
             values[field.name] = field.check(given[field.name])

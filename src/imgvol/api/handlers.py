@@ -105,6 +105,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
             options=_options(values),
             noexec=values.flag("noexec"),
+            patience=values.number("patience"),
             readiness=Readiness.of(
                 lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
             ),

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from imgvol import limits
 from imgvol.api import handlers
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
@@ -110,6 +111,14 @@ _MOUNTING = (
         choices=("missing", "never", "always"),
     ),
     Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
+    Field(
+        name="patience",
+        kind="number",
+        description="Seconds that reads wait for a registry that has gone, unkillable, before they "
+        "fail. 0: they fail after a few tries.",
+        default=0,
+        maximum=limits.PATIENCE,
+    ),
     Field(
         name="lazy",
         description="`auto`: mount before everything is here, where layers allow it. "

@@ -103,6 +103,7 @@ _VOLUME = record(
         "state": _TEXT,
         "created_at": _SECONDS,
         "noexec": _FLAG,
+        "patience": {"type": "number", "description": "Seconds that reads wait for a registry."},
         "layers": array_of(reference("LayerStatus")),
     }
 )

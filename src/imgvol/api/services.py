@@ -77,6 +77,7 @@ class Volumes(Protocol):
         pull: PullPolicy,
         options: PullOptions,
         noexec: bool,
+        patience: float,
         readiness: Readiness,
         progress: PullProgress,
     ) -> Volume:

@@ -23,7 +23,7 @@ _SUN_PATH: Final = 108
 # While it pulls, the daemon says something every 5 s; a removal or an unmount may work for a while.
 SILENCE: Final = 120.0
 
-Parameters = Mapping[str, str | bool | None]
+Parameters = Mapping[str, str | bool | float | None]
 
 
 class NotRunning(DaemonUnavailable):

@@ -19,6 +19,7 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
+from imgvol.config import parse_rate
 from imgvol.errors import DaemonUnavailable
 
 _STOP_DEADLINE: Final = 30.0
@@ -44,6 +45,12 @@ _POLL: Final = 0.05
     help="Use SOCI indexes that only refer to an image: anyone who may push to its repository can "
     "add one. Off by default [IMGVOL_SOCI_REFERRERS].",
 )
+@click.option(
+    "--background-rate",
+    metavar="RATE",
+    help="How fast to fetch what nobody waits for of mounted images, all together, in bytes per "
+    "second: 500k, 2M. Unlimited by default [IMGVOL_BACKGROUND_RATE].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -59,6 +66,7 @@ def serve_command(
     *,
     idle_exit: float | None,
     soci_referrers: bool | None,
+    background_rate: str | None,
     ready_fd: int | None,
     log_level: str,
 ) -> int:
@@ -73,6 +81,8 @@ def serve_command(
     config = replace(session.config, idle_exit=idle_exit)
     if soci_referrers is not None:
         config = replace(config, soci_referrers=soci_referrers)
+    if background_rate is not None:
+        config = replace(config, background_rate=parse_rate(background_rate))
     return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))
 
 

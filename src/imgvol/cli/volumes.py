@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from imgvol import limits
 from imgvol.cli import pulling, text, units
 from imgvol.cli.completion_values import complete_volume
 from imgvol.cli.names import familiar, short_id
@@ -27,6 +28,7 @@ from imgvol.errors import ImgvolError
         "cd $(imgvol mount alpine:3.20)      # without DIR: the path of the view",
         "imgvol mount --noexec oci:./build:v1 /mnt",
         "imgvol mount --verify=full alpine:3.20 /mnt   # check every byte first",
+        "imgvol mount --on-outage=block alpine:3.20 /mnt   # wait for the registry",
         "imgvol unmount /mnt",
     ),
 )
@@ -58,6 +60,22 @@ from imgvol.errors import ImgvolError
     "every layer as a whole in the background. full: nothing is mounted before every byte of "
     "every layer has been checked.",
 )
+@click.option(
+    "--on-outage",
+    type=click.Choice(["eio", "block"]),
+    default="eio",
+    show_default=True,
+    help="What readers of missing parts get while the registry cannot be reached. eio: an error "
+    "after a few tries. block: they wait, and nothing can kill them meanwhile.",
+)
+@click.option(
+    "--outage-deadline",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, max=limits.PATIENCE),
+    default=limits.PATIENCE_DEFAULT,
+    show_default=True,
+    help="How long blocked readers wait before they get the error after all.",
+)
 @pulling.fetch_options
 @pulling.stats_option
 @json_option("Print the volume as JSON.")
@@ -74,6 +92,8 @@ def mount_command(
     lazy: str,
     wait: bool,
     verify: str,
+    on_outage: str,
+    outage_deadline: float,
     show_stats: bool,
     **options: Any,
 ) -> None:
@@ -89,6 +109,7 @@ def mount_command(
         "noexec": noexec or None,
         "lazy": "off" if wait or lazy == "off" else None,
         "verify": "full" if verify == "full" else None,
+        "patience": outage_deadline if on_outage == "block" else None,
         **pulling.fetching(**options),
     }
     event = pulling.follow(session, "/volumes", body, title=image)

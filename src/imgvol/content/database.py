@@ -95,6 +95,7 @@ CREATE TABLE volume (
     manifest    TEXT NOT NULL,      -- digest
     target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
     noexec      INTEGER NOT NULL,
+    patience    REAL NOT NULL,      -- seconds that readers wait for a registry that fails
     view_id     TEXT NOT NULL,      -- which view it shows: a chain ID, or an unverified chain's own
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells

@@ -74,10 +74,12 @@ class Fetcher(Protocol):
     Attributes:
         statistics: What it has done.
         failure: Why it cannot, if the latest try failed.
+        patience: Seconds that `ensure` goes on trying while the registry fails.
     """
 
     statistics: FetchStatistics
     failure: ImgvolError | None
+    patience: float
 
     @property
     def is_slow(self) -> bool:

@@ -12,7 +12,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -36,11 +36,25 @@ class Counted(Protocol):
 S = TypeVar("S", bound=Counted)
 P = ParamSpec("P")
 R = TypeVar("R")
+H = TypeVar("H", bound=Callable[..., Any])
 Handler = Callable[Concatenate[S, P], Coroutine[Any, Any, R]]
 
 
 def guarded(handler: Handler[S, P, R]) -> Handler[S, P, R]:
     """Wraps a handler: a deadline, counted, and nothing but FUSEError gets out."""
+    return _guard(handler, lambda *_: limits.HANDLER_DEADLINE)
+
+
+def guarded_for(allowed: Callable[..., float]) -> Callable[[H], H]:
+    """The same, with a deadline of its own for each request: seconds, from its arguments."""
+
+    def decorate(handler: H) -> H:
+        return cast("H", _guard(handler, allowed))
+
+    return decorate
+
+
+def _guard(handler: Handler[S, P, R], allowed: Callable[..., float]) -> Handler[S, P, R]:
     name = handler.__name__
 
     @functools.wraps(handler)
@@ -48,8 +62,9 @@ def guarded(handler: Handler[S, P, R]) -> Handler[S, P, R]:
         tally = operations.requests.of(name)
         result = Result.CANCELLED
         began = tally.begin()
+        seconds = allowed(operations, *args, **kwargs)
         try:
-            with trio.fail_after(limits.HANDLER_DEADLINE):
+            with trio.fail_after(seconds):
                 answer = await handler(operations, *args, **kwargs)
             result = Result.OK
             return answer
@@ -64,7 +79,7 @@ def guarded(handler: Handler[S, P, R]) -> Handler[S, P, R]:
             raise failure(exc.errno) from exc
         except trio.TooSlowError as exc:
             result = Result.LATE
-            log.error("%s: no answer within %g s", name, limits.HANDLER_DEADLINE)
+            log.error("%s: no answer within %g s", name, seconds)
             raise failure(errno.EIO) from exc
         except Exception as exc:  # the last fence before the kernel
             result = Result.DEFECT

@@ -20,8 +20,9 @@ from typing import Final, NoReturn, cast
 
 import pyfuse3
 
+from imgvol import limits
 from imgvol.content.layer import Layer
-from imgvol.fs.guard import failure, guarded
+from imgvol.fs.guard import failure, guarded, guarded_for
 from imgvol.images.views import OpenView, Views
 from imgvol.layers.index import NodeType
 from imgvol.tallies import RequestTallies
@@ -177,7 +178,13 @@ class Operations(pyfuse3.Operations):
             raise failure(errno.EROFS)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
-    @guarded
+    def _read_deadline(self, fh: int, *_: object) -> float:
+        meaning = decode(fh)
+        if isinstance(meaning, LayerInode):
+            return limits.HANDLER_DEADLINE + self._views.patience(meaning.layer_slot)
+        return limits.HANDLER_DEADLINE
+
+    @guarded_for(_read_deadline)
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end of the file, or an error."""
         store, node = self._layer_node(fh)

@@ -123,7 +123,8 @@ class OpenView:
         records: Of the layers, as they were opened: another image of the same chain ID may have
             other blobs.
         holders: Who uses it on our side.
-        publications: Volumes that show it in the filesystem's root.
+        patience: Of each volume that shows it in the filesystem's root: seconds that readers wait
+            for a registry that fails.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
     """
 
@@ -133,7 +134,7 @@ class OpenView:
     layers: tuple[Layer, ...]
     records: tuple[LayerRecord, ...]
     holders: int = 0
-    publications: int = 0
+    patience: list[float] = field(default_factory=list)
     kernel_references: int = 0
 
     @property
@@ -243,17 +244,46 @@ class Views:
         view.holders -= 1
         self._close_if_unused(view)
 
-    def publish(self, view: OpenView) -> None:
-        """Shows a view in the filesystem's root; counted. `withdraw` must follow."""
-        view.publications += 1
-        self._published[view.name] = view
+    def publish(self, view: OpenView, patience: float = 0.0) -> None:
+        """Shows a view in the filesystem's root; counted. `withdraw` must follow.
 
-    def withdraw(self, view: OpenView) -> None:
+        Args:
+            view: Which.
+            patience: Seconds that readers wait for a registry that fails. The kernel does not tell
+                through which volume a file is read, so the most patient one counts for all that
+                share a layer.
+        """
+        view.patience.append(patience)
+        self._published[view.name] = view
+        self._share_patience(view)
+
+    def withdraw(self, view: OpenView, patience: float = 0.0) -> None:
         """Ends one publication; with the last, the view leaves the filesystem's root."""
-        view.publications -= 1
-        if view.publications == 0:
+        view.patience.remove(patience)
+        self._share_patience(view)
+        if not view.patience:
             del self._published[view.name]
             self.on_withdrawn(view.name)
+
+    def _share_patience(self, view: OpenView) -> None:
+        for layer in view.layers:
+            if isinstance(layer, LazyLayerStore) and layer.fetcher is not None:
+                layer.fetcher.patience = max(
+                    (
+                        patience
+                        for other in self._by_slot.values()
+                        if layer in other.layers
+                        for patience in other.patience
+                    ),
+                    default=0.0,
+                )
+
+    def patience(self, layer_slot: int) -> float:
+        """Seconds that readers of an open layer wait for a registry that fails."""
+        layer = self.layer_by_slot(layer_slot)
+        if isinstance(layer, LazyLayerStore) and layer.fetcher is not None:
+            return layer.fetcher.patience
+        return 0.0
 
     def forget(self, view: OpenView, count: int) -> None:
         """The kernel has dropped so many references to the view's directories."""

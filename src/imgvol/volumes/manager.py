@@ -54,6 +54,7 @@ class Volume:
         state: "mounted", or "lost" when somebody else has unmounted the target.
         layers: How each layer is read, the bottom one first.
         created_at: Seconds since the epoch.
+        patience: Seconds that readers wait for a registry that fails, before they are told.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Volume:
     state: str
     created_at: float
     noexec: bool
+    patience: float
     layers: tuple[LayerStatus, ...]
 
 
@@ -118,6 +120,7 @@ class VolumeManager:
         pull: PullPolicy = "missing",
         options: PullOptions,
         noexec: bool = False,
+        patience: float = 0.0,
         readiness: Readiness = Readiness.LAZY,
         progress: PullProgress,
     ) -> Volume:
@@ -128,6 +131,8 @@ class VolumeManager:
             target: An empty directory, absolute and without symbolic links; None: the view only.
             sandbox: Whatever owns the volume.
             pull: When to fetch: if not here, never, or to look for a newer image every time.
+            patience: Seconds that readers wait for a registry that fails: until then they are
+                blocked, and cannot be killed. 0: they get EIO after a few tries.
             readiness: How much of the image has to be here, and checked, before it is mounted.
 
         Raises:
@@ -151,6 +156,7 @@ class VolumeManager:
                 manifest=record.manifest,
                 target=target,
                 noexec=noexec,
+                patience=patience,
                 view_id=record.view_id,
                 created_at=time.time(),
                 boot_id=self._boot_id,
@@ -282,7 +288,7 @@ class VolumeManager:
     async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
         """Opens the view, shows it, binds it. All or nothing."""
         view = await self._views.acquire(image, volume.view_id)
-        self._views.publish(view)
+        self._views.publish(view, volume.patience)
         try:
             if volume.target is not None:
                 source = os.path.join(bytes(self._views_directory), view.name)
@@ -290,7 +296,7 @@ class VolumeManager:
                     mounts.bind, source, os.fsencode(volume.target), volume.noexec
                 )
         except BaseException:
-            self._views.withdraw(view)
+            self._views.withdraw(view, volume.patience)
             self._views.release(view)
             raise
         self._volumes[volume.id] = _Mounted(volume, image, view)
@@ -306,7 +312,7 @@ class VolumeManager:
                 lazily,
             )
         del self._volumes[mounted.record.id]
-        self._views.withdraw(mounted.view)
+        self._views.withdraw(mounted.view, mounted.record.patience)
         self._views.release(mounted.view)
 
     def _refuse_without_root(self) -> None:
@@ -358,6 +364,7 @@ class VolumeManager:
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
             noexec=record.noexec,
+            patience=record.patience,
             layers=mounted.view.layer_statuses(),
         )
 

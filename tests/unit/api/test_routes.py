@@ -177,11 +177,19 @@ async def test_cancelling_a_pull_reaches_the_service(daemon):
 async def test_mount_wants_absolute_targets_and_passes_habits(daemon):
     with pytest.raises(InvalidArgument):
         await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "mnt"})
-    body = {"image": "a:1", "target": "/mnt", "pull": "never", "noexec": True, "sandbox": "s"}
+    body = {
+        "image": "a:1",
+        "target": "/mnt",
+        "pull": "never",
+        "noexec": True,
+        "sandbox": "s",
+        "patience": 7.5,
+    }
     events = await call(daemon, "POST", "/volumes", body=body)
     assert events[-1]["volume"]["path"] == "/mnt"
     asked = daemon.volumes.calls[-1]
     assert (asked["pull"], asked["noexec"], asked["sandbox"]) == ("never", True, "s")
+    assert asked["patience"] == 7.5
 
 
 @pytest.mark.parametrize(
@@ -276,6 +284,7 @@ def test_the_rooms_own_records_match_the_schemas():
         state="lost",
         created_at=1.5,
         noexec=False,
+        patience=0.0,
         layers=(
             LayerStatus(digest=one, format="SOCI", state="bad", size=9, present=4, reason="x"),
         ),

@@ -18,7 +18,7 @@ from imgvol.view.paths import resolve
 from support import images, members
 from support.records import image_record, layer_record
 from support.sources import MemorySource
-from support.spans import LAYER_TYPE, PlainTable, cut, index_of, use_plain_tables
+from support.spans import LAYER_TYPE, FakeFetcher, PlainTable, cut, index_of, use_plain_tables
 
 BLOB = bytes(range(250)) * 4
 
@@ -143,3 +143,31 @@ async def test_the_side_of_a_pull_that_failed_first_has_the_reason(tmp_path, mon
         resolved = await resolve_image(source, wanted_platform("linux/amd64"))
         with pytest.raises(StoreFull):
             await Puller(store).pull(source, resolved, "x", PullProgress())
+
+
+async def test_the_most_patient_volume_counts_for_all_that_share_a_layer(tmp_path, monkeypatch):
+    use_plain_tables(monkeypatch)
+    table = PlainTable(BLOB, cut(len(BLOB), 100))
+    index = index_of(members.file(b"all", len(BLOB), payload_offset=0))
+    async with open_store(tmp_path) as store:
+        base = replace(layer_record("x"), size=len(BLOB), is_complete=False, format="SOCI")
+        origin = Origin(argument="e.com/x:1", plain_http=False, insecure=False, ca_file=None)
+        base = await store.add_lazy_layer(base, LazyLayer(index, table), origin)
+
+        async def attach(layer, _record):
+            layer.fetcher = FakeFetcher()
+
+        views = Views(store, on_lazy_layer=attach)
+        async with views.hold(image_record([base])) as view:
+            assert views.patience(base.slot) == 0
+            views.publish(view, 0.0)
+            views.publish(view, 60.0)
+            views.publish(view, 300.0)
+            assert views.patience(base.slot) == 300
+            views.withdraw(view, 300.0)
+            assert views.patience(base.slot) == 60
+            views.withdraw(view, 60.0)
+            views.withdraw(view, 0.0)
+            assert views.patience(base.slot) == 0
+            assert views.published() == []
+        assert views.patience(base.slot) == 0, "nobody has it open"

@@ -57,7 +57,7 @@ class View:
     name: bytes
     layers: tuple = ()
     holders: int = 0
-    publications: int = 0
+    patience: list[float] = field(default_factory=list)
 
     def layer_statuses(self):
         return self.layers
@@ -79,15 +79,15 @@ class Views:
     def release(self, view):
         view.holders -= 1
 
-    def publish(self, view):
-        view.publications += 1
+    def publish(self, view, patience):
+        view.patience.append(patience)
 
-    def withdraw(self, view):
-        view.publications -= 1
+    def withdraw(self, view, patience):
+        view.patience.remove(patience)
 
     @property
     def uses(self) -> list[int]:
-        return [n for v in self.open.values() for n in (v.holders, v.publications)]
+        return [n for v in self.open.values() for n in (v.holders, len(v.patience))]
 
 
 class Records:
@@ -193,6 +193,7 @@ def row(house: House, target: str | None = "/mnt", **changes) -> VolumeRecord:
         manifest=IMAGE.manifest,
         target=target,
         noexec=False,
+        patience=0.0,
         view_id=IMAGE.view_id,
         created_at=1.0,
         boot_id=manager.BOOT_ID.read_text().strip(),

@@ -11,7 +11,11 @@ from imgvol.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
-    """A view bound for a sandbox."""
+    """A view bound for a sandbox.
+
+    Attributes:
+        patience: Seconds that its readers wait for a registry that fails, before they are told.
+    """
 
     id: str
     sandbox: str
@@ -19,6 +23,7 @@ class VolumeRecord:
     manifest: Digest
     target: str | None
     noexec: bool
+    patience: float
     view_id: Digest
     created_at: float
     boot_id: str
@@ -47,7 +52,7 @@ class VolumeTable(Table):
             if not db.execute("SELECT 1 FROM image WHERE manifest = ?", [manifest]).fetchone():
                 raise NotFound("image was removed while it was being mounted", image=volume.image)
             db.execute(
-                "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     volume.id,
                     volume.sandbox,
@@ -55,6 +60,7 @@ class VolumeTable(Table):
                     manifest,
                     volume.target,
                     volume.noexec,
+                    volume.patience,
                     str(volume.view_id),
                     volume.created_at,
                     volume.boot_id,
@@ -71,12 +77,14 @@ class VolumeTable(Table):
 
 
 _SELECT_VOLUME: Final = (
-    "SELECT id, sandbox, image, manifest, target, noexec, view_id, created_at, boot_id FROM volume"
+    "SELECT id, sandbox, image, manifest, target, noexec, patience, view_id, created_at, boot_id"
+    " FROM volume"
 )
 
 
 def _volume_from(row: Row) -> VolumeRecord:
-    volume_id, sandbox, image, manifest, target, noexec, view_id, created_at, boot_id = row
+    volume_id, sandbox, image, manifest, target, noexec, patience = row[:7]
+    view_id, created_at, boot_id = row[7:]
     return VolumeRecord(
         id=volume_id,
         sandbox=sandbox,
@@ -84,6 +92,7 @@ def _volume_from(row: Row) -> VolumeRecord:
         manifest=Digest.parse(manifest),
         target=target,
         noexec=bool(noexec),
+        patience=patience,
         view_id=Digest.parse(view_id),
         created_at=created_at,
         boot_id=boot_id,

@@ -25,19 +25,23 @@ class Config:
         is_system: Whether the daemon may make mounts itself (it runs as root).
         idle_exit: Seconds without volumes, pulls or requests after which the daemon leaves;
             None: never.
+        soci_referrers: Whether SOCI indexes may be used that only refer to an image. Nothing pins
+            them: anyone who may push to the image's repository can add one.
     """
 
     root: Path
     run: Path
     is_system: bool
     idle_exit: float | None = None
+    soci_referrers: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
         """The defaults for a user: the system's for root, XDG's for anybody else.
 
         Raises:
-            InvalidArgument: No home directory is known, so there is no place for the store.
+            InvalidArgument: No home directory is known, so there is no place for the store; or a
+                variable has a value that it cannot have.
         """
         if uid == 0:
             config = cls(root=SYSTEM_ROOT, run=SYSTEM_RUN, is_system=True)
@@ -51,6 +55,7 @@ class Config:
                 )
             runtime = environ.get("XDG_RUNTIME_DIR") or f"{data}/imgvol/run"
             config = cls(root=Path(data) / "imgvol", run=Path(runtime) / "imgvol", is_system=False)
+        config = replace(config, soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"))
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 
     def with_directories(self, root: str | None, run: str | None) -> Self:
@@ -75,3 +80,11 @@ class Config:
     def log(self) -> Path:
         """Where a daemon that was started on demand writes its log."""
         return self.root / "daemon.log"
+
+
+def _switch(environ: Mapping[str, str], name: str) -> bool:
+    """What a variable that is 1 or 0 says; off when it is not set."""
+    value = environ.get(name) or "0"
+    if value not in {"0", "1"}:
+        raise InvalidArgument(f"{name} is neither 0 nor 1", value=value)
+    return value == "1"

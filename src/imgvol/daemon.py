@@ -30,7 +30,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
-from imgvol.images.fetching import FetchEngine, open_fetch_engine
+from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
@@ -90,7 +90,7 @@ class _Daemon:
             stack.callback(os.close, lock)
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
-            images = ImageService(store, views)
+            images = ImageService(store, views, soci_referrers=config.soci_referrers)
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
@@ -138,7 +138,8 @@ class _Daemon:
         lazy_layers = LazyLayers(store, engine, nursery)
         views.on_lazy_layer = lazy_layers.attach
         views.on_lazy_layer_closed = lazy_layers.detach
-        images.call_on_completed(lazy_layers.adopt)
+        views.closing_of = lazy_layers.closing_of
+        images.call_to_adopt(lazy_layers.adopt)
         return engine, lazy_layers
 
     async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:

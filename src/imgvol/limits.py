@@ -121,26 +121,51 @@ TOKEN_LIFETIME: Final = 60.0
 TOKEN_LONGEST_LIFETIME: Final = 86_400.0
 # All WWW-Authenticate headers of an answer; real ones have a few hundred bytes.
 CHALLENGE_SIZE: Final = 8 * KIB
+# Other places of one blob that are tried: those who name any name one or two.
+FOREIGN_URLS: Final = 8
 # Signed URLs of object stores reach about 2 KiB.
 LOCATION_LENGTH: Final = 16 * KIB
 # What an error message repeats of a registry's own words.
 REMOTE_TEXT_LENGTH: Final = 200
+# Pages of one list of referrers. Images have tens of referrers, signatures and SBOMs included, and
+# one page may have INDEX_MANIFESTS.
+REFERRER_PAGES: Final = 16
 # An idle connection is closed after this; servers commonly give up after 60 to 120 seconds.
 IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.
 DOCUMENT_THREADS: Final = 8
 
 # --- lazy layers -------------------------------------------------------------------------------
-# A range that is asked for by itself: less costs a round trip for next to nothing.
-FETCH_SMALLEST: Final = 128 * KIB
-# One range at most: what is on its way for one reader delays the next.
+# What a small range is amplified to while nothing is known of its line.
+FETCH_SMALLEST: Final = 32 * KIB
+# One range for a reader at most: what is on its way for one delays the next.
 FETCH_LARGEST: Final = 4 * MIB
+# One range for the background: it can be ended at any byte, and what has come is kept.
+FETCH_WINDOW: Final = 8 * MIB
 # Bytes that nobody needs and that are fetched all the same rather than ask twice.
 FETCH_GAP: Final = 64 * KIB
-# Ranges received at once, of all layers.
-FETCH_AT_ONCE: Final = 8
+# What may have been taken along in vain: so much of a layer in any case, and this share of what its
+# readers wanted.
+FETCH_ALONG_FREE: Final = 1 * MIB
+FETCH_ALONG_SHARE: Final = 0.25
+# Ranges received at once, of all layers, and at one registry: as many as a browser has.
+FETCH_AT_ONCE: Final = 12
+FETCH_PER_HOST: Final = 6
+# The latest flights tell what a line is like; those that brought more than this, how wide it is.
+LINE_SAMPLES: Final = 8
+# Until then: a home's line to a registry on the same continent.
+LINE_ROUND_TRIP: Final = 0.05
+LINE_BANDWIDTH: Final = 10 * MIB
+LINE_MEASURABLE: Final = 64 * KIB
+# Ahead of a sequential reader: at first, and at most; flights at once; files that are followed.
+READAHEAD_FIRST: Final = 512 * KIB
+READAHEAD_LARGEST: Final = 8 * MIB
+READAHEAD_FLIGHTS: Final = 2
+READAHEAD_FILES: Final = 64
 # After a registry failed, readers fail at once for so long.
 FETCH_FAILURE_REST: Final = 1.0
+# Readers who wait for a registry to come back try again at least so often.
+FETCH_BLOCKED_PAUSE: Final = 8.0
 # A line that brings nothing for so long has stalled: soon enough for another try within a read's
 # deadline.
 FETCH_STALL: Final = 8.0
@@ -168,6 +193,11 @@ HANDLER_DEADLINE: Final = 30.0
 # pyfuse3 worker tasks: about 9 KiB resident each; slow reads must not starve lookups.
 FUSE_TASKS: Final = 4096
 READAHEAD_KIB: Final = 1024
+# While files come over a line of less than this many bytes a second: what the kernel starts with.
+READAHEAD_SLOW_KIB: Final = 128
+FAST_LINE: Final = 30 * MIB
+# Seconds between looks at whether that has changed.
+READAHEAD_CHECK: Final = 1.0
 
 # --- control API
 # ------------------------------------------------------------------------------------

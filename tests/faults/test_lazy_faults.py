@@ -21,8 +21,15 @@ WINDOW = 4 * MIB
 CRAWL = 20_000
 # Shorter waits than those of a daemon that people use; the deadline of a read among them.
 DEADLINE = 2.0
-QUICK = {"FETCH_RETRY": 0.5, "FETCH_QUIET": 0.2, "FETCH_FLUSH": 0.2, "HANDLER_DEADLINE": DEADLINE}
-OUTAGE = ["read: ", "waits to be completed"]
+QUICK = {
+    "FETCH_RETRY": 0.5,
+    "FETCH_QUIET": 0.2,
+    "FETCH_FLUSH": 0.2,
+    "HANDLER_DEADLINE": DEADLINE,
+    # The kernel reads ahead as far over every line, so that two runs ask for the same.
+    "READAHEAD_KIB": 128,
+}
+OUTAGE = ["its registry fails", "read: no answer within"]
 
 
 @pytest.fixture
@@ -40,8 +47,8 @@ def quick(short_path):
     assert imgvol.unexpected_log() == []
 
 
-def check_reads(agent, reads, readers=20):
-    """Asks all at once, as many readers."""
+def check_reads(agent, reads, *, readers=20):
+    """Asks all at once."""
     reads, wanted = zip(*reads, strict=True)
     found = agent.ask("read_together", reads=reads, readers=readers, deadline=60)
     wrong = [(read, f) for read, w, f in zip(reads, wanted, found, strict=True) if f != w]
@@ -111,7 +118,7 @@ def test_reads_are_right_whatever_the_line_does(patient, agent, proxy, elsewhere
         proxy.refuse(503, times=1),
         proxy.refuse(429, times=1, Retry_After="1"),
         elsewhere.stall_after(1000, times=1),
-        elsewhere.reset_after(300_000, times=1),
+        elsewhere.reset_after(100_000, times=1),
         proxy.reset_after(0, times=1),
         *(line.reset_after(20_000, times=1) for line in (proxy, elsewhere)),
         *(line.truncate_after(30_000, times=1) for line in (proxy, elsewhere)),
@@ -130,7 +137,7 @@ def test_reads_are_right_whatever_the_line_does(patient, agent, proxy, elsewhere
 
 @every_format
 def test_wrong_bytes_are_errors_and_never_shown(patient, agent, proxy, lazy_image):
-    patient.expected_log += OUTAGE
+    patient.expected_log += [*OUTAGE, "read: "]
     line = proxy.throttle(8_000_000)
     target = patient.target("mnt")
     patient.run("mount", proxy.reference(lazy_image.name), target)
@@ -231,13 +238,14 @@ def test_daemon_starts_and_serves_what_it_has_without_its_registry(quick, agent,
 def test_killed_daemon_fetches_nothing_again(quick, agent, proxy, lazy_image):
     held, target = mount_held(quick, proxy, lazy_image)
     here = list(lazy_image.random_reads(target, 10, 60, below="usr/lib"))
-    check_reads(agent, here)
+    # One reader: the kernel's readahead then asks for the same both times.
+    check_reads(agent, here, readers=1)
     before = agent.ask("stat_tree", path=target)
     lazy = quick.root / "lazy" / lazy_image.hex
     wait_saved(lazy)
     kill(quick)
     quick.start()
-    check_reads(agent, here)
+    check_reads(agent, here, readers=1)
     # The background fetches the holes between; readers have waited for nothing.
     (volume,) = quick.json("ps")
     assert [layer["needed"] for layer in volume["layers"]] == [0]

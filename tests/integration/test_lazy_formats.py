@@ -2,8 +2,8 @@
 
 import pytest
 
-from imgvol.errors import DigestMismatch, InvalidLayer, Unsupported
-from imgvol.layers.lazy.locate import Format
+from imgvol.errors import DigestMismatch, InvalidLayer
+from imgvol.layers.lazy.locate import ExternalToc, Format
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import LazyLayer
 from support.lazy import (
@@ -14,7 +14,7 @@ from support.lazy import (
     open_lazy,
     rich_archive,
 )
-from support.peers import PeerLayer, podman_layer, stargz_layer
+from support.peers import PeerLayer, external_stargz_layer, podman_layer, stargz_layer
 from support.tars import END, member, pax
 
 pytestmark = pytest.mark.servers
@@ -30,7 +30,7 @@ def check(layer: PeerLayer, format_: Format) -> LazyLayer:
     found = locate(layer.blob, layer.annotations)
     assert found is not None
     assert found.format is format_
-    lazy = open_lazy(layer.blob, layer.annotations)
+    lazy = open_lazy(layer.blob, layer.annotations, layer.toc)
     expected = describe_tar(decompress(layer.blob))
     actual = describe_lazy(lazy, layer.blob)
     assert actual.keys() == expected.keys()
@@ -99,10 +99,13 @@ def test_estargz_rounds_times_to_seconds_and_nothing_else_differs(tmp_path):
         assert rest == wanted_rest
 
 
-def test_external_table_of_contents_is_recognised_and_refused(archive, tmp_path):
-    layer = stargz_layer(tmp_path, archive, "-format=external")
-    with pytest.raises(Unsupported, match="another image"):
-        open_lazy(layer.blob, layer.annotations)
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_stargz_layer_with_external_table_of_contents_equals_its_tar(flags, archive, tmp_path):
+    layer = external_stargz_layer(tmp_path, archive, *flags)
+    assert isinstance(locate(layer.blob, layer.annotations), ExternalToc)
+    check(layer, Format.ESTARGZ)
+    if "-lossless" in flags:
+        assert decompress(layer.blob) == archive
 
 
 @pytest.mark.parametrize("name", FORMATS)

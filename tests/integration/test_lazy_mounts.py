@@ -6,7 +6,7 @@ import pytest
 
 from support.daemon import running_daemon
 from support.images import sha256
-from support.programs import wait_until
+from support.programs import require_fuse, wait_until
 
 pytestmark = pytest.mark.servers
 
@@ -19,6 +19,14 @@ CRAWL = 20_000
 def only(format_):
     """One format is enough where the engine is looked at."""
     return pytest.mark.parametrize("lazy_image", [format_], indirect=True)
+
+
+@pytest.fixture
+def steady(short_path):
+    """A daemon whose kernel reads ahead as far over every line."""
+    require_fuse()
+    with running_daemon(short_path, READAHEAD_KIB=128) as imgvol:
+        yield imgvol
 
 
 def mount_held(daemon, proxy, image):
@@ -153,6 +161,25 @@ def test_mount_without_laziness_has_everything_when_it_returns(daemon, agent, pr
     check_all(agent, lazy_image, target)
 
 
+def test_full_verification_precedes_the_mount(daemon, agent, proxy, lazy_image):
+    reference, target = proxy.reference(lazy_image.name), daemon.target("mnt")
+    daemon.run("mount", "--verify=full", reference, target)
+    assert lazy_image.is_complete(daemon)
+    proxy.down()
+    check_all(agent, lazy_image, target)
+
+
+@only("podman")
+def test_full_verification_completes_what_is_mounted_lazily(daemon, agent, proxy, lazy_image):
+    held, _ = mount_held(daemon, proxy, lazy_image)
+    held.lift()
+    second = daemon.target("second")
+    daemon.run("mount", "--verify=full", proxy.reference(lazy_image.name), second)
+    assert lazy_image.is_complete(daemon)
+    (volume,) = [v for v in daemon.json("ps") if v["path"] == str(second)]
+    assert [layer["state"] for layer in volume["layers"]] == ["complete"]
+
+
 def test_attributes_do_not_depend_on_how_the_layer_came(short_path, agent, proxy, lazy_image):
     trees = {}
     for name in ("lazy", "whole"):
@@ -173,20 +200,20 @@ def test_attributes_do_not_depend_on_how_the_layer_came(short_path, agent, proxy
 
 
 @only("podman")
-def test_spans_that_are_here_serve_the_next_mount(daemon, agent, proxy, lazy_image):
-    _, target = mount_held(daemon, proxy, lazy_image)
+def test_spans_that_are_here_serve_the_next_mount(steady, agent, proxy, lazy_image):
+    _, target = mount_held(steady, proxy, lazy_image)
     reference = proxy.reference(lazy_image.name)
     # One reader: the kernel's readahead then asks for the same both times.
     check_together(agent, lazy_image, target, seed=4, below="usr/lib", readers=1)
-    (volume,) = daemon.json("ps")
+    (volume,) = steady.json("ps")
     assert all(layer["needed"] for layer in volume["layers"])
-    daemon.run("unmount", target)
-    daemon.run("mount", reference, target)
+    steady.run("unmount", target)
+    steady.run("mount", reference, target)
     check_together(agent, lazy_image, target, seed=4, below="usr/lib", readers=1)
     # The background fetches the holes between; readers have waited for nothing.
-    (volume,) = daemon.json("ps")
+    (volume,) = steady.json("ps")
     assert [layer["needed"] for layer in volume["layers"]] == [0]
-    assert not lazy_image.is_complete(daemon)
+    assert not lazy_image.is_complete(steady)
 
 
 @only("estargz")

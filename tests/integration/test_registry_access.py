@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -699,6 +700,55 @@ async def test_client_certificate_is_shown(authority, ca_file, image, tmp_path):
         assert "client certificate" in raised.value.hint
 
 
+async def test_client_certificate_is_not_shown_to_others(authority, ca_file, image, tmp_path):
+    certificate = authority.issue_cert("client@example.com")
+    pem = tmp_path / "client.pem"
+    certificate.private_key_and_cert_chain_pem.write_to_path(pem)
+    demanding = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.2").configure_cert(demanding)
+    authority.configure_trust(demanding)
+    demanding.verify_mode = ssl.CERT_REQUIRED
+    options = RegistryOptions(ca_file=ca_file, client_cert=(pem, pem))
+    with tls_server(authority) as server, ScriptedServer("127.0.0.2", tls=demanding) as other:
+        other.on("GET", "/x", serve(image.layer))
+        descriptor = replace(image.layer_descriptor, urls=(f"{other.url}/x",))
+        async with client_of(server, options=options) as client:
+            with pytest.raises(RemoteError) as raised:
+                await read_blob(client, server, descriptor)
+        assert "client certificate" in raised.value.hint
+        assert other.seen == []
+
+
+async def test_others_are_checked_however_little_the_registry_is(authority, image):
+    with (
+        tls_server(authority) as server,
+        tls_server(authority, "127.0.0.2", "127.0.0.2") as other,
+    ):
+        other.on("GET", "/x", serve(image.layer))
+        descriptor = replace(image.layer_descriptor, urls=(f"{other.url}/x",))
+        async with client_of(server, options=RegistryOptions(insecure=True)) as client:
+            with pytest.raises(RemoteError, match="not trusted"):
+                await read_blob(client, server, descriptor)
+        assert len(server.seen) == 1
+
+
+async def test_blob_from_another_server_over_tls(authority, ca_file, image):
+    with (
+        tls_server(authority) as server,
+        tls_server(authority, "127.0.0.2", "127.0.0.2") as other,
+        ScriptedServer() as plain,
+    ):
+        other.on("GET", "/x", redirect(f"{plain.url}/x"))
+        other.on("GET", "/y", serve(image.layer))
+        urls = (f"{plain.url}/x", f"{other.url}/x", f"{other.url}/y")
+        descriptor = replace(image.layer_descriptor, urls=urls)
+        async with client_of(server, options=RegistryOptions(ca_file=ca_file)) as client:
+            assert await read_blob(client, server, descriptor) == image.layer
+        # Not without TLS: neither at once nor after a redirect.
+        assert plain.seen == []
+        assert [seen.path for seen in other.seen] == ["/x", "/y"]
+
+
 async def test_https_is_not_redirected_to_http(authority, ca_file, image):
     with tls_server(authority) as server, ScriptedServer("127.0.0.2") as other:
         server.on("GET", image.layer_path, redirect(f"{other.url}/data"))
@@ -832,20 +882,25 @@ async def test_helper_that_hangs_does_not_hold_a_cancelled_caller(server, image)
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "10.0.0.1", "169.254.169.254"])
-@pytest.mark.parametrize("way", ["realm", "redirect"])
+@pytest.mark.parametrize("way", ["realm", "redirect", "url"])
 async def test_name_that_resolves_to_an_address_inside(names, image, inside, way):
     """The registry is somewhere outside, behind the proxy; what it names is on our side of it."""
     names["inside.example.com"] = [[inside]]
     with ScriptedServer() as proxy, ScriptedServer() as victim:
         url = f"http://inside.example.com:{victim.port}/secret"
-        step = redirect(url) if way == "redirect" else demand_token(url, [], respond(200))
+        step, fired = {
+            "realm": (demand_token(url, [], respond(200)), ["401"]),
+            "redirect": (redirect(url), ["redirect"]),
+            "url": (respond(404, fault="missing"), ["missing"]),
+        }[way]
+        descriptor = replace(image.layer_descriptor, urls=(url,))
         proxy.on("GET", image.layer_path, step)
         outside = Named(proxy)
         environ = {"http_proxy": proxy.url, "no_proxy": "inside.example.com"}
         async with client_of(outside, options=PLAIN, environ=environ, credentials=LOGIN) as client:
             with pytest.raises(ProtocolError, match="no business with"):
-                await read_blob(client, outside, image.layer_descriptor)
-        assert proxy.fired == ["redirect" if way == "redirect" else "401"]
+                await read_blob(client, outside, descriptor)
+        assert proxy.fired == fired
         assert victim.connections == 0
 
 

@@ -19,7 +19,8 @@ from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
-from imgvol.images.fetching import EngineStatistics, Landing, Purpose
+from imgvol.images.fetch.engine import EngineStatistics
+from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.service import PullStatistics
@@ -51,6 +52,7 @@ def make_layer(number: int, size: int = 1_000_000) -> SimpleNamespace:
         entries=100 + number,
         format="tar",
         is_complete=True,
+        fault=None,
     )
 
 

@@ -28,12 +28,14 @@ class Imgvol:
         base: The parent of everything, open to other users; a place for targets.
         expected_log: Patterns of lines above INFO that a test provokes in the daemon's log.
         limits: Values that the daemon shall have in `imgvol.limits` instead of its own.
+        options: Of `imgvol serve`.
         prelude: Python statements that it shall run before its own.
     """
 
     base: Path
     expected_log: list[str] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
     prelude: str = "pass"
     process: subprocess.Popen | None = None
 
@@ -58,7 +60,8 @@ class Imgvol:
         changes = [f"limits.{name} = {value!r}" for name, value in self.limits.items()]
         start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
         program = "; ".join([self.prelude, "from imgvol import limits", *changes, start])
-        return [sys.executable, "-c", program, *self.command[len(COMMAND) :], "serve"]
+        directories = self.command[len(COMMAND) :]
+        return [sys.executable, "-c", program, *directories, "serve", *self.options]
 
     def target(self, name: str) -> str:
         """A new empty directory to mount at."""
@@ -127,9 +130,9 @@ class Imgvol:
 
 
 @contextlib.contextmanager
-def running_daemon(base: Path) -> Iterator[Imgvol]:
+def running_daemon(base: Path, *options: str, **limits: float) -> Iterator[Imgvol]:
     """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
-    imgvol = Imgvol(base)
+    imgvol = Imgvol(base, options=options, limits=limits)
     imgvol.start()
     try:
         yield imgvol

@@ -187,6 +187,7 @@ class Layer:
         self.size = len(self.blob)
         self.media_type = f"{OCI}.layer.v1.tar{SUFFIX[compression]}"
         self.annotations: dict[str, str] = {}
+        self.urls: tuple[str, ...] = ()
 
     def recompressed(self, compression: str) -> "Layer":
         return Layer(self.tar, compression)
@@ -225,6 +226,7 @@ class Image:
                         "mediaType": layer.media_type,
                         "digest": layer.digest,
                         "size": layer.size,
+                        **({"urls": layer.urls} if layer.urls else {}),
                         **({"annotations": layer.annotations} if layer.annotations else {}),
                     }
                     for layer in self.layers

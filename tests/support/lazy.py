@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import iter_decoded
 from imgvol.layers.index import ROOT, WHITEOUT, Extent, LayerIndex
-from imgvol.layers.lazy.locate import NeedTail, TocRange, find_toc, open_layer
+from imgvol.layers.lazy.locate import ExternalToc, NeedTail, Toc, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.reserved import is_reserved
 from imgvol.layers.lazy.spans import LazyLayer, SpanTable
 from imgvol.layers.tar import TarParser
 
 
-def locate(blob: bytes, annotations: Mapping[str, str]) -> TocRange | None:
+def locate(blob: bytes, annotations: Mapping[str, str]) -> Toc | None:
     """Asks for the table of contents, and for the end of the blob only when told to."""
     found = find_toc(annotations, len(blob))
     if isinstance(found, NeedTail):
@@ -23,10 +23,16 @@ def locate(blob: bytes, annotations: Mapping[str, str]) -> TocRange | None:
     return found
 
 
-def open_lazy(blob: bytes, annotations: Mapping[str, str]) -> LazyLayer:
+def open_lazy(
+    blob: bytes, annotations: Mapping[str, str], external: bytes | None = None
+) -> LazyLayer:
+    """Opens a layer; `external` is the layer of another image with its table of contents."""
     found = locate(blob, annotations)
-    assert found is not None
-    return open_layer(found, blob[found.start : found.end])
+    if isinstance(found, TocRange):
+        return open_layer(found, blob[found.start : found.end])
+    assert isinstance(found, ExternalToc)
+    assert external is not None
+    return open_layer(found, external)
 
 
 def reader(table: SpanTable, blob: bytes) -> Callable[[Extent], bytes]:

@@ -25,7 +25,7 @@ from support.images import (
     write_layout,
 )
 from support.lazy import decompress
-from support.peers import PeerLayer, podman_layer, stargz_layer
+from support.peers import PeerLayer, external_stargz_layer, podman_layer, stargz_layer
 from support.registry import Registry
 from support.toc_blobs import legacy_footer, skippable
 
@@ -102,12 +102,21 @@ class LazyImages:
             span = int(format_.removeprefix("soci-").removesuffix("MiB")) << 20
             put_soci_image(self.registry, name, layer, span)
         else:
-            layer = lazy_layer(where, tar_bytes(entries), format_)
-            layout = write_layout(where / "image", {"x": Image([layer])})
-            push(layout, "x", self.registry.reference(f"{name}:1"))
+            layer = self._push(where, tar_bytes(entries), format_, name)
         files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
         files["usr/lib/link"] = files["usr/lib/large"]
         return LazyImage(f"{name}:1", layer, files)
+
+    def _push(self, where: Path, archive: bytes, format_: str, name: str) -> Layer:
+        if format_ == "external":
+            layer, beside = external_layers(where, archive)
+            layout = write_layout(where / "beside", {"x": Image([beside])})
+            push(layout, "x", self.registry.reference(f"{name}:1-esgztoc"))
+        else:
+            layer = lazy_layer(where, archive, format_)
+        layout = write_layout(where / "image", {"x": Image([layer])})
+        push(layout, "x", self.registry.reference(f"{name}:1"))
+        return layer
 
 
 def lazy_layer(where: Path, archive: bytes, format_: str) -> Layer:
@@ -155,6 +164,15 @@ def put_soci_image(
     image = Image([layer], annotations={soci.INDEX_DIGEST: sha256(index)})
     blobs = (ztoc, b"{}", layer.blob, image.config_bytes())
     registry.put(name, {"soci": index, "1": image.manifest_bytes()}, blobs)
+
+
+def external_layers(where: Path, archive: bytes) -> tuple[Layer, Layer]:
+    """An eStargz layer, and the layer of another image with its table of contents."""
+    made = external_stargz_layer(where, archive, f"-chunk-size={CHUNK}")
+    assert made.toc is not None
+    layer = as_layer(made, "gzip")
+    owner = {"containerd.io/snapshot/stargz/layer.digest": layer.digest}
+    return layer, as_layer(PeerLayer(made.toc, owner), "gzip")
 
 
 def as_layer(made: PeerLayer, compression: str) -> Layer:

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,15 @@ from support.programs import require, run
 
 @dataclass(frozen=True)
 class PeerLayer:
-    """A layer as a registry would have it: the blob, and what its descriptor says of it."""
+    """A layer as a registry would have it: the blob, and what its descriptor says of it.
+
+    Attributes:
+        toc: The layer of another image with its table of contents, if that is where it is.
+    """
 
     blob: bytes
     annotations: dict[str, str]
+    toc: bytes | None = None
 
 
 def require_peer(name: str) -> Path:
@@ -35,6 +40,13 @@ def stargz_layer(directory: Path, archive: bytes, *flags: str) -> PeerLayer:
     source.write_bytes(archive)
     report = json.loads(run(program, *flags, source, output).stdout)
     return PeerLayer(output.read_bytes(), report["annotations"])
+
+
+def external_stargz_layer(directory: Path, archive: bytes, *flags: str) -> PeerLayer:
+    """The same with the table of contents in another image."""
+    toc = directory / "toc"
+    layer = stargz_layer(directory, archive, "-format=external", f"-toc={toc}", *flags)
+    return replace(layer, toc=toc.read_bytes())
 
 
 def podman_layer(directory: Path, archive: bytes) -> PeerLayer:

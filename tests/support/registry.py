@@ -11,16 +11,15 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import ProxyHandler, Request, build_opener
 
 from support.programs import free_port, stop, wait_until
 
 USERNAME = "tester"
 PASSWORD = "correct horse"
-_BYTES = "application/octet-stream"
+
 # The registry reads bcrypt only, which the standard library does not write.
 HTPASSWD = "tester:$2y$05$abcdefghijklmnopqrstuuHNbAKRhpaujgo33bRWs.NLUTJO3lOy2\n"
 
@@ -40,23 +39,28 @@ class Registry:
         encoded = digest.partition(":")[2]
         return self.root / "docker/registry/v2/blobs/sha256" / encoded[:2] / encoded / "data"
 
+    def put_blob(self, repository: str, data: bytes) -> None:
+        """Uploads a blob."""
+        begun = self._send("POST", f"http://{self.host}/v2/{repository}/blobs/uploads/", b"")
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        location = begun.headers["Location"]
+        self._send("PUT", f"{location}{'&' if '?' in location else '?'}digest={digest}", data)
+
+    def put_manifest(self, repository: str, name: str, data: bytes, media_type: str) -> None:
+        """Uploads a manifest or an index, under a tag or its digest."""
+        url = f"http://{self.host}/v2/{repository}/manifests/{name}"
+        self._send("PUT", url, data, media_type)
+
     def put(self, name: str, manifests: Mapping[str, bytes], blobs: Iterable[bytes]) -> None:
         """Stores blobs, then manifests by tag, as they are: for what skopeo does not copy."""
         for blob in blobs:
-            answer = self._send("POST", f"/v2/{name}/blobs/uploads/", b"")
-            place = answer.headers["Location"].removeprefix(f"http://{self.host}")
-            digest = f"sha256:{hashlib.sha256(blob).hexdigest()}"
-            self._send("PUT", f"{place}&digest={digest}", blob)
+            self.put_blob(name, blob)
         for tag, manifest in manifests.items():
-            self._send("PUT", f"/v2/{name}/manifests/{tag}", manifest)
+            self.put_manifest(name, tag, manifest, json.loads(manifest)["mediaType"])
 
-    def _send(self, method: str, path: str, body: bytes) -> HTTPResponse:
-        with contextlib.closing(HTTPConnection(self.host, timeout=60)) as connection:
-            kind = json.loads(body)["mediaType"] if "/manifests/" in path else _BYTES
-            connection.request(method, path, body, {"Content-Type": kind})
-            answer = connection.getresponse()
-            said = answer.read()
-            assert 200 <= answer.status < 300, (method, path, answer.status, said)
+    def _send(self, method: str, url: str, data: bytes, kind: str = "application/octet-stream"):
+        request = Request(url, data, {"Content-Type": kind}, method=method)
+        with build_opener(ProxyHandler({})).open(request, timeout=20) as answer:
             return answer
 
     def requests(self) -> list[str]:
@@ -113,6 +117,8 @@ def _start(directory, port, *, with_password, certificate):
             "filesystem": {"rootdirectory": str(directory / "data")},
             "delete": {"enabled": True},
         },
+        # Layers that are not here, but where their `urls` say.
+        "validation": {"manifests": {"urls": {"allow": ["^https?://"]}}},
         "http": {"addr": f"127.0.0.1:{port}", "secret": "one registry only"},
     }
     if certificate:

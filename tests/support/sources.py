@@ -1,7 +1,9 @@
 """A source whose image is in memory, with the faults that a test asks for."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import trio
 
 from imgvol.errors import NotFound, RegistryUnavailable
 from imgvol.oci.descriptor import Descriptor
@@ -34,13 +36,22 @@ class MemoryReader:
 
 @dataclass
 class MemorySource:
-    """Serves one image. `blobs` can be changed to serve something else than was promised."""
+    """Serves one image. `blobs` can be changed to serve something else than was promised.
+
+    Attributes:
+        companions: Manifests beside the image, by the suffix of their tag.
+        referrers: What refers to the image; an exception is raised.
+        asked: Suffixes and artifact types that were asked for.
+    """
 
     image: Image
     piece: int = 1000
     on_piece: Callable[[int], None] = lambda _position: None
     opened: list[Digest] = field(default_factory=list)
     readers: list[MemoryReader] = field(default_factory=list)
+    companions: dict[str, bytes] = field(default_factory=dict)
+    referrers: Sequence[Descriptor] | Exception = ()
+    asked: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         self.manifest = self.image.manifest_bytes()
@@ -58,6 +69,25 @@ class MemorySource:
 
     async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
         return self._blob(descriptor)
+
+    async def read_companion(self, suffix: str) -> bytes:
+        self.asked.append(suffix)
+        await trio.lowlevel.checkpoint()
+        if suffix not in self.companions:
+            raise NotFound("no such tag")
+        return self.companions[suffix]
+
+    async def list_referrers(self, manifest: Digest, artifact_type: str) -> tuple[Descriptor, ...]:
+        assert manifest == Digest.of(self.manifest)
+        self.asked.append(artifact_type)
+        if isinstance(self.referrers, Exception):
+            raise self.referrers
+        return tuple(self.referrers)
+
+    async def read_pinned_manifest(self, digest: Digest) -> bytes:
+        if str(digest) not in self.blobs:
+            raise NotFound("no such manifest")
+        return self.blobs[str(digest)]
 
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None

@@ -110,12 +110,26 @@ def reopen_lazy_layer(root: Path, digest: Digest | None = None) -> LazyLayerStor
     return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32))
 
 
+class FakeFetcher:
+    """What a layer asks of its fetcher, with nothing behind it: `ensure` is the test's."""
+
+    failure: ImgvolError | None = None
+    is_slow = False
+
+    def note_wanted(self, spans: Sequence[int]) -> None:
+        pass
+
+    def read_ahead(self, spans: Sequence[int]) -> None:
+        pass
+
+
 class RangeReader:
     """One range of a RangeSource."""
 
     def __init__(self, source: "RangeSource", start: int, end: int, error: ImgvolError | None):
         self._source, self._start, self._end, self._error = source, start, end, error
         self.is_cancelled = False
+        self.reached = start
 
     def __enter__(self) -> Self:
         return self
@@ -125,20 +139,19 @@ class RangeReader:
 
     def iter_pieces(self) -> Iterator[bytes]:
         source = self._source
-        reached = self._start
-        while reached < self._end:
+        while self.reached < self._end:
             with source.changed:
-                while not self.is_cancelled and reached >= source.held_from:
+                while not self.is_cancelled and self.reached >= source.held_from:
                     assert source.changed.wait(20), "held for too long"
                 if self.is_cancelled:
                     raise RegistryUnavailable("cancelled")
                 # A failure comes in the middle of the range.
-                if self._error is not None and reached >= (self._start + self._end) // 2:
+                if self._error is not None and self.reached >= (self._start + self._end) // 2:
                     raise self._error
-                stop = min(reached + source.piece, self._end)
-                piece = bytes(source.blob[reached:stop])
+                stop = min(self.reached + source.piece, self._end)
+                piece = bytes(source.blob[self.reached : stop])
             yield piece
-            reached = stop
+            self.reached = stop
         source.delivered.append((self._start, self._end))
 
     def cancel(self) -> None:
@@ -199,7 +212,7 @@ def serve(monkeypatch, source: RangeSource) -> None:
     async def open_source(*_: object, **_settings):
         yield source
 
-    monkeypatch.setattr("imgvol.images.fetching.open_source", open_source)
+    monkeypatch.setattr("imgvol.images.fetch.sources.open_source", open_source)
 
 
 def use_plain_tables(monkeypatch) -> None:

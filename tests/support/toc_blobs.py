@@ -118,6 +118,12 @@ def stargz_blob(body: Body, *, footer=stargz_footer) -> tuple[bytes, dict[str, s
     return blob, {estargz.TOC_DIGEST: sha256(body.toc)}
 
 
+def external_blob(body: Body) -> tuple[bytes, dict[str, str], bytes]:
+    """An eStargz blob without its table of contents, its annotations, and the layer that has it."""
+    toc = gzip.compress(tar_of(TOC_NAME.decode(), body.toc), mtime=0)
+    return bytes(body.data) + EXTERNAL_FOOTER, {estargz.TOC_DIGEST: sha256(body.toc)}, toc
+
+
 def skippable(payload: bytes) -> bytes:
     return b"\x50\x2a\x4d\x18" + struct.pack("<I", len(payload)) + payload
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from imgvol.api.services import DaemonInfo
-from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
 from imgvol.images.pull import PullProgress
@@ -37,7 +37,13 @@ def encode_layer(layer: LayerRecord) -> Document:
         "entries": layer.entries,
         "format": layer.format,
         "is_complete": layer.is_complete,
+        "fault": None if layer.fault is None else encode_fault(layer.fault),
     }
+
+
+def encode_fault(fault: LayerFault) -> Document:
+    """`LayerFault`."""
+    return {"kind": str(fault.kind), "reason": fault.reason}
 
 
 def encode_image(image: ImageRecord) -> Document:

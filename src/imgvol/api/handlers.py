@@ -21,6 +21,7 @@ from imgvol.api.http import (
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.errors import Conflict, InvalidArgument
 from imgvol.images.pull import PullProgress
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.volumes.manager import PullPolicy
 
@@ -64,7 +65,8 @@ async def inspect_image(services: Services, values: Values) -> Response:
     image = await services.images.find(values.text("image"), platform=values.optional("platform"))
     manifest, config = await services.images.documents(image)
     document = {"image": encoding.encode_image(image), "manifest": manifest, "config": config}
-    return json_response(document)
+    # The documents may have megabytes.
+    return await trio.to_thread.run_sync(json_response, document)
 
 
 async def remove_image(services: Services, values: Values) -> Response:
@@ -103,7 +105,9 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
             options=_options(values),
             noexec=values.flag("noexec"),
-            lazy=values.text("lazy") == "auto",
+            readiness=Readiness.of(
+                lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
+            ),
             progress=progress,
         )
         return {"volume": encoding.encode_volume(volume)}

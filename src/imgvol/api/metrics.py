@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from imgvol.api.services import DaemonInfo, Statistics
-from imgvol.images.fetching import Landing, Purpose
+from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.tallies import Distribution, QueueLength, Result
 
 # The newest one lets names be any UTF-8; this one every scraper reads.

@@ -112,9 +112,17 @@ _MOUNTING = (
     Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
     Field(
         name="lazy",
-        description="`auto`: mount before everything is here, where layers allow it.",
+        description="`auto`: mount before everything is here, where layers allow it. "
+        "`off`: everything is copied into the store first, and with that verified.",
         default="auto",
         choices=("auto", "off"),
+    ),
+    Field(
+        name="verify",
+        description="`lazy`: check what is read, and the whole in the background. `full`: mount "
+        "only after every layer's digest and diff ID have been checked over every byte.",
+        default="lazy",
+        choices=("lazy", "full"),
     ),
 )
 _PULL_ERRORS = (403, 404, 422, 429, 502, 503, 507)

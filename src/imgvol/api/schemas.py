@@ -55,6 +55,8 @@ _ERROR = record(
     }
 )
 
+_LAYER_FAULT = record({"kind": {"enum": ["blob", "diff-id", "format", "toc"]}, "reason": _TEXT})
+
 _LAYER = record(
     {
         "digest": _DIGEST,
@@ -65,6 +67,11 @@ _LAYER = record(
         "entries": _COUNT,
         "format": _TEXT,
         "is_complete": _FLAG,
+        "fault": {
+            "oneOf": [{"type": "null"}, reference("LayerFault")],
+            "description": "What a lazy layer turned out to be. Unless it is complete all the same"
+            " (its tar is right), it cannot be mounted until it is pulled again.",
+        },
     }
 )
 
@@ -180,6 +187,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
     "Volume": _VOLUME,
+    "LayerFault": _LAYER_FAULT,
     "LayerStatus": _LAYER_STATUS,
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
     "TreeUsage": _numbers(

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
-from imgvol.images.fetching import EngineStatistics
+from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.pull import PullProgress
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
@@ -76,7 +77,7 @@ class Volumes(Protocol):
         pull: PullPolicy,
         options: PullOptions,
         noexec: bool,
-        lazy: bool,
+        readiness: Readiness,
         progress: PullProgress,
     ) -> Volume:
         """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""

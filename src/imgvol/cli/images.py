@@ -214,6 +214,12 @@ def _command_line(words: Sequence[object]) -> str:
     return shlex.join(str(word) for word in words)
 
 
+def _known_by(layer: Mapping[str, Any]) -> str:
+    if layer["is_complete"]:
+        return str(layer["format"])
+    return f"{layer['format']}, {'bad' if layer['fault'] else 'lazy'}"
+
+
 def _echo_layers(layers: Sequence[Mapping[str, Any]]) -> None:
     columns = [
         Column("LAYER"),
@@ -229,7 +235,7 @@ def _echo_layers(layers: Sequence[Mapping[str, Any]]) -> None:
             units.size(layer["size"]),
             units.size(layer["unpacked_size"]),
             units.count(layer["entries"]),
-            layer["format"] if layer["is_complete"] else f"{layer['format']}, lazy",
+            _known_by(layer),
             layer["media_type"],
         ]
         for layer in layers

@@ -38,6 +38,12 @@ _POLL: Final = 0.05
     type=click.FloatRange(min=0),
     help="Leave after so long without volumes, pulls and requests.",
 )
+@click.option(
+    "--soci-referrers/--no-soci-referrers",
+    default=None,
+    help="Use SOCI indexes that only refer to an image: anyone who may push to its repository can "
+    "add one. Off by default [IMGVOL_SOCI_REFERRERS].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -48,7 +54,13 @@ _POLL: Final = 0.05
 )
 @pass_session
 def serve_command(
-    session: Session, /, idle_exit: float | None, ready_fd: int | None, log_level: str
+    session: Session,
+    /,
+    *,
+    idle_exit: float | None,
+    soci_referrers: bool | None,
+    ready_fd: int | None,
+    log_level: str,
 ) -> int:
     """Run the daemon in the foreground.
 
@@ -59,6 +71,8 @@ def serve_command(
     from imgvol import daemon
 
     config = replace(session.config, idle_exit=idle_exit)
+    if soci_referrers is not None:
+        config = replace(config, soci_referrers=soci_referrers)
     return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))
 
 

@@ -26,6 +26,7 @@ from imgvol.errors import ImgvolError
         "imgvol mount alpine:3.20 /mnt",
         "cd $(imgvol mount alpine:3.20)      # without DIR: the path of the view",
         "imgvol mount --noexec oci:./build:v1 /mnt",
+        "imgvol mount --verify=full alpine:3.20 /mnt   # check every byte first",
         "imgvol unmount /mnt",
     ),
 )
@@ -47,7 +48,16 @@ from imgvol.errors import ImgvolError
     show_default=True,
     help="Whether to mount before everything is here, where the image allows it.",
 )
-@click.option("--wait", is_flag=True, help="Fetch and verify everything first: --lazy=off.")
+@click.option("--wait", is_flag=True, help="Copy everything into the store first: --lazy=off.")
+@click.option(
+    "--verify",
+    type=click.Choice(["lazy", "full"]),
+    default="lazy",
+    show_default=True,
+    help="What is trusted when the mount returns. lazy: each part is checked when it is read, "
+    "every layer as a whole in the background. full: nothing is mounted before every byte of "
+    "every layer has been checked.",
+)
 @pulling.fetch_options
 @pulling.stats_option
 @json_option("Print the volume as JSON.")
@@ -63,6 +73,7 @@ def mount_command(
     noexec: bool,
     lazy: str,
     wait: bool,
+    verify: str,
     show_stats: bool,
     **options: Any,
 ) -> None:
@@ -77,6 +88,7 @@ def mount_command(
         "pull": pull_policy,
         "noexec": noexec or None,
         "lazy": "off" if wait or lazy == "off" else None,
+        "verify": "full" if verify == "full" else None,
         **pulling.fetching(**options),
     }
     event = pulling.follow(session, "/volumes", body, title=image)

@@ -20,7 +20,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -59,7 +59,9 @@ CREATE TABLE layer (
     unpacked    INTEGER NOT NULL,                  -- bytes of the uncompressed tar; lazy: of files
     entries     INTEGER NOT NULL,                  -- paths in its index
     format      TEXT NOT NULL,                     -- how its files were known: tar, in place …
-    is_complete INTEGER NOT NULL                   -- 0: lazy, partly here
+    is_complete INTEGER NOT NULL,                  -- 0: lazy, partly here
+    fault       TEXT,                              -- what it turned out to be; NULL: all is well
+    reason      TEXT                               -- of the fault, in words
 ) STRICT;
 
 CREATE TABLE origin (                              -- where to fetch the rest of a lazy layer

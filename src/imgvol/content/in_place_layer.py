@@ -15,7 +15,9 @@ from pathlib import Path
 
 import trio
 
+from imgvol import limits
 from imgvol.content.layout import INDEX_NAME
+from imgvol.content.passed_pages import PassedPages
 from imgvol.content.place import Place, PlacedFile
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.errors import ImgvolError, StoreDamaged
@@ -24,13 +26,7 @@ from imgvol.oci.digest import Digest
 
 
 class InPlaceLayer:
-    """One layer's index, and its bytes in a file outside the store. Opening blocks.
-
-    Attributes:
-        digest: The layer's blob digest.
-        slot: The layer's number in inode numbers.
-        index: Its file table.
-        failure: Why it must not be read any more; None while all is well.
+    """A `Layer` in a file outside the store. Opening blocks: do it in a thread.
 
     Raises:
         StoreDamaged: The file is gone or has changed, or the index is damaged.
@@ -50,6 +46,7 @@ class InPlaceLayer:
         self._place = place
         self._disk_reads = disk_reads
         self._verifying = threading.Lock()
+        self._passed = PassedPages()
         try:
             self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
         except OSError as exc:
@@ -69,13 +66,13 @@ class InPlaceLayer:
             self._verify_again()
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes: exact up to the end of the file, or an error.
+        """See `Layer.read`.
 
         Raises:
             StoreDamaged: The file that holds the layer has changed, or cannot be read.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
@@ -91,7 +88,10 @@ class InPlaceLayer:
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
             position = self._place.offset + extents[0].position + offset
-            return pread_nowait(self._file.fd, position, size)
+            data = pread_nowait(self._file.fd, position, size)
+            if data is not None:
+                self._note(node, position, size)
+            return data
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
@@ -114,7 +114,13 @@ class InPlaceLayer:
             if begin < end:
                 position = self._place.offset + extent.position + begin - extent.offset
                 out[begin - offset : end - offset] = self._pread(position, end - begin)
+                self._note(node, position, end - begin)
         return out
+
+    def _note(self, node: int, position: int, size: int) -> None:
+        # Small files share their pages with neighbours, and readahead with what comes next.
+        if self.index.record(node).size >= limits.LARGE_FILE:
+            self._passed.note(node, self._file.fd, position, size)
 
     def _pread(self, position: int, size: int) -> bytes:
         try:
@@ -131,11 +137,11 @@ class InPlaceLayer:
             StoreDamaged: They are not, now or before.
         """
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
         found = self._file.identity()
         if not found.may_be(self._known):
             self.failure = self._refusal("has changed since the layer was verified")
-            raise self.failure
+            raise self.failure.with_traceback(None)
         return found == self._known
 
     def _verify_again(self) -> None:
@@ -153,7 +159,7 @@ class InPlaceLayer:
                 hasher.update(piece)
             if Digest.from_hasher(hasher) != self.digest or not found.may_be(self._known):
                 self.failure = self._refusal("has changed since the layer was verified")
-                raise self.failure
+                raise self.failure.with_traceback(None)
             self._known = found
 
     def _refusal(self, what: str, reason: str | None = None) -> StoreDamaged:

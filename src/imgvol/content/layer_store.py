@@ -12,38 +12,23 @@ it, so that evicting one never pulls it from under a reader in another thread.
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
+from imgvol.content.passed_pages import PassedPages
 from imgvol.content.reading import pread_exact, pread_nowait
-from imgvol.errors import StoreDamaged
+from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
 
 OPEN_FILES: Final = 128
-SEQUENTIAL_READERS: Final = 64
-# Pages behind a sequential reader are dropped in steps of this size, and never closer than this to
-# it: readahead makes a file's reads arrive slightly out of order.
-DROP_STEP: Final = 8 << 20
-
-
-@dataclass(slots=True)
-class _SequentialReader:
-    reached: int
-    dropped: int = 0
 
 
 class LayerStore:
-    """One layer's index and bytes. Opening blocks: do it in a thread.
-
-    Attributes:
-        digest: The layer's blob digest.
-        slot: The layer's number in inode numbers, never used for another layer.
-        index: Its file table.
+    """A complete `Layer`. Opening blocks: do it in a thread.
 
     Raises:
         StoreDamaged: Files are missing, or the index does not match its checksum.
@@ -54,6 +39,8 @@ class LayerStore:
     ) -> None:
         self.digest = digest
         self.slot = slot
+        # What is complete has been verified; a disk that fails may not fail the next time.
+        self.failure: ImgvolError | None = None
         self._disk_reads = disk_reads
         self._directory = layout.layer(digest)
         try:
@@ -67,16 +54,11 @@ class LayerStore:
                 reason=exc.strerror,
             ) from exc
         self._files: OrderedDict[int, OpenFile] = OrderedDict()
-        self._sequential: OrderedDict[int, _SequentialReader] = OrderedDict()
+        self._passed = PassedPages()
         self._lock = threading.Lock()
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes.
-
-        Args:
-            node: A FILE node of this layer's index.
-            offset: First byte.
-            size: At most so many; exactly `min(size, file size - offset)` are returned.
+        """See `Layer.read`.
 
         Raises:
             StoreDamaged: The stored bytes end before the file does, or the disk fails.
@@ -101,7 +83,7 @@ class LayerStore:
                 return None
             data = pread_nowait(descriptor.fd, offset, size)
             if data is not None:
-                self._drop_behind(descriptor.fd, number, offset, size)
+                self._passed.note(number, descriptor.fd, offset, size)
             return data
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
@@ -115,7 +97,7 @@ class LayerStore:
         if number is not None:
             descriptor = self._open_file(number)
             data = self._pread(descriptor.fd, offset, size)
-            self._drop_behind(descriptor.fd, number, offset, size)
+            self._passed.note(number, descriptor.fd, offset, size)
             return data
         out = bytearray(size)
         for extent in self.index.extents(node):
@@ -149,27 +131,3 @@ class LayerStore:
             if len(self._files) > OPEN_FILES:
                 self._files.popitem(last=False)
         return descriptor
-
-    def _drop_behind(self, fd: int, number: int, offset: int, size: int) -> None:
-        """Gives back the page cache of what a sequential reader has passed.
-
-        The kernel keeps those pages once more, as the view's own: without this a large file that
-        is read once would take twice its size.
-        """
-        end = offset + size
-        with self._lock:
-            reader = self._sequential.get(number)
-            if (
-                reader is None
-                or not reader.reached - DROP_STEP <= offset <= reader.reached + DROP_STEP
-            ):
-                self._sequential[number] = _SequentialReader(reached=end, dropped=offset)
-                if len(self._sequential) > SEQUENTIAL_READERS:
-                    self._sequential.popitem(last=False)
-                return
-            reader.reached = max(reader.reached, end)
-            begin, until = reader.dropped, reader.reached - DROP_STEP
-            if until - begin < DROP_STEP:
-                return
-            reader.dropped = until
-        os.posix_fadvise(fd, begin, until - begin, os.POSIX_FADV_DONTNEED)

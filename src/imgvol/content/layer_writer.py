@@ -11,7 +11,6 @@ Everything here blocks; one thread at a time uses a writer.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -30,15 +29,13 @@ from imgvol.content.durable import (
     write_all,
     write_file,
 )
+from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
 
 # Dirty data that may pile up before the kernel is asked to begin writing.
 WRITEBACK_STEP: Final = 16 << 20
-
-# What rename(2) says of a directory in the way.
-_TAKEN: Final = frozenset({errno.ENOTEMPTY, errno.EEXIST})
 
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -130,19 +127,12 @@ class LayerWriter:
                     self._share(files / str(number), content)
             sync_directory(files)
             sync_directory(self._directory)
-            final = self._layout.layer(digest)
-            orphan = self._layout.ingest / f"orphan-{secrets.token_hex(8)}"
-            with contextlib.suppress(FileNotFoundError):
-                # Left between rename and record: ours is as good, and whole.
-                os.rename(final, orphan)
-            try:
-                os.rename(self._directory, final)
-            except OSError as exc:
-                if exc.errno not in _TAKEN:
-                    raise
-                # A twin was published in this moment, verified like this one.
+            # One may be there: left between rename and record, a twin's, or damaged since. Ours is
+            # as good as any, and whole.
+            replaced = put_directory(self._directory, self._layout.layer(digest))
             sync_directory(self._layout.layers)
-        shutil.rmtree(orphan, ignore_errors=True)
+        if replaced is not None:
+            shutil.rmtree(replaced, ignore_errors=True)
 
     def _share(self, path: Path, content: str) -> None:
         """One file on disk and in the page cache for equal large files of any layers."""

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -36,12 +36,13 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile
 from imgvol.content.ranges import Ranges
-from imgvol.content.reading import pread_nowait
+from imgvol.content.readahead import ReadaheadTracker
+from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
-from imgvol.layers.lazy.spans import Region, SpanTable
+from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
 from imgvol.oci.digest import Digest
 from imgvol.tallies import WaitTally
 
@@ -58,7 +59,7 @@ class FetchStatistics:
 
     Attributes:
         fetched: Bytes, whatever for.
-        needed: Bytes of them that readers were waiting for.
+        needed: Bytes of spans that readers wanted and that were not here before.
         requests: Ranges asked for.
     """
 
@@ -78,8 +79,18 @@ class Fetcher(Protocol):
     statistics: FetchStatistics
     failure: ImgvolError | None
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether the line is too slow to bring more than what is asked for, or not known."""
+
+    def note_wanted(self, spans: Collection[int]) -> None:
+        """Readers want these spans: those that were not here from the start count as needed."""
+
     async def ensure(self, spans: Collection[int]) -> None:
         """Returns when all of these spans are present, or raises why one cannot be had."""
+
+    def read_ahead(self, spans: Collection[int]) -> None:
+        """Readers will soon want these spans: begins to bring them."""
 
 
 @dataclass(slots=True)
@@ -96,17 +107,14 @@ class DemandTally:
 
 
 class LazyLayerStore:
-    """One lazy layer, open. Made by `open_lazy_layer`; looks like a LayerStore to readers.
+    """A lazy `Layer`. Its digest has not been verified as a whole before it is complete.
 
     Attributes:
-        digest: Of the blob, not yet verified as a whole.
-        slot: The layer's number in inode numbers.
-        index: Its file table.
         table: Its span table.
         present: Which spans are here.
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
-        poison: Why the layer must not be read any more; None while all is well.
+        on_complete: Called when the final form has taken over, `index` included.
     """
 
     def __init__(
@@ -116,11 +124,13 @@ class LazyLayerStore:
         self.slot = slot
         self.fetcher: Fetcher | None = None
         self.demand = DemandTally()
-        self.poison: ImgvolError | None = None
+        self.failure: ImgvolError | None = None
+        self.on_complete: Callable[[], None] = lambda: None
         self._directory = directory
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
         self._has_lost_writes = False
+        self._readahead = ReadaheadTracker()
         # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
         self._lock = threading.Lock()
         try:
@@ -173,14 +183,14 @@ class LazyLayerStore:
         )
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
-        """Reads a file's bytes, fetching what is missing: exact up to the end of the file.
+        """See `Layer.read`; what is missing is fetched.
 
         Raises:
             RemoteError: A span cannot be fetched.
             ContentError: A span is not what its digest names, or the layer turned out to be bad.
         """
-        if self.poison is not None:
-            raise self.poison.with_traceback(None)
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
         # Ours while we need it, whatever becomes of the layer meanwhile.
         data = self._data
         if data is None:
@@ -189,22 +199,23 @@ class LazyLayerStore:
         if size <= 0:
             return b""
         pieces = self._pieces(node, offset, size)
-        wanted = [
-            span
-            for _, position, length in pieces
-            for span in self.missing(self.table.spans_of(position, length))
-        ]
+        spans = self._spans_of(pieces)
+        wanted = self.missing(spans)
+        if self.fetcher is not None:
+            self.fetcher.note_wanted(spans)
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
                 await self.fetcher.ensure(wanted)
-            if self.poison is not None:
-                raise self.poison.with_traceback(None)
+            if self.failure is not None:
+                raise self.failure.with_traceback(None)
             if self._data is None:
                 return await self._read_complete(node, offset, size)
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
             self.demand.bytes += size
+        if self.fetcher is not None:
+            self._read_ahead(self.fetcher, node, offset, size)
         if len(pieces) == 1 and pieces[0][2] == size:
             cached = pread_nowait(data.fd, pieces[0][1], size)
             if cached is not None:
@@ -215,6 +226,18 @@ class LazyLayerStore:
         return await trio.to_thread.run_sync(
             self._gather, data, pieces, size, limiter=self._disk_reads
         )
+
+    def _spans_of(self, pieces: Sequence[tuple[int, int, int]]) -> list[int]:
+        return [
+            span for _, position, length in pieces for span in self.table.spans_of(position, length)
+        ]
+
+    def _read_ahead(self, fetcher: Fetcher, node: int, offset: int, size: int) -> None:
+        window = self._readahead.note(node, offset, size)
+        if window:
+            following = self._spans_of(self._pieces(node, offset + size, window))
+            if self.missing(following):
+                fetcher.read_ahead(following)
 
     async def _read_complete(self, node: int, offset: int, size: int) -> bytes | bytearray:
         assert self._complete is not None, "what is not lazy any more is complete"
@@ -248,21 +271,7 @@ class LazyLayerStore:
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
-        try:
-            data = os.pread(file.fd, size, position)
-        except OSError as exc:
-            raise StoreDamaged(
-                "a stored layer cannot be read", digest=self.digest, reason=exc.strerror
-            ) from exc
-        if len(data) < size:
-            raise StoreDamaged(
-                "a stored layer is shorter than its index says",
-                digest=self.digest,
-                offset=position,
-                expected=size,
-                actual=len(data),
-            )
-        return data
+        return pread_exact(file.fd, position, size, self.digest)
 
     def put_span(self, span: int, regions: Sequence[Region]) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.
@@ -281,16 +290,33 @@ class LazyLayerStore:
     def put_compressed(self, start: int, data: bytes) -> None:
         """Keeps a range of the blob until the layer is verified as a whole. Blocks.
 
+        What is here already is left as it is: it may have been verified since.
+
         Raises:
             StoreFull: No room; the range has to be fetched again for that.
         """
         blob = self._blob
+        end = start + len(data)
+        with self._lock:
+            holes = list(self._received.holes(start, end))
         if blob is not None:
             with translate_os_errors("store a part of a layer"):
-                write_all(blob.fd, data, start)
+                for first, last in holes:
+                    write_all(blob.fd, data[first - start : last - start], first)
         with self._lock:
-            self._received.add(start, start + len(data))
+            self._received.add(start, end)
             self._count_kept()
+
+    def drop_compressed(self, start: int, end: int) -> None:
+        """Forgets a range of the blob that turned out to be damaged."""
+        with self._lock:
+            self._received.discard(start, end)
+            self._count_kept()
+
+    def compressed_until(self, start: int, end: int) -> int:
+        """Up to where a range of the blob is kept, from its start on without a hole."""
+        with self._lock:
+            return next(self._received.holes(start, end), (end, end))[0]
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
@@ -344,7 +370,7 @@ class LazyLayerStore:
                 # Told only once: the next call would succeed, with the bytes lost all the same. And
                 # once the kernel drops the pages, the file has zeros in their place.
                 self._has_lost_writes = True
-                self.poison = StoreDamaged(
+                self.failure = StoreDamaged(
                     "what was fetched of a layer could not be written",
                     hint="Unmount the image and mount it again: what was lost is fetched again.",
                     digest=self.digest,
@@ -357,9 +383,20 @@ class LazyLayerStore:
         self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
-        """From now on reads are answered by the layer's final form."""
+        """From now on reads are answered by the layer's final form.
+
+        What only the lazy form needs is dropped. The index is the final form's: it numbers the same
+        files alike, and only the positions of their content differ.
+        """
         self._complete = store
         self._data = self._blob = None
+        self.index = store.index
+        self.table = NoSpans(self.table.blob_size)
+        # Whoever waits for a span that is still on its way need not any more.
+        self.present.fill()
+        with self._lock:
+            self._received = Ranges()
+        self.on_complete()
 
 
 def create_lazy_layer(
@@ -389,3 +426,15 @@ def create_lazy_layer(
             shutil.rmtree(work, ignore_errors=True)
             raise
         sync_directory(layout.lazy_layers)
+
+
+def is_lazy_layer(layout: StoreLayout, digest: Digest, *, index: bytes, table: SpanTable) -> bool:
+    """Whether a lazy layer was stored from this index and table. Blocks.
+
+    False, too, if there is none any more: it has been completed meanwhile.
+    """
+    directory = layout.lazy_layer(digest)
+    with translate_os_errors("compare a lazy layer"), contextlib.suppress(FileNotFoundError):
+        is_same = (directory / TABLE_NAME).read_bytes() == table.to_bytes()
+        return is_same and (directory / INDEX_NAME).read_bytes() == index
+    return False

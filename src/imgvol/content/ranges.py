@@ -23,6 +23,19 @@ class Ranges:
         self._starts[first:last] = [start]
         self._ends[first:last] = [end]
 
+    def discard(self, start: int, end: int) -> None:
+        """Takes a range out."""
+        if start >= end:
+            return
+        first = bisect_right(self._ends, start)
+        last = bisect_left(self._starts, end)
+        if first >= last:
+            return
+        before = [(self._starts[first], start)] if self._starts[first] < start else []
+        behind = [(end, self._ends[last - 1])] if end < self._ends[last - 1] else []
+        self._starts[first:last] = [piece[0] for piece in before + behind]
+        self._ends[first:last] = [piece[1] for piece in before + behind]
+
     def covers(self, start: int, end: int) -> bool:
         """Whether all of [start, end) is in."""
         place = bisect_right(self._starts, start) - 1

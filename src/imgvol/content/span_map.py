@@ -9,6 +9,7 @@ import contextlib
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -46,11 +47,21 @@ class SpanMap:
     def __contains__(self, span: int) -> bool:
         return bool(self._bits[span >> 3] >> (span & 7) & 1)
 
+    def __iter__(self) -> Iterator[int]:
+        for place, byte in enumerate(self._bits):
+            if byte:
+                yield from (8 * place + bit for bit in range(8) if byte >> bit & 1)
+
     def add(self, span: int) -> None:
         """Marks a span as present, in memory."""
         if span not in self:
             self._bits[span >> 3] |= 1 << (span & 7)
             self.present_count += 1
+
+    def fill(self) -> None:
+        """Marks every span as present, in memory."""
+        self._bits[:] = b"\xff" * len(self._bits)
+        self.present_count = self._span_count
 
     @property
     def is_full(self) -> bool:

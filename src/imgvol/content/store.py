@@ -4,7 +4,8 @@ What survives a crash, and why that is enough:
 
 - A layer is renamed into `layers/` complete and durable, then recorded. Killed in between, it has
   no record: the next start removes it.
-- A record whose directory is gone is dropped; images that need it are then not here (records.py).
+- A record whose directory is gone is dropped; images that need it are then not here
+  (`records.images`).
 - Everything in `ingest/` is unfinished work: emptied at start.
 - A name is recorded last, after all that it means.
 """
@@ -24,11 +25,18 @@ import trio
 from imgvol.content.blobs import BlobStore
 from imgvol.content.database import open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
+from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.lazy_layer import (
+    BLOB_NAME,
+    SPANS_NAME,
+    LazyLayerStore,
+    create_lazy_layer,
+    is_lazy_layer,
+)
 from imgvol.content.ownership import own_directory
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
@@ -126,12 +134,23 @@ class Store:
         await trio.to_thread.run_sync(create, limiter=self._limiter)
         return await self.records.add_lazy_layer(record, origin)
 
+    async def has_lazy_layer(self, digest: Digest, lazy: LazyLayer) -> bool:
+        """Whether the store knows a lazy layer by this very table of contents."""
+
+        def compare() -> bool:
+            return is_lazy_layer(self._layout, digest, index=lazy.index, table=lazy.table)
+
+        return await trio.to_thread.run_sync(compare, limiter=self._limiter)
+
     async def open_lazy_layer(self, record: LayerRecord) -> LazyLayerStore:
         """Opens a lazy layer; a fetcher must be attached before it is read.
 
         Raises:
             StoreDamaged: Its files are missing or damaged.
+            ContentError: It turned out to be bad when it was open before.
         """
+        if record.fault is not None:
+            raise record.fault.refusal(record.digest)
         return await trio.to_thread.run_sync(
             LazyLayerStore,
             self._layout.lazy_layer(record.digest),
@@ -152,6 +171,22 @@ class Store:
                 self._remove_other_forms, record.digest, limiter=self._limiter
             )
         return stored
+
+    async def condemn_layer(self, record: LayerRecord) -> None:
+        """Records what a lazy layer turned out to be, and gives back what was fetched of it.
+
+        Its directory stays, as its record does: without, it would count as lost, and be fetched
+        lazily again.
+        """
+        assert record.is_refused, "a complete layer is worth keeping"
+
+        def drop() -> None:
+            for name in (DATA_NAME, BLOB_NAME, SPANS_NAME):
+                (self._layout.lazy_layer(record.digest) / name).unlink(missing_ok=True)
+
+        with trio.CancelScope(shield=True):
+            await self.records.add_layer(record)
+            await trio.to_thread.run_sync(drop, limiter=self._limiter)
 
     async def add_in_place_layer(
         self, record: LayerRecord, place: Place, index: bytes
@@ -333,10 +368,10 @@ def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
         work.mkdir(mode=0o700)
         write_file(work / INDEX_NAME, index)
         sync_directory(work)
-        # An earlier one has the same content; without either, the next start forgets the layer.
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(work, final)
+        replaced = put_directory(work, final)
         sync_directory(layout.places)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _sweep_shared_files(layout: StoreLayout) -> None:

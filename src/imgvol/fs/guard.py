@@ -12,7 +12,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 import trio
@@ -22,6 +22,9 @@ from imgvol.errors import Blame, ImgvolError
 from imgvol.tallies import RequestTallies, Result
 
 log = logging.getLogger(__name__)
+
+# An outage fails every read there is; whoever fetches tells of it once.
+_LEVELS: Final = {Blame.SERVICE: logging.DEBUG}
 
 
 class Counted(Protocol):
@@ -57,7 +60,7 @@ def guarded(handler: Handler[S, P, R]) -> Handler[S, P, R]:
             result = Result.REFUSED
             if exc.blame is not Blame.CALLER:
                 result = Result.FAILED
-                log.error("%s: %s", name, exc)
+                log.log(_LEVELS.get(exc.blame, logging.ERROR), "%s: %s", name, exc)
             raise failure(exc.errno) from exc
         except trio.TooSlowError as exc:
             result = Result.LATE

@@ -20,8 +20,9 @@ from typing import Final, NoReturn, cast
 
 import pyfuse3
 
+from imgvol.content.layer import Layer
 from imgvol.fs.guard import failure, guarded
-from imgvol.images.views import AnyLayer, OpenView, Views
+from imgvol.images.views import OpenView, Views
 from imgvol.layers.index import NodeType
 from imgvol.tallies import RequestTallies
 from imgvol.view.chain import Attributes, NodeID, layer_attributes
@@ -201,13 +202,13 @@ class Operations(pyfuse3.Operations):
             _stale()
         return view, meaning.node
 
-    def _layer(self, slot: int) -> AnyLayer:
+    def _layer(self, slot: int) -> Layer:
         store = self._views.layer_by_slot(slot)
         if store is None:
             _stale()
         return store
 
-    def _layer_node(self, inode: int) -> tuple[AnyLayer, int]:
+    def _layer_node(self, inode: int) -> tuple[Layer, int]:
         """Where what is no directory lies: its layer, and its node there."""
         meaning = decode(inode)
         if isinstance(meaning, LayerInode):

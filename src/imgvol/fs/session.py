@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,7 @@ import trio
 from imgvol import limits
 from imgvol.errors import LocalError, MachineLacks
 from imgvol.fs.operations import Operations
+from imgvol.fs.readahead import KernelReadahead
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo, source_of
@@ -78,11 +80,15 @@ async def open_session(
             nursery.start_soon(serve)
             nursery.start_soon(_forget_withdrawn, names)
             nursery.start_soon(_release_lingering, views)
-            await trio.to_thread.run_sync(_raise_readahead, mount_point)
+            readahead = await trio.to_thread.run_sync(_find_readahead, mount_point)
+            views.on_opened = partial(readahead.adjust, views)
+            await readahead.adjust(views)
+            nursery.start_soon(readahead.follow, views)
             yield
             nursery.cancel_scope.cancel()
     finally:
         views.on_withdrawn = lambda _name: None
+        views.on_opened = _nothing_to_do
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(pyfuse3.close)
             # libfuse leaves the mount of a connection that was aborted.
@@ -111,20 +117,18 @@ def _mount(operations: Operations, mount_point: Path, is_system: bool) -> None:
         raise LocalError("the filesystem was mounted without nosuid,nodev", mount_point=mount_point)
 
 
-def _raise_readahead(mount_point: Path) -> None:
-    """Lets the kernel read ahead by 1 MiB: five times the sequential throughput of 128 KiB."""
+def _find_readahead(mount_point: Path) -> KernelReadahead:
     # The kernel sets its own value when the session's first exchange ends: wait for that, by a
     # question that only the session can answer.
     os.statvfs(mount_point)
     # The device number comes from mountinfo: a stat's would be right, too, but asks the session.
+    # Without a mount, somebody has unmounted it in this moment: the session ends by itself.
     mount = _own_mount(mount_point)
-    if mount is None:
-        return  # unmounted by somebody in this moment: the session ends by itself
-    setting = Path(f"/sys/class/bdi/{mount.major}:{mount.minor}/read_ahead_kb")
-    try:
-        setting.write_text(str(limits.READAHEAD_KIB))
-    except OSError as exc:
-        log.info("readahead stays at the kernel's default: %s", exc)
+    return KernelReadahead(f"{mount.major}:{mount.minor}" if mount else None)
+
+
+async def _nothing_to_do() -> None:
+    """For views that no kernel knows."""
 
 
 def _own_mount(mount_point: Path) -> MountInfo | None:

@@ -11,19 +11,19 @@ import platform as host
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerRecord, Origin
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
-from imgvol.images.lazy import LazyFinder, open_finder
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.estargz import TOC_DIGEST
@@ -169,13 +169,20 @@ class _Laziness:
 
 
 class Puller:
-    """Brings images into the store. One per daemon."""
+    """Brings images into the store. One per daemon.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: Where they go.
+        soci_referrers: Whether SOCI indexes may be used that only refer to an image.
+    """
+
+    def __init__(self, store: Store, *, soci_referrers: bool = False) -> None:
         self._store = store
+        self._soci_referrers = soci_referrers
         self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
-        # Called with each layer that was lazy and has been pulled as a whole.
-        self.on_completed: Callable[[LayerRecord], Awaitable[None]] = _nothing_to_do
+        # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
+        # meanwhile was right; serves open views from the complete form, if so.
+        self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
         # Layers of pulls under way: complete, perhaps, but not yet named by an image.
         self._held: Counter[Digest] = Counter()
         # Documents are here for a moment before the record that needs them.
@@ -220,7 +227,13 @@ class Puller:
         try:
             finder = None
             if lazy_origin is not None:
-                finder = await open_finder(source, manifest, lazy_origin, self._limiter)
+                finder = await open_finder(
+                    source,
+                    manifest,
+                    lazy_origin,
+                    self._limiter,
+                    soci_referrers=self._soci_referrers,
+                )
             layers = await self._ensure_layers(
                 source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
             )
@@ -288,7 +301,7 @@ class Puller:
             if (
                 stored is not None
                 and stored.diff_id == diff_id
-                and await self._is_enough(stored, laziness)
+                and await self._is_enough(stored, descriptor, laziness)
             ):
                 progress.state = "exists"
                 return stored
@@ -318,17 +331,24 @@ class Puller:
             record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
             if stored is None or stored.is_stored:
                 return await self._store.records.add_layer(record)
-            record = await self._store.complete_layer(record)
             if not stored.is_complete:
-                # It was lazy until now; open views go on with what has just been verified.
-                await self.on_completed(record)
-            return record
+                record = replace(record, fault=await self.adopt(record))
+            return await self._store.complete_layer(record)
 
-    async def _is_enough(self, stored: LayerRecord, laziness: _Laziness) -> bool:
+    async def _is_enough(
+        self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
+    ) -> bool:
         """Whether a layer can stay as the store has it."""
+        if stored.is_refused:
+            return False
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)
-        return stored.is_complete or laziness.finder is not None
+        if stored.is_complete or laziness.finder is None:
+            return stored.is_complete
+        # Until it is proven, a lazy layer is what some image, of whatever repository, has claimed:
+        # this one has to claim the very same of it.
+        found = await laziness.finder.find(descriptor)
+        return found is not None and await self._store.has_lazy_layer(stored.digest, found.layer)
 
     async def _try_lazy(
         self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID
@@ -380,4 +400,4 @@ class Puller:
 
 
 async def _nothing_to_do(_record: LayerRecord) -> None:
-    """For stores without open lazy layers."""
+    """For stores without open lazy layers: nothing was shown."""

@@ -5,15 +5,20 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerRecord, Origin
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.readiness import Readiness
 from imgvol.images.views import OpenView, Views
+from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
@@ -114,12 +119,18 @@ class _PullTallies:
 
 
 class ImageService:
-    """Pull, find, list, remove and open images. One per daemon; used on the event loop."""
+    """Pull, find, list, remove and open images. One per daemon; used on the event loop.
 
-    def __init__(self, store: Store, views: Views) -> None:
+    Args:
+        store: Where images are kept.
+        views: What is open of them.
+        soci_referrers: As `Puller` takes it.
+    """
+
+    def __init__(self, store: Store, views: Views, *, soci_referrers: bool = False) -> None:
         self._store = store
         self._views = views
-        self._puller = Puller(store)
+        self._puller = Puller(store, soci_referrers=soci_referrers)
         self._pulls = _PullTallies()
 
     @property
@@ -142,9 +153,9 @@ class ImageService:
             layers=self._puller.queue,
         )
 
-    def call_on_completed(self, adopt: Callable[[LayerRecord], Awaitable[None]]) -> None:
-        """Whom to tell of layers that were lazy and have been pulled as a whole."""
-        self._puller.on_completed = adopt
+    def call_to_adopt(self, adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]]) -> None:
+        """Whom to tell of layers that were lazy and have been pulled as a whole; see `Puller`."""
+        self._puller.adopt = adopt
 
     async def pull(
         self,
@@ -153,16 +164,14 @@ class ImageService:
         platform: str | None = None,
         options: PullOptions,
         progress: PullProgress,
-        lazy: bool = False,
+        readiness: Readiness = Readiness.STORED,
     ) -> ImageRecord:
         """Makes an image ready in the store, fetching what is missing.
 
         Args:
             image: A reference, or a local source such as `oci:/directory:tag`.
             platform: For which platform; None: this machine's.
-            lazy: Be content with the tables of contents of layers that have them; the rest is
-                fetched while the image is mounted. Uncompressed layers of layouts and archives are
-                read where they lie.
+            readiness: How much of it has to be here.
 
         Raises:
             InvalidReference: `image` is malformed.
@@ -186,13 +195,14 @@ class ImageService:
                     progress.stats["resolve_seconds"] = time.perf_counter() - started
                     # Local bytes are at hand: tables of contents would gain nothing.
                     is_remote = isinstance(argument, RegistryImage)
+                    is_lazy = is_remote and readiness is Readiness.LAZY
                     record = await self._puller.pull(
                         source,
                         resolved,
                         str(argument),
                         progress,
-                        _origin(str(argument), options) if lazy and is_remote else None,
-                        in_place=lazy and not is_remote,
+                        _origin(str(argument), options) if is_lazy else None,
+                        in_place=not is_remote and readiness is not Readiness.STORED,
                     )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
@@ -211,7 +221,7 @@ class ImageService:
             NotFound: Not in the store.
             Conflict: An abbreviated ID fits several images.
         """
-        by_id = await self._find_by_id(image)
+        by_id = await self.find_by_id(image)
         if by_id is not None:
             return by_id
         name = str(parse_image_argument(image))
@@ -230,7 +240,12 @@ class ImageService:
             )
         return fitting
 
-    async def _find_by_id(self, image: str) -> ImageRecord | None:
+    async def find_by_id(self, image: str) -> ImageRecord | None:
+        """The local image of an ID or its first 12 or more digits; None when there is none.
+
+        Raises:
+            Conflict: An abbreviated ID fits several images.
+        """
         match = SHORT_ID.fullmatch(image)
         if match is None:
             return None
@@ -274,7 +289,7 @@ class ImageService:
             Conflict: The image is mounted and this was its last name.
         """
         records = self._store.records
-        by_id = await self._find_by_id(image)
+        by_id = await self.find_by_id(image)
         if by_id is not None:
             await self._refuse_in_use([by_id])
             await records.remove_image(by_id.manifest)
@@ -305,12 +320,15 @@ class ImageService:
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """An image's manifest and config, as they are stored."""
-        manifest = await self._store.read_blob(image.manifest)
-        config = await self._store.read_blob(image.id)
         return (
-            parse_json(manifest, what="manifest", max_size=limits.MANIFEST_SIZE),
-            parse_json(config, what="config", max_size=limits.CONFIG_SIZE),
+            await self._document(image.manifest, "manifest", limits.MANIFEST_SIZE),
+            await self._document(image.id, "config", limits.CONFIG_SIZE),
         )
+
+    async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
+        raw = await self._store.read_blob(digest)
+        # The largest one allowed takes 0.2 s, in which no view would answer.
+        return await trio.to_thread.run_sync(partial(parse_json, raw, what=what, max_size=max_size))
 
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """Holds an image's merged tree open inside the block."""

@@ -8,15 +8,16 @@ The filesystem finds views and layers by their slots, the numbers in inode numbe
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Final
 
 import trio
 
 from imgvol.content.in_place_layer import InPlaceLayer
-from imgvol.content.layer_store import LayerStore
+from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
 from imgvol.content.store import Store
@@ -27,7 +28,8 @@ from imgvol.view.chain import ChainView, NodeID
 VIEW_THREADS: Final = 2
 
 
-AnyLayer: TypeAlias = LayerStore | LazyLayerStore | InPlaceLayer
+async def _nothing_to_do() -> None:
+    """For views that no filesystem shows."""
 
 
 async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
@@ -58,20 +60,13 @@ class LayerStatus:
     reason: str = ""
 
 
-def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
+def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
     """What there is to say of a layer of an open view."""
-    if isinstance(layer, LayerStore):
+    if not isinstance(layer, LazyLayerStore):
         return LayerStatus(
             digest=layer.digest,
-            format=record.format,
-            state="complete",
-            size=record.size,
-            present=record.size,
-        )
-    if isinstance(layer, InPlaceLayer):
-        return LayerStatus(
-            digest=layer.digest,
-            format=IN_PLACE,
+            # Whatever has become of the record: this view reads it there.
+            format=IN_PLACE if isinstance(layer, InPlaceLayer) else record.format,
             state="bad" if layer.failure else "complete",
             size=record.size,
             present=record.size,
@@ -82,12 +77,12 @@ def layer_status(layer: AnyLayer, record: LayerRecord) -> LayerStatus:
     return LayerStatus(
         digest=layer.digest,
         format=record.format,
-        state="bad" if layer.poison else state,
+        state="bad" if layer.failure else state,
         size=record.size,
         present=record.size if layer.is_complete else layer.kept_bytes,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
-        reason=str(layer.poison or (fetcher and fetcher.failure) or ""),
+        reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
     )
 
 
@@ -125,6 +120,8 @@ class OpenView:
     Attributes:
         id: The chain ID, or what stands for it until every layer has been verified.
         slot: The chain's number in inode numbers.
+        records: Of the layers, as they were opened: another image of the same chain ID may have
+            other blobs.
         holders: Who uses it on our side.
         publications: Volumes that show it in the filesystem's root.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
@@ -133,7 +130,8 @@ class OpenView:
     id: Digest
     slot: int
     tree: ChainView
-    layers: tuple[AnyLayer, ...]
+    layers: tuple[Layer, ...]
+    records: tuple[LayerRecord, ...]
     holders: int = 0
     publications: int = 0
     kernel_references: int = 0
@@ -143,6 +141,10 @@ class OpenView:
         """The view's directory in the root: no colon, which overlayfs would split at."""
         return self.id.hex.encode()
 
+    def layer_statuses(self) -> tuple[LayerStatus, ...]:
+        """How each layer is read, the bottom one first."""
+        return tuple(map(layer_status, self.layers, self.records))
+
     async def read(self, node: NodeID, offset: int, size: int) -> bytes | bytearray:
         """Reads a file's bytes: exact up to the end of the file, or an error."""
         position, layer_node = self.tree.content(node)
@@ -151,7 +153,7 @@ class OpenView:
 
 @dataclass(eq=False, slots=True)
 class _SharedLayer:
-    store: AnyLayer
+    store: Layer
     users: int = 0
 
 
@@ -161,18 +163,22 @@ class Views:
 
     Attributes:
         on_withdrawn: Called when a view leaves the filesystem's root, with its name.
+        on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
+        closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
     store: Store
     on_withdrawn: Callable[[bytes], None] = lambda _name: None
+    on_opened: Callable[[], Awaitable[None]] = _nothing_to_do
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
+    closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
-    _layers: dict[Digest, _SharedLayer] = field(default_factory=dict)
-    _layers_by_slot: dict[int, AnyLayer] = field(default_factory=dict)
+    # By slot: a layer that turned out to be bad stays open beside its successor.
+    _layers: dict[int, _SharedLayer] = field(default_factory=dict)
     _pinned: Counter[Digest] = field(default_factory=Counter)
     _opening: trio.Lock = field(default_factory=trio.Lock)
     _limiter: trio.CapacityLimiter = field(
@@ -197,7 +203,7 @@ class Views:
 
         Raises:
             StoreDamaged: A layer cannot be read.
-            InvalidLayer: A hard link's target is in no layer.
+            ContentError: A layer turned out to be bad, or a hard link's target is in no layer.
         """
         # Pinned before the first wait: an image removed meanwhile keeps its layers until we are
         # done.
@@ -206,16 +212,31 @@ class Views:
         try:
             view_id = view_id or image.view_id
             slot = await self.store.records.view_slot(view_id)
-            async with self._opening:
+            async with self._turn_to_open(digests):
                 view = self._by_slot.get(slot)
                 if view is None:
                     view = await self._open(image, view_id, slot)
                     self._by_slot[slot] = view
+                else:
+                    for layer in view.layers:
+                        _refuse_failed(layer)
                 view.holders += 1
                 return view
         finally:
             self._pinned.subtract(digests)
             self._pinned += Counter()
+
+    @asynccontextmanager
+    async def _turn_to_open(self, digests: Collection[Digest]) -> AsyncIterator[None]:
+        """One task at a time opens views, and none while one of its layers is being closed."""
+        while True:
+            async with self._opening:
+                closing = [e for digest in digests if (e := self.closing_of(digest)) is not None]
+                if not closing:
+                    yield
+                    return
+            for event in closing:
+                await event.wait()
 
     def release(self, view: OpenView) -> None:
         """Ends one use; the last one closes the view, unless the kernel still refers to it."""
@@ -255,9 +276,10 @@ class Views:
         """The open view of a chain."""
         return self._by_slot.get(slot)
 
-    def layer_by_slot(self, slot: int) -> AnyLayer | None:
+    def layer_by_slot(self, slot: int) -> Layer | None:
         """The open layer with this number."""
-        return self._layers_by_slot.get(slot)
+        shared = self._layers.get(slot)
+        return shared.store if shared else None
 
     def statistics(self) -> ViewStatistics:
         """What is open; from memory."""
@@ -266,8 +288,8 @@ class Views:
         lazy = [
             store for store in stores if isinstance(store, LazyLayerStore) and not store.is_complete
         ]
-        bad = sum(store.poison is not None for store in lazy)
-        wanted = [store for store in lazy if store.poison is None]
+        bad = sum(store.failure is not None for store in lazy)
+        wanted = [store for store in lazy if store.failure is None]
         return ViewStatistics(
             published=len(self._published),
             looked_into=len(self._by_slot) - len(self._published) - lingering,
@@ -282,16 +304,30 @@ class Views:
             unsafe=sum(store.has_lost_writes for store in wanted),
         )
 
+    @property
+    def has_slow_layers(self) -> bool:
+        """Whether there are layers of which a part may have to come over a slow line."""
+        return any(
+            not shared.store.is_complete
+            and shared.store.fetcher is not None
+            and shared.store.fetcher.is_slow
+            for shared in self._layers.values()
+            if isinstance(shared.store, LazyLayerStore)
+        )
+
     def layers_in_use(self) -> set[Digest]:
         """Layers of views that are open or being opened."""
-        return self._layers.keys() | self._pinned.keys()
+        return {shared.store.digest for shared in self._layers.values()} | self._pinned.keys()
 
     async def _open(self, image: ImageRecord, view_id: Digest, slot: int) -> OpenView:
-        stores: list[AnyLayer] = []
+        stores: list[Layer] = []
         try:
-            for record in image.layers:
+            # They may have been completed since the image was looked up, or found to be bad.
+            records = await self.store.records.refresh_layers(image.layers)
+            for record in records:
                 store = await self._acquire_layer(record)
                 stores.append(store)
+            await self.on_opened()
             tree = await trio.to_thread.run_sync(
                 lambda: ChainView(
                     [store.index for store in stores],
@@ -304,38 +340,41 @@ class Views:
             for store in stores:
                 self._release_layer(store)
             raise
-        return OpenView(id=view_id, slot=slot, tree=tree, layers=tuple(stores))
+        return OpenView(
+            id=view_id, slot=slot, tree=tree, layers=tuple(stores), records=tuple(records)
+        )
 
-    async def _acquire_layer(self, record: LayerRecord) -> AnyLayer:
-        shared = self._layers.get(record.digest)
+    async def _acquire_layer(self, record: LayerRecord) -> Layer:
+        shared = self._layers.get(record.slot)
         if shared is None:
             shared = _SharedLayer(await self._open_layer(record))
-            self._layers[record.digest] = shared
-            self._layers_by_slot[shared.store.slot] = shared.store
-        elif isinstance(shared.store, LazyLayerStore) and shared.store.poison is not None:
-            # The kernel knows its inodes, and its slot gives the same numbers to its final form.
-            raise shared.store.poison.with_traceback(None)
+            self._layers[record.slot] = shared
+        else:
+            _refuse_failed(shared.store)
         shared.users += 1
         return shared.store
 
-    async def _open_layer(self, record: LayerRecord) -> AnyLayer:
-        if not record.is_complete:
-            # It may have been completed since the image was looked up.
-            record = await self.store.records.layer(record.digest) or record
+    async def _open_layer(self, record: LayerRecord) -> Layer:
         if record.is_in_place:
             return await self.store.open_in_place_layer(record)
         if record.is_complete:
             return await self.store.open_layer(record)
         layer = await self.store.open_lazy_layer(record)
+        layer.on_complete = partial(self._drop_lazy_index, layer)
         await self.on_lazy_layer(layer, record)
         return layer
 
-    def _release_layer(self, store: AnyLayer) -> None:
-        shared = self._layers[store.digest]
+    def _drop_lazy_index(self, completed: LazyLayerStore) -> None:
+        for view in self._by_slot.values():
+            for position, layer in enumerate(view.layers):
+                if layer is completed:
+                    view.tree.replace_layer(position, completed.index)
+
+    def _release_layer(self, store: Layer) -> None:
+        shared = self._layers[store.slot]
         shared.users -= 1
         if shared.users == 0:
-            del self._layers[store.digest]
-            del self._layers_by_slot[store.slot]
+            del self._layers[store.slot]
             if isinstance(store, LazyLayerStore):
                 self.on_lazy_layer_closed(store)
 
@@ -344,3 +383,13 @@ class Views:
             del self._by_slot[view.slot]
             for store in view.layers:
                 self._release_layer(store)
+
+
+def _refuse_failed(layer: Layer) -> None:
+    """No new view has a layer that gives errors only; those that have it go on with them."""
+    if (failure := layer.failure) is not None:
+        raise type(failure)(
+            failure.message,
+            hint="It is opened anew once the volumes that have it are unmounted: see imgvol ps.",
+            **failure.fields,
+        )

@@ -71,12 +71,6 @@ def is_layer(media_type: str) -> bool:
     return base in _OCI_LAYERS or base in _DOCKER_LAYERS or base == EROFS_LAYER
 
 
-def is_foreign_layer(media_type: str) -> bool:
-    """Whether a layer may be missing from registries, for its licence forbids distribution."""
-    base = media_type.partition("+")[0]
-    return base in {OCI_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER, DOCKER_FOREIGN_LAYER_GZIP}
-
-
 def layer_compression(media_type: str) -> LayerCompression | None:
     """How a layer of this type is compressed; None when only its first bytes tell.
 

@@ -3,7 +3,9 @@
 The layers, each knowing only those below it:
 
     client      coroutines for documents, readers for blobs
+    foreign     blobs that the registry does not have
     documents   manifests, configs: whole and verified      body   blobs: resumed by range
+    referrers   what lists of referrers say
     session     a request with the authorisation it needs
     auth        challenges answered, once for all threads   tokens, credentials, helpers
     hops        redirects followed, failures tried again    redirects, retry, addresses: the rules

@@ -17,16 +17,16 @@ from typing import Final, Protocol, Self
 import httpx
 
 from imgvol import limits
-from imgvol.errors import DigestMismatch, ProtocolError, RegistryUnavailable
+from imgvol.errors import DigestMismatch, ImgvolError, ProtocolError, RegistryUnavailable
 from imgvol.oci.descriptor import Descriptor
 from imgvol.registry.channel import Channel, ChannelPool
 from imgvol.registry.failures import NETWORK_ERRORS, translate
-from imgvol.registry.hops import Request, discard, public_errors, refuse_encoding
+from imgvol.registry.hops import Hops, Request, discard, public_errors, refuse_encoding
 from imgvol.registry.network import EndedEarly
 from imgvol.registry.operation import Operation
 from imgvol.registry.redaction import quote_remote, redact_url
+from imgvol.registry.redirects import Origin
 from imgvol.registry.retry import Attempts
-from imgvol.registry.session import Session
 
 _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)", re.ASCII)
 # A connection that brought less than this before it broke has brought nothing: a server cannot make
@@ -71,6 +71,25 @@ class BlobReader(Protocol):
     ) -> None: ...
 
 
+class Server(Protocol):
+    """How to ask whoever has a blob: a `Session` with a registry, or a stranger."""
+
+    @property
+    def hops(self) -> Hops:
+        """The way there."""
+        ...
+
+    def send(self, channel: Channel, request: Request, repository: str, /) -> httpx.Response:
+        """One try, to be called by what `Hops.insist` calls."""
+        ...
+
+    def refusal(
+        self, response: httpx.Response, request: Request, repository: str, /
+    ) -> ImgvolError:
+        """The error that an answer means which is not the one we want; the answer is closed."""
+        ...
+
+
 class RateGuard:
     """Refuses a body that trickles: no byte comes too late, yet the whole would take for ever.
 
@@ -98,7 +117,7 @@ class RemoteBlobReader:
     """A BlobReader over HTTP.
 
     Args:
-        session: How to ask.
+        server: How to ask.
         pool: Where to get a connection.
         request: A GET for the whole blob.
         repository: The repository that it is in.
@@ -109,7 +128,7 @@ class RemoteBlobReader:
 
     def __init__(
         self,
-        session: Session,
+        server: Server,
         pool: ChannelPool,
         request: Request,
         repository: str,
@@ -118,8 +137,8 @@ class RemoteBlobReader:
         start: int,
         end: int,
     ) -> None:
-        self._session = session
-        self._bounds = session.hops.bounds
+        self._server = server
+        self._bounds = server.hops.bounds
         self._pool = pool
         self._request = request
         self._repository = repository
@@ -130,6 +149,11 @@ class RemoteBlobReader:
         # Where redirects led: asked directly the next time, as long as it works.
         self._location: httpx.URL | None = None
         self._pieces = self._generate()
+
+    @property
+    def url(self) -> httpx.URL:
+        """Where the blob is asked for."""
+        return self._request.url
 
     def iter_pieces(self) -> Iterator[bytes]:
         """See BlobReader."""
@@ -158,7 +182,7 @@ class RemoteBlobReader:
         if self._start == self._end:
             return
         with public_errors(self._request.url), self._pool.lend(self._operation) as channel:
-            attempts = self._session.hops.attempts()
+            attempts = self._server.hops.attempts()
             position = mark = self._start
             while position < self._end:
                 try:
@@ -218,7 +242,7 @@ class RemoteBlobReader:
     def _open(self, channel: Channel, position: int, attempts: Attempts) -> httpx.Response:
         """An answer that begins at `position`, or at 0 if the server knows no ranges."""
         self._operation.allow_within(self._bounds.document_deadline)
-        hops = self._session.hops
+        hops = self._server.hops
         request = self._ask_for(position)
         response = hops.insist(channel, request, attempts, lambda: self._send(channel, request))
         if self._has_expired(response):
@@ -227,12 +251,12 @@ class RemoteBlobReader:
             again = self._ask_for(position)
             response = hops.insist(channel, again, attempts, lambda: self._send(channel, again))
         self._check(response, position)
-        self._location = None if hops.is_registry(response) else response.url
+        self._location = response.url if self._is_elsewhere(response) else None
         self._operation.allow_within(math.inf)
         return response
 
     def _send(self, channel: Channel, request: Request) -> httpx.Response:
-        return self._session.send(channel, request, self._repository)
+        return self._server.send(channel, request, self._repository)
 
     def _ask_for(self, position: int) -> Request:
         url = self._location or self._request.url
@@ -245,9 +269,13 @@ class RemoteBlobReader:
         return position > 0 or self._end < self._size
 
     def _has_expired(self, response: httpx.Response) -> bool:
-        """Whether the registry should be asked for a new place: signed URLs last minutes."""
-        is_elsewhere = not self._session.hops.is_registry(response)
-        return is_elsewhere and httpx.codes.is_client_error(response.status_code)
+        """Whether whom we asked should be asked for a new place: signed URLs last minutes."""
+        is_refusal = httpx.codes.is_client_error(response.status_code)
+        return is_refusal and self._is_elsewhere(response)
+
+    def _is_elsewhere(self, response: httpx.Response) -> bool:
+        """Whether an answer comes from where whom we asked sent us."""
+        return Origin.of(response.url) != Origin.of(self._request.url)
 
     def _check(self, response: httpx.Response, position: int) -> None:
         try:
@@ -257,7 +285,7 @@ class RemoteBlobReader:
                 self._check_range(response, position)
                 self._check_length(response, self._end - position)
             else:
-                raise self._session.refusal(response, self._request, self._repository)
+                raise self._server.refusal(response, self._request, self._repository)
             refuse_encoding(response)
         except BaseException:
             response.close()

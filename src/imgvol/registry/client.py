@@ -15,17 +15,20 @@ from functools import partial
 from random import Random
 from typing import TypeVar
 
+import httpx
 import trio
 
 from imgvol import limits
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.oci.reference import Reference
 from imgvol.registry.auth import Authorizer
-from imgvol.registry.body import BlobReader, RemoteBlobReader
+from imgvol.registry.body import BlobReader, RemoteBlobReader, Server
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.channel import Channel, ChannelPool
 from imgvol.registry.credentials import CredentialSource
 from imgvol.registry.documents import Documents
+from imgvol.registry.foreign import FallbackReader, Stranger, foreign_urls
 from imgvol.registry.hops import Hops, Request, public_errors
 from imgvol.registry.hosts import Capability, Endpoint, RegistryOptions, endpoints_of, tls_context
 from imgvol.registry.operation import Operation
@@ -68,12 +71,16 @@ async def open_registry_client(
         # Now rather than at the first request: options that cannot be used are an error here.
         await trio.to_thread.run_sync(tls)
     pool = ChannelPool(tls, bounds, proxies)
+    # A certificate of ours is a login, and that the registry is not checked no word on others.
+    others_tls = functools.cache(partial(tls_context, RegistryOptions(ca_file=options.ca_file)))
+    others = ChannelPool(others_tls, bounds, proxies)
     hops = Hops(endpoint.origin, bounds, random or Random())  # noqa: S311 - spreads retries
     session = Session(hops, Authorizer(reference_domain, hops, credentials))
     try:
-        yield RegistryClient(endpoint, session, pool)
+        yield RegistryClient(endpoint, session, pool, others)
     finally:
         pool.close()
+        others.close()
 
 
 class RegistryClient:
@@ -87,10 +94,13 @@ class RegistryClient:
     - ProtocolError, RemoteError: it breaks the rules, or cannot be trusted.
     """
 
-    def __init__(self, endpoint: Endpoint, session: Session, pool: ChannelPool) -> None:
+    def __init__(
+        self, endpoint: Endpoint, session: Session, pool: ChannelPool, others: ChannelPool
+    ) -> None:
         self._endpoint = endpoint
         self._session = session
         self._pool = pool
+        self._others = others
         self._documents = Documents(endpoint, session)
         self._threads = trio.CapacityLimiter(limits.DOCUMENT_THREADS)
 
@@ -119,6 +129,28 @@ class RegistryClient:
             lambda channel: self._documents.fetch_manifest(channel, reference, descriptor)
         )
 
+    async def list_referrers(
+        self, reference: Reference, manifest: Digest, artifact_type: str
+    ) -> tuple[Descriptor, ...]:
+        """What refers to a manifest, of one type, in the registry's order; perhaps nothing.
+
+        Nothing pins the answer. A registry that has no API for it is asked for the tag instead.
+
+        Args:
+            reference: Names the repository.
+            manifest: What is referred to; an image of it.
+            artifact_type: The type that is wanted.
+
+        Raises:
+            InvalidDocument: The answer is no list of referrers.
+            LimitExceeded: It is too long, or has more than limits.REFERRER_PAGES pages.
+        """
+        return await self._run(
+            lambda channel: self._documents.list_referrers(
+                channel, reference, manifest, artifact_type
+            )
+        )
+
     async def fetch_blob(
         self, reference: Reference, descriptor: Descriptor, *, max_size: int
     ) -> bytes:
@@ -144,30 +176,36 @@ class RegistryClient:
     ) -> BlobReader:
         """A reader of a blob, for a worker thread. Nothing is sent before its first piece is taken.
 
+        A blob that the registry does not have is fetched from its `urls`: see `foreign`.
+
         Args:
             reference: Names the repository.
-            descriptor: The blob; its `urls` are not used.
+            descriptor: The blob.
             offset: The first byte wanted.
             end: One past the last byte wanted; None for all.
         """
         end = descriptor.size if end is None else end
         if not 0 <= offset <= end <= descriptor.size:
             raise ValueError(f"no bytes {offset} to {end} in a blob of {descriptor.size}")
-        request = Request(
-            method="GET",
-            url=self._endpoint.blob(reference.path, descriptor.digest),
-            what=f"blob {descriptor.digest} of {reference.repository}",
-            trusted=self._endpoint.origin,
-        )
-        return RemoteBlobReader(
-            self._session,
-            self._pool,
-            request,
-            reference.path,
-            descriptor,
-            start=offset,
-            end=end,
-        )
+
+        def read(server: Server, pool: ChannelPool, url: httpx.URL) -> RemoteBlobReader:
+            request = Request(
+                method="GET",
+                url=url,
+                what=f"blob {descriptor.digest} of {reference.repository}",
+                trusted=self._endpoint.origin,
+            )
+            return RemoteBlobReader(
+                server, pool, request, reference.path, descriptor, start=offset, end=end
+            )
+
+        blob = self._endpoint.blob(reference.path, descriptor.digest)
+        here = read(self._session, self._pool, blob)
+        urls = foreign_urls(descriptor, registry=self._endpoint.origin)
+        if not urls:
+            return here
+        stranger = Stranger(self._session.hops)
+        return FallbackReader(here, [read(stranger, self._others, url) for url in urls])
 
     async def _run(self, work: Callable[[Channel], T]) -> T:
         operation = Operation()

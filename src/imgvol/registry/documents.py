@@ -1,15 +1,17 @@
 """Manifests, indexes, configs: small, whole, and verified before anybody sees them."""
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx
 
+from imgvol import limits
 from imgvol.errors import (
     DigestMismatch,
     InvalidDigest,
     InvalidDocument,
     LimitExceeded,
+    NotFound,
     ProtocolError,
 )
 from imgvol.oci import media_types
@@ -21,10 +23,22 @@ from imgvol.registry.channel import Channel
 from imgvol.registry.hops import Request, discard, read_document
 from imgvol.registry.hosts import Endpoint
 from imgvol.registry.redaction import redact_url
+from imgvol.registry.referrers import next_page, parse_referrers, referrers_tag
 from imgvol.registry.session import Session
 
 _ACCEPT: Final = {"Accept": ", ".join((*media_types.ACCEPTED, "*/*;q=0.1"))}
 _LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+class _Answer(NamedTuple):
+    """An answer that we wanted, closed, and its whole body."""
+
+    response: httpx.Response
+    body: bytes
+
+    @property
+    def media_type(self) -> str:
+        return _media_type_of(self.response)
 
 
 class Documents:
@@ -68,6 +82,45 @@ class Documents:
         _verify(body, descriptor, request)
         return body
 
+    def list_referrers(
+        self, channel: Channel, reference: Reference, manifest: Digest, artifact_type: str
+    ) -> tuple[Descriptor, ...]:
+        """What refers to a manifest of the reference's repository, of one type, in order."""
+        what = f"referrers of {reference.repository}@{manifest}"
+        url = self._endpoint.referrers(reference.path, manifest, artifact_type)
+        found: list[Descriptor] = []
+        for page in range(limits.REFERRER_PAGES):
+            request = self._request(what, url)
+            answer = self._ask(
+                channel, request, reference.path, limit="MANIFEST_SIZE", allowed=self._allowed
+            )
+            if isinstance(answer, httpx.Response):
+                if page == 0 and answer.status_code == httpx.codes.NOT_FOUND:
+                    discard(answer)
+                    return self._tagged_referrers(channel, reference, manifest, artifact_type)
+                raise self._session.refusal(answer, request, reference.path)
+            found += parse_referrers(
+                answer.body, media_type=answer.media_type, artifact_type=artifact_type
+            )
+            following = next_page(answer.response)
+            if following is None:
+                return tuple(found)
+            url = following
+        raise LimitExceeded(
+            f"too many {what}", limit="REFERRER_PAGES", allowed=limits.REFERRER_PAGES
+        )
+
+    def _tagged_referrers(
+        self, channel: Channel, reference: Reference, manifest: Digest, artifact_type: str
+    ) -> tuple[Descriptor, ...]:
+        """The same from a registry without the API: 404 says that it has none, or no such image."""
+        listing = reference.with_digest(None).with_tag(referrers_tag(manifest))
+        try:
+            index = self._get(channel, listing, None)
+        except NotFound:
+            return ()
+        return parse_referrers(index.raw, media_type=index.media_type, artifact_type=artifact_type)
+
     def _head(self, channel: Channel, reference: Reference) -> Descriptor | None:
         request = self._manifest_request(reference, _name_of(reference), method="HEAD")
 
@@ -109,21 +162,27 @@ class Documents:
     def _read(
         self, channel: Channel, request: Request, repository: str, *, limit: str, allowed: int
     ) -> tuple[str, bytes]:
-        """A whole body and its media type. A body that breaks off is asked for again."""
+        """A whole body and its media type."""
+        answer = self._ask(channel, request, repository, limit=limit, allowed=allowed)
+        if isinstance(answer, httpx.Response):
+            raise self._session.refusal(answer, request, repository)
+        return answer.media_type, answer.body
 
-        def once() -> tuple[str, bytes] | httpx.Response:
+    def _ask(
+        self, channel: Channel, request: Request, repository: str, *, limit: str, allowed: int
+    ) -> _Answer | httpx.Response:
+        """An answer, or a refusal, still open. A body that breaks off is asked for again."""
+
+        def once() -> _Answer | httpx.Response:
             response = self._session.send(channel, request, repository)
             if response.status_code != httpx.codes.OK:
                 return response
             _refuse_web_page(response)
             body = read_document(response, what=request.what, limit=limit, allowed=allowed)
-            return _media_type_of(response), body
+            return _Answer(response, body)
 
         hops = self._session.hops
-        answer = hops.insist(channel, request, hops.attempts(), once)
-        if isinstance(answer, httpx.Response):
-            raise self._session.refusal(answer, request, repository)
-        return answer
+        return hops.insist(channel, request, hops.attempts(), once)
 
     def _manifest_request(self, reference: Reference, name: str, method: str = "GET") -> Request:
         separator = "@" if ":" in name else ":"

@@ -75,6 +75,11 @@ class Endpoint:
         """The URL of a blob."""
         return self._at(f"{repository}/blobs/{digest}")
 
+    def referrers(self, repository: str, manifest: Digest, artifact_type: str) -> httpx.URL:
+        """The URL of the first page of what refers to a manifest, of one type."""
+        url = self._at(f"{repository}/referrers/{manifest}")
+        return url.copy_with(params={"artifactType": artifact_type})
+
     def _at(self, path: str) -> httpx.URL:
         return self.base.copy_with(path=f"{self.base.path.rstrip('/')}/{path}")
 

@@ -60,6 +60,27 @@ class ImageSource(Protocol):
         """
         ...
 
+    async def read_companion(self, suffix: str) -> bytes:
+        """The manifest that has the image's tag with a suffix; nothing verifies what it says.
+
+        Raises:
+            NotFound: The source does not have it, can have no such thing, or was not asked by tag.
+            ContentError: It is no manifest.
+            RemoteError: The registry failed.
+        """
+        ...
+
+    async def list_referrers(self, manifest: Digest, artifact_type: str) -> tuple[Descriptor, ...]:
+        """What names a manifest of the image as its subject, of one type; nothing pins the answer.
+
+        The order is the source's own; a source that can have no such thing has none.
+
+        Raises:
+            ContentError: The list is damaged, or too long.
+            RemoteError: The registry failed.
+        """
+        ...
+
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
     ) -> BlobReader:

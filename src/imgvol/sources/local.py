@@ -58,6 +58,18 @@ class LocalSource(abc.ABC):
         """Never there: what is beside an image is not looked for in files."""
         raise NotFound("files hold nothing beside the image", digest=digest)
 
+    async def read_companion(self, suffix: str) -> bytes:
+        """Never there, either."""
+        raise NotFound("files hold nothing beside the image", suffix=suffix)
+
+    async def list_referrers(
+        self,
+        manifest: Digest,  # noqa: ARG002 - files have none, whatever is asked for
+        artifact_type: str,  # noqa: ARG002
+    ) -> tuple[Descriptor, ...]:
+        """Nothing is looked for here, either."""
+        return ()
+
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None
     ) -> RangeReader:

@@ -1,10 +1,10 @@
 """Images of registries: what `imgvol.registry` does, as a source."""
 
-from imgvol.errors import LimitExceeded
+from imgvol.errors import InvalidReference, LimitExceeded, NotFound
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import is_index, is_manifest
-from imgvol.oci.reference import Reference
+from imgvol.oci.reference import DEFAULT_TAG, Reference
 from imgvol.registry.body import BlobReader
 from imgvol.registry.client import RegistryClient
 
@@ -45,6 +45,22 @@ class RegistrySource:
         """A manifest of the repository that is beside the image, verified."""
         pinned = self._reference.with_tag(None).with_digest(digest)
         return await self._client.fetch_manifest(pinned, None)
+
+    async def read_companion(self, suffix: str) -> bytes:
+        """The manifest of the repository that has the image's tag with a suffix."""
+        reference = self._reference
+        if reference.digest is not None:
+            # A digest names one image and says nothing of tags: whatever tag there is may be old.
+            raise NotFound("an image named by digest has none beside it", image=reference)
+        try:
+            companion = reference.with_tag(f"{reference.tag or DEFAULT_TAG}{suffix}")
+        except InvalidReference as error:
+            raise NotFound("no tag is that long", image=reference, suffix=suffix) from error
+        return await self._client.fetch_manifest(companion, None)
+
+    async def list_referrers(self, manifest: Digest, artifact_type: str) -> tuple[Descriptor, ...]:
+        """What refers to a manifest of the repository, of one type."""
+        return await self._client.list_referrers(self._reference, manifest, artifact_type)
 
     def open_blob(
         self, descriptor: Descriptor, *, offset: int = 0, end: int | None = None

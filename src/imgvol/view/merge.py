@@ -45,7 +45,7 @@ class MergedTree:
         foreign: What foreign links mean, see `links`.
 
     Attributes:
-        layers: As given.
+        layers: As given, or what has replaced them since.
         root: The root directory.
     """
 
@@ -56,6 +56,10 @@ class MergedTree:
         self.root: NodeID = self._root_stack[0]
         # By each of its contributions.
         self._stacks: dict[NodeID, Stack] = {}
+
+    def replace_layer(self, position: int, layer: LayerIndex) -> None:
+        """Takes another index for a layer: of the same files, names and all, numbered alike."""
+        self.layers = (*self.layers[:position], layer, *self.layers[position + 1 :])
 
     def lookup(self, directory: NodeID, name: bytes) -> NodeID | None:
         """Find a name in a directory; "." and ".." are no names.

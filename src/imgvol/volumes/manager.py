@@ -22,10 +22,11 @@ from typing import Final, Literal, TypeVar, TypeVarTuple
 import trio
 
 from imgvol.content.records import ImageRecord, Records, VolumeRecord
-from imgvol.errors import Conflict, ImgvolError, MachineLacks, NotFound
+from imgvol.errors import Conflict, ImgvolError, InvalidArgument, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import SHORT_ID, ImageService, PullOptions
-from imgvol.images.views import LayerStatus, OpenView, Views, layer_status
+from imgvol.images.views import LayerStatus, OpenView, Views
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes import mounts
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
@@ -117,7 +118,7 @@ class VolumeManager:
         pull: PullPolicy = "missing",
         options: PullOptions,
         noexec: bool = False,
-        lazy: bool = True,
+        readiness: Readiness = Readiness.LAZY,
         progress: PullProgress,
     ) -> Volume:
         """Mounts an image; nothing is left behind when it fails.
@@ -127,12 +128,13 @@ class VolumeManager:
             target: An empty directory, absolute and without symbolic links; None: the view only.
             sandbox: Whatever owns the volume.
             pull: When to fetch: if not here, never, or to look for a newer image every time.
-            lazy: Mount before everything is here, where the image's layers allow it.
+            readiness: How much of the image has to be here, and checked, before it is mounted.
 
         Raises:
             MachineLacks: This machine or this user cannot mount.
             NotFound: No such image, or no such target.
-            InvalidArgument: The target is not an absolute path of a directory.
+            InvalidArgument: The target is not an absolute path of a directory, or an ID is to be
+                pulled.
             Conflict: The target is not empty, or has something mounted.
         """
         if self._obstacle is not None:
@@ -141,7 +143,7 @@ class VolumeManager:
             if target is not None:
                 self._refuse_without_root()
                 await self._in_thread(mounts.check_target, os.fsencode(target))
-            record = await self._obtain(image, platform, pull, options, progress, lazy=lazy)
+            record = await self._obtain(image, platform, pull, options, progress, readiness)
             volume = VolumeRecord(
                 id=secrets.token_hex(6),
                 sandbox=sandbox,
@@ -169,10 +171,11 @@ class VolumeManager:
         pull: PullPolicy,
         options: PullOptions,
         progress: PullProgress,
-        *,
-        lazy: bool,
+        readiness: Readiness,
     ) -> ImageRecord:
-        if pull != "always":
+        if pull == "always":
+            await self._refuse_id(image)
+        else:
             try:
                 record = await self._images.find(image, platform=platform)
             except NotFound:
@@ -181,13 +184,25 @@ class VolumeManager:
             else:
                 # A layout or an archive that has changed since cannot show the old image any more.
                 is_usable = pull == "never" or await self._images.is_current(image, record)
-                if record.is_stored or (lazy and is_usable):
+                if record.is_stored or (is_usable and readiness.is_met_by(record)):
                     progress.stage = "done"
                     return record
                 image = _name_to_pull(image, record, pull)
         return await self._images.pull(
-            image, platform=platform, options=options, progress=progress, lazy=lazy
+            image, platform=platform, options=options, progress=progress, readiness=readiness
         )
+
+    async def _refuse_id(self, image: str) -> None:
+        """To a registry, an ID is the name of some other image."""
+        known = await self._images.find_by_id(image)
+        if known is not None:
+            name = known.names[0] if known.names else "IMAGE"
+            raise InvalidArgument(
+                "an image ID cannot be looked for in a registry",
+                hint=f"To look for a newer image, name it: --pull=always {name}."
+                " For this very image, leave --pull=always out.",
+                image=image,
+            )
 
     async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
         """Unmounts a volume.
@@ -343,10 +358,7 @@ class VolumeManager:
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
             noexec=record.noexec,
-            layers=tuple(
-                layer_status(layer, stored)
-                for layer, stored in zip(mounted.view.layers, mounted.image.layers, strict=True)
-            ),
+            layers=mounted.view.layer_statuses(),
         )
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
@@ -362,7 +374,7 @@ def _name_to_pull(image: str, record: ImageRecord, pull: PullPolicy) -> str:
     if pull == "never" or not record.names:
         raise NotFound(
             "image is not in the store as a whole",
-            hint="Pull it first: imgvol pull IMAGE. Or mount it with --lazy=auto.",
+            hint="Pull it first: imgvol pull IMAGE. Or mount it with --lazy=auto --verify=lazy.",
             image=image,
         )
     if SHORT_ID.fullmatch(image):

@@ -1,4 +1,4 @@
-"""The mount system calls, by file descriptor; ctypes lives here and nowhere else.
+"""The mount system calls, by file descriptor, through ctypes.
 
 A bind mount is made in three steps that leave no window: clone the source as a detached mount
 (`open_tree`), restrict it (`mount_setattr`), and only then attach it (`move_mount`) at a target

@@ -30,6 +30,7 @@ func main() {
 	chunkSize := flag.Int("chunk-size", 0, "bytes of a chunk, 0 for the default")
 	minChunkSize := flag.Int("min-chunk-size", 0, "bytes that files are packed into")
 	prioritized := flag.String("prioritize", "", "names to put first, separated by commas")
+	tocFile := flag.String("toc", "", "where to write an external table of contents, as its layer")
 	lossless := flag.Bool("lossless", false, "keep the tar as it is: no landmarks, no order")
 	flag.Parse()
 	if flag.NArg() != 2 {
@@ -70,6 +71,13 @@ func main() {
 		done.DiffID = blob.DiffID().String()
 	}
 	check(output.Close())
+	if external, ok := compression.(*externaltoc.GzipCompression); ok && *tocFile != "" {
+		toc, err := os.Create(*tocFile)
+		check(err)
+		_, err = external.WriteTOCTo(toc)
+		check(err)
+		check(toc.Close())
+	}
 	done.Annotations = annotations
 	check(json.NewEncoder(os.Stdout).Encode(done))
 }

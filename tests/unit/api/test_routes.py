@@ -14,6 +14,7 @@ from imgvol.api.problems import RequestError
 from imgvol.api.routes import PREFIX, ROUTES, make_dispatch
 from imgvol.api.schemas import COMPONENTS
 from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUnavailable
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from support.api_fakes import FakeDaemon, broken_content, digest, invalid_reference
 
@@ -181,6 +182,21 @@ async def test_mount_wants_absolute_targets_and_passes_habits(daemon):
     assert events[-1]["volume"]["path"] == "/mnt"
     asked = daemon.volumes.calls[-1]
     assert (asked["pull"], asked["noexec"], asked["sandbox"]) == ("never", True, "s")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "readiness"),
+    [
+        ({}, Readiness.LAZY),
+        ({"lazy": "auto", "verify": "lazy"}, Readiness.LAZY),
+        ({"verify": "full"}, Readiness.VERIFIED),
+        ({"lazy": "off"}, Readiness.STORED),
+        ({"lazy": "off", "verify": "full"}, Readiness.STORED),
+    ],
+)
+async def test_what_a_mount_waits_for(daemon, wanted, readiness):
+    await call(daemon, "POST", "/volumes", body={"image": "a:1", **wanted})
+    assert daemon.volumes.calls[-1]["readiness"] is readiness
 
 
 async def test_names_that_are_not_utf_8_survive(daemon):

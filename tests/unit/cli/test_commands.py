@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from imgvol.cli import text
 from imgvol.cli.main import COMMANDS, cli, main, run
 from imgvol.errors import Conflict
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from support.api_fakes import FakeDaemon, broken_content, invalid_reference, served_in_thread
 
@@ -236,6 +237,21 @@ def test_mount_ps_unmount(daemon, imgvol, tmp_path, monkeypatch):
     assert json.loads(imgvol("ps", "--json")[1])[0]["path"] == f"{tmp_path}/mnt"
     assert imgvol("unmount", "--detach", "mnt")[0] == 0
     assert daemon.volumes.calls[-1] == {"unmount": f"{tmp_path}/mnt", "detach": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "readiness"),
+    [
+        ([], "LAZY"),
+        (["--verify=full"], "VERIFIED"),
+        (["--wait"], "STORED"),
+        (["--wait", "--verify=full"], "STORED"),
+        (["--lazy=off"], "STORED"),
+    ],
+)
+def test_mount_waits_for_what_was_asked(daemon, imgvol, arguments, readiness):
+    assert imgvol("mount", *arguments, "alpine:3.20")[0] == 0
+    assert daemon.volumes.calls[0]["readiness"] is Readiness[readiness]
 
 
 def test_mount_without_directory_prints_the_view(daemon, imgvol):

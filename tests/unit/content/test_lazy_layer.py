@@ -54,6 +54,15 @@ class Fetcher:
     puts: bool = True
     asked: list[list[int]] = field(default_factory=list)
 
+    wanted: list[int] = field(default_factory=list)
+    ahead: list[list[int]] = field(default_factory=list)
+
+    def note_wanted(self, spans):
+        self.wanted += spans
+
+    def read_ahead(self, spans):
+        self.ahead.append(sorted(spans))
+
     async def ensure(self, spans):
         self.asked.append(sorted(spans))
         if self.error is not None:
@@ -157,7 +166,7 @@ async def test_a_data_file_that_was_cut_is_damage_and_no_zeros(tmp_path):
 async def test_a_poisoned_layer_answers_no_read_at_all(tmp_path, error):
     layer = make_lazy_layer(tmp_path, TABLE)
     put(layer, *range(10))
-    layer.poison = error
+    layer.failure = error
     for offset, size in [(0, 10), (0, 0), (5000, 1)]:
         with pytest.raises(type(error)) as caught:
             await layer.read(node(layer), offset, size)
@@ -170,7 +179,7 @@ async def test_a_layer_that_is_poisoned_while_a_reader_waits_gives_it_nothing(tm
     class Poisoner(Fetcher):
         async def ensure(self, spans):
             await super().ensure(spans)
-            layer.poison = InvalidLayer("lies")
+            layer.failure = InvalidLayer("lies")
 
     layer.fetcher = Poisoner(layer)
     with pytest.raises(ContentError):
@@ -179,6 +188,8 @@ async def test_a_layer_that_is_poisoned_while_a_reader_waits_gives_it_nothing(tm
 
 async def test_complete_hands_reads_over(tmp_path):
     class Complete:
+        index = None
+
         async def read(self, *arguments):
             return arguments
 

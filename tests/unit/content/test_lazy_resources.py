@@ -1,16 +1,19 @@
 """What an open lazy layer holds, and what it must not do to whoever shares the process with it."""
 
+import gc
 import os
 import threading
+import weakref
 
 import pytest
 
 from imgvol.content import lazy_layer
 from imgvol.content.layout import StoreLayout
 from imgvol.errors import LocalError, StoreFull
-from imgvol.layers.index import ROOT
+from imgvol.layers.index import ROOT, LayerIndex
 from imgvol.oci.digest import Digest
-from support.spans import PlainTable, cut, make_lazy_layer, use_plain_tables
+from support import members
+from support.spans import FakeFetcher, PlainTable, cut, index_of, make_lazy_layer, use_plain_tables
 
 BLOB = bytes(range(250)) * 4
 TABLE = PlainTable(BLOB, cut(len(BLOB), 100))
@@ -32,6 +35,8 @@ def open_files(below) -> list[str]:
 
 
 class Complete:
+    index = LayerIndex(index_of(members.file(b"all", len(BLOB), payload_offset=512)))
+
     async def read(self, *_):
         return b"final"
 
@@ -54,10 +59,22 @@ async def test_a_completed_layer_gives_back_the_room_of_its_lazy_form(tmp_path):
     assert await layer.read(layer.index.child(ROOT, b"all"), 0, 10) == b"final"
 
 
+def test_a_completed_layer_keeps_neither_its_table_nor_a_second_index(tmp_path):
+    layer = make_lazy_layer(tmp_path, TABLE)
+    table, told = weakref.ref(layer.table), []
+    layer.on_complete = lambda: told.append(layer.index)
+    layer.complete(Complete())
+    gc.collect()
+    assert table() is None
+    assert told == [Complete.index]
+    assert layer.missing(range(TABLE.span_count)) == [], "nobody waits for a span any more"
+    assert layer.table.compressed_range(3) == (0, 0)
+
+
 async def test_a_reader_whose_span_comes_after_the_switch_reads_the_final_form(tmp_path):
     layer = make_lazy_layer(tmp_path, TABLE)
 
-    class Late:
+    class Late(FakeFetcher):
         async def ensure(self, spans):
             layer.complete(Complete())
             for span in spans:

@@ -1,17 +1,20 @@
 """Two tasks at one layer, one document, one file: what one does must not harm the other."""
 
+import errno
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
 import trio
 import trio.testing
 
+from imgvol.content import exchange
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import StoreLayout
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
-from imgvol.errors import NotFound
+from imgvol.errors import LocalError, NotFound
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.oci.digest import Digest
 from support import images
@@ -36,7 +39,7 @@ def layout(tmp_path) -> StoreLayout:
     return layout
 
 
-def test_what_a_layer_replaces_does_not_stay(layout):
+def test_what_a_layer_replaces_does_not_stay(layout, means):
     digest = Digest.of(b"layer")
     for content in (b"old", b"new"):
         with LayerWriter(layout) as writer:
@@ -46,23 +49,97 @@ def test_what_a_layer_replaces_does_not_stay(layout):
     assert os.listdir(layout.ingest) == []
 
 
-def test_of_two_equal_layers_published_at_once_one_stays(layout, monkeypatch):
-    digest = Digest.of(b"layer")
+@pytest.fixture(params=["exchange", "renames", "no renameat2"])
+def means(request, monkeypatch) -> str:
+    """What the filesystem and the C library offer."""
+
+    def unsupported(*_):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    if request.param == "renames":
+        monkeypatch.setattr(exchange, "exchange", unsupported)
+    elif request.param == "no renameat2":
+        monkeypatch.setattr(exchange, "_libc", None)
+    return request.param
+
+
+def test_of_two_equal_layers_published_at_once_one_stays(layout, means, monkeypatch):
+    place = layout.layer(Digest.of(b"layer"))
     rename = os.rename
+    outran = []
 
     def outrun(source, target):
         # Between looking for an old one and putting its own there.
-        if target == layout.layer(digest) and not os.path.exists(target):
-            os.mkdir(target)
-            (target / "data").write_bytes(b"same")
+        if target == place and len(outran) < 2:
+            outran.append(source)
+            place.mkdir(exist_ok=True)
+            (place / "data").write_bytes(b"same")
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", outrun)
     with LayerWriter(layout) as writer:
         writer.write(b"same", 0)
-        writer.publish(digest, b"index", [])
-    assert (layout.layer(digest) / "data").read_bytes() == b"same"
+        writer.publish(Digest.of(b"layer"), b"index", [])
+    assert outran
+    assert (place / "index").read_bytes() == b"index", "ours"
+    assert (place / "data").read_bytes() == b"same"
     assert os.listdir(layout.ingest) == []
+
+
+def test_a_layer_that_is_replaced_is_never_away(layout, monkeypatch):
+    """Killed between any two system calls, the one or the other is there."""
+    digest = Digest.of(b"layer")
+    place = layout.layer(digest)
+    seen = []
+
+    def watched(call):
+        def watching(*arguments, **keywords):
+            seen.append((place / "data").exists())
+            result = call(*arguments, **keywords)
+            seen.append((place / "data").exists())
+            return result
+
+        return watching
+
+    def publish(content):
+        with LayerWriter(layout) as writer:
+            writer.write(content, 0)
+            writer.publish(digest, b"index", [])
+
+    publish(b"old")
+    for module, name in [(os, "rename"), (exchange, "exchange"), (shutil, "rmtree")]:
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    publish(b"new")
+    assert len(seen) >= 4
+    assert all(seen)
+    assert (place / "data").read_bytes() == b"new"
+
+
+def test_what_is_in_the_way_may_go_in_that_moment(layout, monkeypatch):
+    digest = Digest.of(b"layer")
+    place = layout.layer(digest)
+    (place / "x").mkdir(parents=True)
+    swap = exchange.exchange
+
+    def gone(one, other):
+        shutil.rmtree(other)
+        swap(one, other)
+
+    monkeypatch.setattr(exchange, "exchange", gone)
+    with LayerWriter(layout) as writer:
+        writer.publish(digest, b"index", [])
+    assert (place / "index").read_bytes() == b"index"
+    assert os.listdir(layout.ingest) == []
+
+
+def test_a_failing_rename_is_told(layout, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (layout.layer(Digest.of(b"layer")) / "x").mkdir(parents=True)
+    monkeypatch.setattr(exchange, "exchange", fail)
+    with LayerWriter(layout) as writer, pytest.raises(LocalError):
+        writer.publish(Digest.of(b"layer"), b"index", [])
 
 
 async def test_a_shared_file_that_is_collected_in_that_moment_is_simply_not_shared(

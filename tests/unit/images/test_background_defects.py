@@ -11,7 +11,8 @@ from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import Origin
 from imgvol.content.store import open_store
 from imgvol.errors import InternalError, RegistryUnavailable
-from imgvol.images.fetching import LayerFetcher, open_fetch_engine
+from imgvol.images.fetch.engine import open_fetch_engine
+from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.lazy import LazyLayers
 from imgvol.layers.index import ROOT
 from imgvol.layers.lazy.spans import LazyLayer
@@ -48,6 +49,7 @@ def source(monkeypatch):
     use_plain_tables(monkeypatch)
     monkeypatch.setattr(limits, "FETCH_SMALLEST", 1)
     monkeypatch.setattr(limits, "FETCH_LARGEST", 100)
+    monkeypatch.setattr(limits, "FETCH_WINDOW", 100)
     source = RangeSource(BLOB)
     serve(monkeypatch, source)
     return source
@@ -85,6 +87,7 @@ async def test_a_source_that_fails_when_it_is_closed_takes_nothing_with_it(tmp_p
     monkeypatch.setattr(limits, "FETCH_IDLE", 0.001)
     monkeypatch.setattr(limits, "FETCH_SMALLEST", 1)
     monkeypatch.setattr(limits, "FETCH_LARGEST", 100)
+    monkeypatch.setattr(limits, "FETCH_WINDOW", 100)
     source = RangeSource(BLOB)
     closed = []
 
@@ -94,7 +97,7 @@ async def test_a_source_that_fails_when_it_is_closed_takes_nothing_with_it(tmp_p
         closed.append(source)
         raise RegistryUnavailable("the connection was gone")
 
-    monkeypatch.setattr("imgvol.images.fetching.open_source", open_source)
+    monkeypatch.setattr("imgvol.images.fetch.sources.open_source", open_source)
     layer = open_layer(tmp_path)
     async with open_fetch_engine() as engine:
         attach(engine, layer)
@@ -106,11 +109,11 @@ async def test_a_source_that_fails_when_it_is_closed_takes_nothing_with_it(tmp_p
 async def test_an_error_that_many_readers_get_does_not_grow(tmp_path, monkeypatch):
     use_plain_tables(monkeypatch)
     layer = open_layer(tmp_path)
-    layer.poison = RegistryUnavailable("x")
+    layer.failure = RegistryUnavailable("x")
     for _ in range(50):
         with pytest.raises(RegistryUnavailable):
             await read(layer, 0, 10)
-    frames, trace = 0, layer.poison.__traceback__
+    frames, trace = 0, layer.failure.__traceback__
     while trace is not None:
         frames, trace = frames + 1, trace.tb_next
     assert frames < 10
@@ -185,7 +188,7 @@ async def test_a_span_that_arrives_damaged_is_asked_for_again_and_poisons_nothin
     source.blob[250] ^= 1
     async with looked_after(tmp_path, source) as (_, _, layer):
         await until(lambda: len(source.opened) > 3)
-        assert layer.poison is None
+        assert layer.failure is None
         source.blob[250] ^= 1
         with trio.fail_after(5):
             await verified.wait()

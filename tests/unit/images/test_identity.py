@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from imgvol.content.records import Origin
+from imgvol.content.records import FaultKind, LayerFault, Origin
 from imgvol.content.store import open_store
-from imgvol.errors import InvalidLayer, StoreFull
+from imgvol.errors import DigestMismatch, InvalidLayer, StoreFull
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.views import Views
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import DiffID, Digest
+from imgvol.view.paths import resolve
 from support import images, members
 from support.records import image_record, layer_record
 from support.sources import MemorySource
@@ -31,6 +32,32 @@ def test_an_image_whose_claims_are_refuted_never_gets_the_chain_id_that_it_claim
     assert truth.is_complete
     assert honest.view_id == honest.chain_id
     assert liar.view_id != liar.chain_id
+
+
+def test_nobody_joins_the_view_of_a_layer_that_turned_out_to_be_bad():
+    """Another layer is lazy still, so that the view cannot have the chain ID."""
+    lazy = replace(layer_record("lazy"), is_complete=False, slot=2)
+    deceived = image_record([replace(layer_record("x"), is_complete=False, slot=1), lazy])
+    told = image_record([replace(layer_record("x"), slot=3), lazy])
+    assert told.chain_id == deceived.chain_id
+    assert told.view_id not in {deceived.view_id, told.chain_id}
+
+
+async def test_a_view_that_two_images_share_tells_of_the_layers_that_it_reads(tmp_path):
+    """The same tar, compressed in two ways: one chain ID, two blobs."""
+    entries = [images.file("all", BLOB)]
+    async with open_store(tmp_path) as store:
+        views, pulled = Views(store), []
+        for compression in ("gzip", "zstd"):
+            source = MemorySource(images.Image([images.Layer(entries, compression)]))
+            resolved = await resolve_image(source, wanted_platform("linux/amd64"))
+            pulled.append(await Puller(store).pull(source, resolved, compression, PullProgress()))
+        async with views.hold(pulled[0]) as first, views.hold(pulled[1]) as second:
+            assert first is second
+            (status,) = second.layer_statuses()
+            (read,) = pulled[0].layers
+            assert pulled[1].layers[0].size != read.size
+            assert (status.digest, status.size) == (read.digest, read.size)
 
 
 async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, monkeypatch):
@@ -51,10 +78,46 @@ async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, 
         image = await store.records.add_image(image_record([stored]), "x", stored.digest)
         views = Views(store)
         async with views.hold(image) as bad:
-            bad.layers[0].poison = InvalidLayer("lies")
-            with pytest.raises(InvalidLayer, match="lies"):
+            bad.layers[0].failure = InvalidLayer("lies")
+            with pytest.raises(InvalidLayer, match="lies") as refused:
                 await views.acquire(replace(image, layers=(replace(stored, is_complete=True),)))
+            assert "unmounted" in refused.value.hint
         assert views.layers_in_use() == set()
+
+
+ORIGIN = Origin(argument="example.com/x:1", plain_http=False, insecure=False, ca_file=None)
+
+
+async def test_a_layer_that_was_bad_is_pulled_as_a_whole_however_lazy_the_pull(
+    tmp_path, monkeypatch
+):
+    use_plain_tables(monkeypatch)
+    layer = images.Layer([images.file("all", BLOB)], "gzip")
+    source = MemorySource(images.Image([layer]))
+    table = PlainTable(BLOB, cut(len(BLOB), 100))
+    index = index_of(members.file(b"all", len(BLOB), payload_offset=0))
+    record = replace(
+        layer_record("x"),
+        digest=Digest.parse(layer.digest),
+        diff_id=DiffID(Digest.parse(layer.diff_id)),
+        is_complete=False,
+    )
+    fault = LayerFault(kind=FaultKind.BLOB, reason="a bit was wrong")
+    async with open_store(tmp_path) as store:
+        lazy = await store.add_lazy_layer(record, LazyLayer(index, table), ORIGIN)
+        bad = await store.records.add_layer(replace(lazy, fault=fault))
+        assert (bad.is_refused, bad.fault) == (True, fault)
+        assert bad.slot > lazy.slot
+        image = await store.records.add_image(image_record([bad]), "bad", bad.digest)
+        with pytest.raises(DigestMismatch, match="a bit was wrong"):
+            await Views(store).acquire(image)
+
+        resolved = await resolve_image(source, wanted_platform("linux/amd64"))
+        pulled = await Puller(store).pull(source, resolved, "x", PullProgress(), ORIGIN)
+        assert (pulled.layers[0].fault, pulled.is_stored) == (None, True)
+        assert pulled.layers[0].slot == bad.slot
+        async with Views(store).hold(pulled) as view:
+            assert bytes(await view.read(resolve(view.tree, b"/all"), 0, 2000)) == BLOB
 
 
 async def test_the_side_of_a_pull_that_failed_first_has_the_reason(tmp_path, monkeypatch):

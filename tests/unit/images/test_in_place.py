@@ -10,6 +10,7 @@ from imgvol.content.place import PlacedFile
 from imgvol.content.store import open_store
 from imgvol.errors import DigestMismatch, InvalidLayer, StoreDamaged
 from imgvol.images.pull import PullProgress
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import ImageService, PullOptions
 from imgvol.images.views import Views, layer_status
 from imgvol.view.paths import resolve
@@ -34,10 +35,10 @@ async def open_service(root):
         yield ImageService(store, views), views, store
 
 
-async def pull(service, name, *, lazy=True):
+async def pull(service, name, readiness=Readiness.LAZY):
     progress = PullProgress()
     record = await service.pull(
-        name, platform="linux/amd64", options=PullOptions(), progress=progress, lazy=lazy
+        name, platform="linux/amd64", options=PullOptions(), progress=progress, readiness=readiness
     )
     return record, [layer.state for layer in progress.layers]
 
@@ -86,12 +87,23 @@ async def test_plain_layers_stay_and_packed_ones_are_copied(tmp_path, kind, sour
         assert await content(views, again) == LARGE
 
 
+async def test_layers_that_are_verified_where_they_lie_are_verified_enough(tmp_path, kind, source):
+    name = f"{kind}:{source}"
+    async with open_service(tmp_path / "root") as (service, _, _):
+        record, _ = await pull(service, name, Readiness.VERIFIED)
+        assert "in place" in formats(record)
+        assert Readiness.VERIFIED.is_met_by(record)
+        assert not Readiness.STORED.is_met_by(record)
+        _, states = await pull(service, name, Readiness.VERIFIED)
+        assert states == ["exists"] * 3
+
+
 async def test_a_later_pull_copies_and_a_later_mount_takes_the_copy(tmp_path, kind, source):
     name = f"{kind}:{source}"
     async with open_service(tmp_path / "root") as (service, views, _):
         first, _ = await pull(service, name)
         async with views.hold(first) as view:
-            copied, _ = await pull(service, name, lazy=False)
+            copied, _ = await pull(service, name, Readiness.STORED)
             assert formats(copied) == ["tar"] * 3
             assert copied.is_stored
             assert [r.slot for r in copied.layers] == [r.slot for r in first.layers]

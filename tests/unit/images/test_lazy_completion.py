@@ -1,29 +1,42 @@
-"""Lazy layers in the background: completed, verified, compared, switched; or poisoned."""
+"""Lazy layers in the background: completed, verified, compared, switched; or condemned."""
 
 import logging
+import os
 import random
+import threading
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 import trio
+import trio.testing
 
 from imgvol import limits
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
-from imgvol.content.records import LayerRecord, Origin
+from imgvol.content.records import FaultKind, LayerRecord, Origin
 from imgvol.content.store import Store, open_store
-from imgvol.errors import ContentError, InvalidLayer, RegistryUnavailable, StoreDamaged
-from imgvol.images.fetching import LayerFetcher, open_fetch_engine
+from imgvol.errors import (
+    ContentError,
+    InvalidLayer,
+    RegistryUnavailable,
+    StoreDamaged,
+    StoreFull,
+)
+from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
+from imgvol.images.finding import STARGZ
 from imgvol.images.ingest import LayerIngest, LayerProgress
-from imgvol.images.lazy import STARGZ, LazyLayers
+from imgvol.images.lazy import LazyLayers
+from imgvol.images.views import Views
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import ROOT, LayerIndex
 from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
+from imgvol.view.paths import resolve
 from support import images
+from support.records import image_record
 from support.spans import RangeReader, RangeSource, serve, until
 from support.stargz import TIME, Stargz
 
@@ -139,7 +152,7 @@ async def test_a_layer_completes_is_compared_and_is_served_from_its_final_form(
     async with case_of(tmp_path, honest(), monkeypatch) as case:
         layer = await complete(case)
         assert layer.is_complete
-        assert layer.poison is None
+        assert layer.failure is None
         assert {name: await read(layer, name) for name in CONTENTS} == CONTENTS
         fetched = sum(end - start for start, end in case.source.opened)
         assert fetched == case.record.size, "every byte once"
@@ -150,6 +163,22 @@ async def test_a_layer_completes_is_compared_and_is_served_from_its_final_form(
         assert {name: await read(final, name) for name in CONTENTS} == CONTENTS
         assert not list((tmp_path / "lazy").iterdir())
         assert not list((tmp_path / "ingest").iterdir())
+
+
+async def test_views_of_a_completed_layer_have_one_index_and_look_the_same(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+        async with views.hold(image_record([case.record])) as view:
+            layer = view.layers[0]
+            nodes = {name: resolve(view.tree, b"/etc/" + name) for name in CONTENTS}
+            before = [view.tree.attributes(node) for node in nodes.values()]
+            first = layer.index
+            await until(lambda: is_settled(lazy, layer))
+            assert view.tree.layers[0] is layer.index is not first
+            assert [view.tree.attributes(node) for node in nodes.values()] == before
+            for name, node in nodes.items():
+                assert resolve(view.tree, b"/etc/" + name) == node
+                assert bytes(await view.read(node, 0, 2 << 20)) == CONTENTS[name]
 
 
 async def test_a_table_of_contents_in_another_order_is_no_lie(tmp_path, monkeypatch):
@@ -163,7 +192,7 @@ async def test_a_table_of_contents_in_another_order_is_no_lie(tmp_path, monkeypa
     stargz.body.entries = [entry for group in reversed(chunks) for entry in group]
     async with case_of(tmp_path, stargz, monkeypatch) as case:
         layer = await complete(case)
-        assert layer.poison is None
+        assert layer.failure is None
         assert layer.is_complete
 
 
@@ -260,11 +289,13 @@ def lying(lie) -> Stargz:
 
 @pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__)
-async def test_a_lie_poisons_the_layer_and_the_next_mount_shows_the_tar(tmp_path, monkeypatch, lie):
+async def test_a_lie_condemns_the_layer_and_the_next_mount_shows_the_tar(
+    tmp_path, monkeypatch, lie
+):
     async with case_of(tmp_path, lying(lie), monkeypatch) as case:
         layer = await complete(case)
         assert not layer.is_complete
-        assert isinstance(layer.poison, InvalidLayer)
+        assert isinstance(layer.failure, InvalidLayer)
         for name in CONTENTS:
             if layer.index.child(layer.index.child(ROOT, b"etc"), name) is not None:
                 with pytest.raises(ContentError):
@@ -272,11 +303,14 @@ async def test_a_lie_poisons_the_layer_and_the_next_mount_shows_the_tar(tmp_path
         final = await case.open()
         assert isinstance(final, LayerStore)
         assert {name: await read(final, name) for name in CONTENTS} == CONTENTS
-        assert final.slot == case.record.slot
+        assert final.slot != case.record.slot, "the kernel knows other files under the old one"
+        stored = await case.store.records.layer(case.record.digest)
+        assert stored.fault.kind is FaultKind.TOC
+        assert "does not tell what the layer holds" in stored.fault.reason
 
 
 @pytest.mark.expects_log("is bad, its readers get errors: layer's content does not match its diff")
-async def test_a_wrong_diff_id_poisons_the_layer_and_publishes_nothing(tmp_path, monkeypatch):
+async def test_a_wrong_diff_id_condemns_the_layer_and_publishes_nothing(tmp_path, monkeypatch):
     changes = {"diff_id": images.sha256(b"claimed")}
     async with case_of(tmp_path, honest(), monkeypatch, **changes) as case:
         layer = await complete(case)
@@ -286,6 +320,49 @@ async def test_a_wrong_diff_id_poisons_the_layer_and_publishes_nothing(tmp_path,
         assert not stored.is_complete
         assert not list((tmp_path / "layers").iterdir())
         assert not list((tmp_path / "ingest").iterdir())
+        await check_refused(case.store, case.record, FaultKind.DIFF_ID)
+        (left,) = (tmp_path / "lazy").iterdir()
+        assert sorted(os.listdir(left)) == ["index", "table"], "the content is given back"
+    async with open_store(tmp_path) as store:
+        await check_refused(store, case.record, FaultKind.DIFF_ID)
+
+
+async def check_refused(store: Store, record: LayerRecord, kind: FaultKind) -> None:
+    stored = await store.records.layer(record.digest)
+    assert stored.is_refused
+    assert stored.fault.kind is kind
+    with pytest.raises(ContentError, match="turned out to be bad") as refused:
+        await store.open_lazy_layer(stored)
+    assert stored.fault.reason in str(refused.value)
+    assert "imgvol pull" in refused.value.hint
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: layer does not match its digest")
+async def test_a_whole_pull_clears_the_mark_of_a_bad_layer(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        good = bytes(case.source.blob)
+        case.source.blob[4] ^= 1
+        await complete(case)
+        await check_refused(case.store, case.record, FaultKind.BLOB)
+        case.source.blob[:] = good
+        await pull_whole(case)
+        stored = await case.store.records.layer(case.record.digest)
+        assert (stored.fault, stored.is_complete) == (None, True)
+        final = await case.open()
+        assert {name: await read(final, name) for name in CONTENTS} == CONTENTS
+
+
+@pytest.mark.expects_log("is bad, its readers get errors")
+@pytest.mark.expects_log("will not know it is bad: no room")
+async def test_a_layer_that_cannot_be_remembered_as_bad_is_bad_all_the_same(tmp_path, monkeypatch):
+    async def full(*_):
+        raise StoreFull("no room")
+
+    async with case_of(tmp_path, lying(other_mode), monkeypatch) as case:
+        monkeypatch.setattr(Store, "complete_layer", full)
+        layer = await complete(case)
+        with pytest.raises(ContentError):
+            await read(layer, b"small")
 
 
 @pytest.mark.expects_log("is bad, its readers get errors: layer does not match its digest")
@@ -298,9 +375,107 @@ async def test_bytes_that_no_span_covers_are_covered_by_the_digest(tmp_path, mon
         assert not (await case.store.records.layer(case.record.digest)).is_complete
 
 
+async def test_what_a_failing_disk_has_lost_is_not_the_layers_fault(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        layer = await case.open()
+        monkeypatch.setattr(layer, "read_compressed", lambda _, size: bytes(size))
+        layer.failure = StoreDamaged("what was fetched could not be written")
+        await lazy.attach(layer, case.record)
+        await until(lambda: is_settled(lazy, layer))
+        assert isinstance(layer.failure, StoreDamaged)
+        assert lazy.statistics().bad == 0
+        again = await case.open()
+        assert isinstance(again, LazyLayerStore), "another try may go well"
+
+
+@pytest.mark.expects_log("is bad, its readers get errors")
+async def test_a_bad_layer_that_is_unmounted_at_once_is_remembered(tmp_path, monkeypatch):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        case.source.blob[4] ^= 1
+        layer = await case.open()
+        await lazy.attach(layer, case.record)
+        async with case.store.layer_lock(case.record.digest):
+            # Somebody else has the layer: the mark has to wait, and the readers do not.
+            await until(lambda: layer.failure is not None)
+            lazy.detach(layer)
+            closing = lazy.closing_of(case.record.digest)
+            assert closing is not None
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            assert not closing.is_set()
+        await closing.wait()
+        assert lazy.closing_of(case.record.digest) is None
+        await check_refused(case.store, case.record, FaultKind.BLOB)
+
+
+@pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
+async def test_the_tar_is_mounted_beside_views_that_were_shown_a_lie(tmp_path, monkeypatch):
+    async with (
+        case_of(tmp_path, lying(other_mode), monkeypatch) as case,
+        background(case.store) as lazy,
+    ):
+        image = image_record([case.record])
+        await case.store.records.add_image(image, "x", case.record.digest)
+        views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+        async with views.hold(image) as deceived:
+            old = deceived.layers[0]
+            await until(lambda: is_settled(lazy, old))
+            (image,) = await case.store.records.images()
+            async with views.hold(image) as told:
+                new = told.layers[0]
+                assert {name: await read(new, name) for name in CONTENTS} == CONTENTS
+                with pytest.raises(InvalidLayer):
+                    await read(old, b"small")
+                assert views.layer_by_slot(old.slot) is old
+                assert views.layer_by_slot(new.slot) is new
+                numbers = [
+                    view.tree.inode(resolve(view.tree, b"/etc/small")) for view in (told, deceived)
+                ]
+                assert numbers[0] != numbers[1]
+        assert views.layers_in_use() == set()
+
+
+async def test_a_layer_is_not_opened_again_before_it_has_been_closed(tmp_path, monkeypatch):
+    flushing, go_on = threading.Event(), threading.Event()
+    flush = LazyLayerStore.flush
+
+    def slow(layer):
+        flushing.set()
+        assert go_on.wait(10)
+        flush(layer)
+
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        case.source.hold(len(case.source.blob) // 2)
+        monkeypatch.setattr(limits, "FETCH_FLUSH", 1000)
+        monkeypatch.setattr(LazyLayerStore, "flush", slow)
+        image = image_record([case.record])
+        views = Views(
+            case.store,
+            on_lazy_layer=lazy.attach,
+            on_lazy_layer_closed=lazy.detach,
+            closing_of=lazy.closing_of,
+        )
+        async with views.hold(image) as view:
+            first = view.layers[0]
+            await until(lambda: first.present.present_count >= 5)
+        await until(flushing.is_set)
+        opened = []
+
+        async def mount_again():
+            async with views.hold(image) as view:
+                opened.append(view.layers[0].present.present_count)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount_again)
+            await trio.sleep(0.05)
+            assert opened == []
+            go_on.set()
+        assert opened == [first.present.present_count]
+
+
 # --- failures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.expects_log("its registry fails: down")
 async def test_a_registry_that_fails_is_asked_again_and_told_of_once(tmp_path, monkeypatch, caplog):
     async with case_of(tmp_path, honest(), monkeypatch) as case:
         case.source.failures = [RegistryUnavailable("down")] * 5
@@ -309,7 +484,7 @@ async def test_a_registry_that_fails_is_asked_again_and_told_of_once(tmp_path, m
         assert case.source.failures == []
     warnings = [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(warnings) == 1
-    assert "waits to be completed: down" in warnings[0].getMessage()
+    assert "its registry fails: down" in warnings[0].getMessage()
 
 
 async def test_a_layer_whose_source_is_not_known_cannot_be_attached(tmp_path, monkeypatch):
@@ -402,29 +577,30 @@ async def pull_whole(case: Case) -> LayerRecord:
 
 
 async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
         await lazy.attach(layer, case.record)
         assert await read(layer, b"small") == SMALL
         assert layer.missing(range(layer.table.span_count))
-        await lazy.adopt(await pull_whole(case))
+        assert await lazy.adopt(await pull_whole(case)) is None
         assert layer.is_complete
-        assert layer.poison is None
+        assert layer.failure is None
         assert {name: await read(layer, name) for name in CONTENTS} == CONTENTS
         await until(lambda: is_settled(lazy, layer))
 
 
 @pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
-async def test_a_lie_that_a_whole_pull_finds_poisons_the_layer_and_not_the_pull(
+async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(LayerFetcher, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
     stargz = lying(other_mode)
     async with case_of(tmp_path, stargz, monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
         await lazy.attach(layer, case.record)
-        await lazy.adopt(await pull_whole(case))
+        fault = await lazy.adopt(await pull_whole(case))
+        assert fault.kind is FaultKind.TOC
         with pytest.raises(ContentError):
             await read(layer, b"small")
         await until(lambda: is_settled(lazy, layer))

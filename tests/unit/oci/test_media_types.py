@@ -28,9 +28,6 @@ DOCKER_FOREIGN = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 def test_layers_and_their_compression(media_type, compression):
     assert types.is_layer(media_type)
     assert types.layer_compression(media_type) == compression
-    assert types.is_foreign_layer(media_type) == (
-        "foreign" in media_type or "nondist" in media_type
-    )
 
 
 @pytest.mark.parametrize(

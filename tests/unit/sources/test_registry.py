@@ -1,6 +1,6 @@
 import pytest
 
-from imgvol.errors import LimitExceeded
+from imgvol.errors import LimitExceeded, NotFound
 from imgvol.oci import media_types
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -65,4 +65,28 @@ async def test_too_large_a_document_is_not_fetched():
         await RegistrySource(client, REFERENCE).read_document(
             descriptor(media_types.OCI_CONFIG), max_size=0
         )
+    assert client.asked == []
+
+
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ("example.com/app:v1", "example.com/app:v1-beside"),
+        ("app", "docker.io/library/app:latest-beside"),
+    ],
+)
+async def test_companion_is_asked_for_by_the_tag_with_its_suffix(named, asked):
+    client = Client()
+    source = RegistrySource(client, Reference.parse(named))
+    assert await source.read_companion("-beside") == b"manifest"
+    assert client.asked == [("manifest", Reference.parse(asked))]
+
+
+@pytest.mark.parametrize(
+    "named", [f"app@{Digest.of(b'')}", f"app:v1@{Digest.of(b'')}", f"app:{'x' * 125}"]
+)
+async def test_image_that_can_have_no_companion_has_none(named):
+    client = Client()
+    with pytest.raises(NotFound):
+        await RegistrySource(client, Reference.parse(named)).read_companion("-beside")
     assert client.asked == []

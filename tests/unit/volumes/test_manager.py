@@ -7,8 +7,9 @@ import pytest
 import trio
 
 from imgvol.content.records import ImageRecord, VolumeRecord
-from imgvol.errors import Conflict, LocalError, NotFound, RemoteError, StoreFull
+from imgvol.errors import Conflict, InvalidArgument, LocalError, NotFound, RemoteError, StoreFull
 from imgvol.images.pull import PullProgress
+from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
 from imgvol.volumes import manager, mounts
@@ -39,9 +40,14 @@ class Images:
             raise NotFound("image is not in the store")
         return self.image
 
-    async def pull(self, image, *, platform, options, progress, lazy) -> ImageRecord:
+    async def find_by_id(self, image: str) -> ImageRecord | None:
+        await trio.lowlevel.checkpoint()
+        return self.image if self.image and self.image.id.encoded.startswith(image) else None
+
+    async def pull(self, image, *, platform, options, progress, readiness) -> ImageRecord:
         await trio.lowlevel.checkpoint()
         self.pulled.append(image)
+        self.readiness = readiness
         return IMAGE
 
 
@@ -52,6 +58,9 @@ class View:
     layers: tuple = ()
     holders: int = 0
     publications: int = 0
+
+    def layer_statuses(self):
+        return self.layers
 
 
 class Views:
@@ -137,7 +146,6 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch) -> Kernel:
     kernel = Kernel()
-    monkeypatch.setattr(manager, "layer_status", lambda layer, _: layer)
     for name in ("check_target", "bind", "unbind"):
         monkeypatch.setattr(mounts, name, getattr(kernel, name))
     return kernel
@@ -283,7 +291,7 @@ async def test_a_client_that_goes_away_does_not_leave_half_an_unmount(house, mon
 async def test_never_pulling_holds_for_what_is_not_here_as_a_whole(house):
     house.images.image = LAZY
     with pytest.raises(NotFound):
-        await house.mount(pull="never", lazy=False)
+        await house.mount(pull="never", readiness=Readiness.STORED)
     assert house.images.pulled == []
     await house.mount(pull="never")
 
@@ -291,13 +299,50 @@ async def test_never_pulling_holds_for_what_is_not_here_as_a_whole(house):
 async def test_completing_an_image_that_was_named_by_its_id_pulls_it_by_name(house):
     """Twelve hex digits are a repository's name, too."""
     house.images.image = LAZY
-    await house.mount(image=LAZY.id.encoded[:12], lazy=False)
+    await house.mount(image=LAZY.id.encoded[:12], readiness=Readiness.STORED)
     assert house.images.pulled == [NAME]
+
+
+async def test_an_id_is_not_looked_for_in_a_registry(house):
+    """It would be taken for the name of somebody's repository."""
+    with pytest.raises(InvalidArgument) as refused:
+        await house.mount(image=IMAGE.id.encoded[:12], pull="always")
+    assert NAME in refused.value.hint
+    assert house.images.pulled == []
+    house.assert_empty()
+    await house.mount(image=NAME, pull="always")
+    assert house.images.pulled == [NAME]
+
+
+IN_PLACE = replace(image_record([replace(layer_record("a"), format="in place")]), names=(NAME,))
+
+
+@pytest.mark.parametrize(
+    ("image", "readiness", "is_pulled"),
+    [
+        (LAZY, Readiness.LAZY, False),
+        (LAZY, Readiness.VERIFIED, True),
+        (LAZY, Readiness.STORED, True),
+        (IN_PLACE, Readiness.LAZY, False),
+        (IN_PLACE, Readiness.VERIFIED, False),
+        (IN_PLACE, Readiness.STORED, True),
+        (IMAGE, Readiness.VERIFIED, False),
+        (IMAGE, Readiness.STORED, False),
+    ],
+)
+async def test_what_is_here_is_mounted_if_it_is_as_ready_as_was_asked(
+    house, image, readiness, is_pulled
+):
+    house.images.image = image
+    await house.mount(readiness=readiness)
+    assert house.images.pulled == [NAME] * is_pulled
+    if is_pulled:
+        assert house.images.readiness is readiness
 
 
 async def test_completing_an_image_pulls_the_name_that_was_given(house):
     house.images.image = LAZY
-    await house.mount(image="example.com/b:2", lazy=False)
+    await house.mount(image="example.com/b:2", readiness=Readiness.STORED)
     assert house.images.pulled == ["example.com/b:2"]
 
 

@@ -3,6 +3,10 @@
 The blob is gzip members end to end, and as a whole a tar.gz as any other. The last member is the
 footer, an empty one with its message in the header's extra field; before it is the table of
 contents, as the only file of a tar. Only the manifest's annotation makes it worth anything.
+
+Or the table of contents is *external*, which the footer then says: that same tar.gz is a layer of
+another image, whose tag is that of the first one with a suffix. One such image holds the tables of
+contents of all layers, for all platforms.
 """
 
 import re
@@ -13,9 +17,18 @@ from imgvol.errors import InvalidLayer, LimitExceeded
 from imgvol.layers.compression import Compression, open_decoder
 from imgvol.layers.lazy.reserved import TOC_NAME
 from imgvol.layers.tar import TarMember, TarParser
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
+from imgvol.oci.manifest import Manifest
 
 TOC_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 """The annotation that pins the table of contents: the digest of its JSON."""
+
+EXTERNAL_SUFFIX: Final = "-esgztoc"
+"""What the tag of the image with the external tables of contents has at its end."""
+
+# In that image: of which layer this one is the table of contents.
+_LAYER_DIGEST: Final = "containerd.io/snapshot/stargz/layer.digest"
 
 FOOTER_SIZE: Final = 51
 LEGACY_FOOTER_SIZE: Final = 47
@@ -59,6 +72,13 @@ def parse_footer(tail: bytes) -> Footer | None:
     return None
 
 
+def external_layer(companion: Manifest, layer: Digest) -> Descriptor | None:
+    """Which layer of a companion image is the table of contents of a layer; None: it has none."""
+    wanted = str(layer)
+    found = (item for item in companion.layers if item.annotations.get(_LAYER_DIGEST) == wanted)
+    return next(found, None)
+
+
 def _extra_field(footer: bytes, size: int) -> bytes | None:
     head = _HEAD + size.to_bytes(2, "little")
     if len(footer) != len(head) + size + len(_END):
@@ -69,7 +89,7 @@ def _extra_field(footer: bytes, size: int) -> bytes | None:
 
 
 def extract_json(data: bytes) -> bytes:
-    """Unpack a table of contents from its part of the blob, without its footer.
+    """Unpack a table of contents from its part of the blob, without its footer; or from its layer.
 
     Raises:
         InvalidLayer: It is no gzip, no tar, or has no table of contents.

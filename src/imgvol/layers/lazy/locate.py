@@ -6,8 +6,10 @@ annotation, because what nothing pins could show a reader other files than a ful
     need = find_toc(descriptor.annotations, descriptor.size)
     if isinstance(need, NeedTail):
         need = find_toc(descriptor.annotations, descriptor.size, fetch_last(need.size))
-    if need is not None:
+    if isinstance(need, TocRange):
         layer = open_layer(need, fetch(need.start, need.end))
+    if isinstance(need, ExternalToc):
+        layer = open_layer(need, fetch_blob(estargz.external_layer(companion, descriptor.digest)))
 
 Every error of the content (`ContentError`) means that the layer cannot be read lazily; it may still
 be pulled as a whole. But a layer with two tables of contents should not be: somebody means to show
@@ -47,13 +49,11 @@ class NeedTail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TocRange:
-    """Where a table of contents is, and what pins it.
+class Toc:
+    """A table of contents, and what pins it. It is a TocRange or an ExternalToc.
 
     Attributes:
         format: Of the layer.
-        start: Its first byte in the blob, as fetched.
-        end: The one after its last.
         blob_size: Bytes of the blob.
         data_end: Where in the blob content ends.
         digest: Of the bytes as fetched; None where the format pins the JSON only.
@@ -62,8 +62,6 @@ class TocRange:
     """
 
     format: Format
-    start: int
-    end: int
     blob_size: int
     data_end: int
     digest: Digest | None = None
@@ -71,9 +69,30 @@ class TocRange:
     json_size: int | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TocRange(Toc):
+    """A table of contents in the blob.
+
+    Attributes:
+        start: Its first byte in the blob, as fetched.
+        end: The one after its last.
+    """
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExternalToc(Toc):
+    """A table of contents in another image, as a layer of it: `estargz.external_layer` tells which.
+
+    What is fetched is that layer's blob. Wherever it comes from, the JSON in it is pinned.
+    """
+
+
 def find_toc(
     annotations: Mapping[str, str], blob_size: int, tail: bytes | None = None
-) -> NeedTail | TocRange | None:
+) -> NeedTail | TocRange | ExternalToc | None:
     """Find a layer's table of contents.
 
     Args:
@@ -111,7 +130,9 @@ def find_toc(
     return _zstd_range(position, blob_size, digest, json_digest)
 
 
-def _find_any(json_digest: Digest, blob_size: int, tail: bytes | None) -> NeedTail | TocRange:
+def _find_any(
+    json_digest: Digest, blob_size: int, tail: bytes | None
+) -> NeedTail | TocRange | ExternalToc:
     """Find what only stargz's own annotation announces: gzip or zstd, the footer tells."""
     if tail is None:
         return NeedTail(min(limits.TOC_TAIL_SIZE, blob_size))
@@ -122,7 +143,12 @@ def _find_any(json_digest: Digest, blob_size: int, tail: bytes | None) -> NeedTa
             raise _no_footer()
         return _zstd_range(position, blob_size, None, json_digest)
     if footer.toc_offset is None:
-        raise Unsupported("eStargz whose table of contents is in another image")
+        return ExternalToc(
+            format=Format.ESTARGZ,
+            blob_size=blob_size,
+            data_end=blob_size - footer.size,
+            json_digest=json_digest,
+        )
     start, end = footer.toc_offset, blob_size - footer.size
     _check_range(start, end)
     return TocRange(
@@ -158,12 +184,12 @@ def _zstd_range(
     )
 
 
-def open_layer(toc: TocRange, data: bytes) -> LazyLayer:
+def open_layer(toc: Toc, data: bytes) -> LazyLayer:
     """Read a table of contents.
 
     Args:
         toc: What `find_toc` found.
-        data: The bytes from `toc.start` to `toc.end`.
+        data: The bytes from `toc.start` to `toc.end`; or the layer that an ExternalToc is.
 
     Raises:
         DigestMismatch: They are not what the manifest pins.

@@ -8,8 +8,8 @@ Version 2: the image manifest names the index by digest, in an annotation. Whoev
 manifest can trust the index. The annotation may dangle; then the image is read without.
 
 Version 1: the index names the manifest as its `subject`, and is found by asking the registry for
-referrers. Anyone who may push to the repository can add one, so nothing pins it: it should be used
-only where the user says so.
+referrers. Anyone who may push to the repository can add one, so nothing pins it: it is used only
+where the operator says so.
 
 Neither is taken for the other: an index of version 2 says nothing about whose it is, so a referrer
 of that version would be bound to nothing.
@@ -26,7 +26,7 @@ from imgvol.layers.lazy.soci import SpanRange
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import Node
-from imgvol.oci.manifest import Index, Manifest, parse_manifest
+from imgvol.oci.manifest import Manifest, parse_manifest
 
 INDEX_V1: Final = "application/vnd.amazon.soci.index.v1+json"
 INDEX_V2: Final = "application/vnd.amazon.soci.index.v2+json"
@@ -70,22 +70,6 @@ def pinned_index(manifest: Manifest) -> Digest | None:
     """
     text = manifest.annotations.get(_INDEX_DIGEST)
     return None if text is None else _parse_digest(text, f"annotations.{_INDEX_DIGEST}")
-
-
-def select_referrers(referrers: Index) -> tuple[Descriptor, ...]:
-    """The indexes of version 1 among a manifest's referrers, in the registry's order.
-
-    For the answer of the referrers API, and for the index under `referrers_tag`.
-    """
-    return tuple(item for item in referrers.manifests if item.artifact_type == INDEX_V1)
-
-
-def referrers_tag(manifest: Digest) -> str:
-    """The tag that lists a manifest's referrers where the registry has no API for them.
-
-    Distribution specification, "Referrers Tag Schema".
-    """
-    return f"{manifest.algorithm}-{manifest.encoded[:64]}"
 
 
 def parse_soci_index(raw: bytes, *, expected: Digest, subject: Digest | None = None) -> SociIndex:

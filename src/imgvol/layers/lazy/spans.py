@@ -109,6 +109,36 @@ class SpanTable(ABC):
         """The table in its sealed form: the same table gives the same bytes."""
 
 
+class NoSpans(SpanTable):
+    """What stands for the table of a layer whose spans nobody needs any more.
+
+    A flight that lands late may still ask where a span lies: nowhere.
+    """
+
+    data_size = 0
+    span_count = 0
+    prefetch: Sequence[int] = ()
+
+    def __init__(self, blob_size: int) -> None:
+        self.blob_size = blob_size
+
+    def spans_of(self, position: int, size: int) -> Sequence[int]:  # noqa: ARG002 - none
+        """None."""
+        return ()
+
+    def compressed_range(self, span: int) -> tuple[int, int]:  # noqa: ARG002 - any
+        """An empty range."""
+        return (0, 0)
+
+    def decode(self, span: int, data: bytes) -> list[Region]:
+        """Not possible."""
+        raise NotImplementedError
+
+    def to_bytes(self) -> bytes:
+        """Not possible."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
 class LazyLayer:
     """A layer that can be shown before its content is there.

@@ -1,6 +1,7 @@
 """Which tables of contents are found, where, and with what trust."""
 
 import gzip
+import json
 import struct
 
 import pytest
@@ -11,13 +12,17 @@ from imgvol.errors import DigestMismatch, InvalidLayer, LimitExceeded, Unsupport
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy import estargz, zstd_chunked
 from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.locate import Format, NeedTail, TocRange, find_toc, open_layer
+from imgvol.layers.lazy.locate import ExternalToc, Format, NeedTail, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
+from imgvol.oci.digest import Digest
+from imgvol.oci.manifest import Manifest, parse_manifest
+from imgvol.oci.media_types import OCI_CONFIG, OCI_LAYER_GZIP, OCI_MANIFEST
 from support.lazy import describe_lazy, locate, open_lazy
 from support.toc_blobs import (
     EXTERNAL_FOOTER,
     Body,
     chunked_blob,
+    external_blob,
     gzip_footer,
     legacy_footer,
     sha256,
@@ -109,10 +114,54 @@ def test_the_legacy_footer_is_read_too():
     assert content_of(blob, annotations) == b"onetwo"
 
 
-def test_a_table_of_contents_in_another_image_is_unsupported():
-    blob, annotations = stargz_blob(body(), footer=lambda _: EXTERNAL_FOOTER)
-    with pytest.raises(Unsupported, match="another image"):
-        locate(blob, annotations)
+def test_a_table_of_contents_in_another_image_is_read_from_there():
+    blob, annotations, toc = external_blob(body())
+    found = locate(blob, annotations)
+    assert isinstance(found, ExternalToc)
+    assert (found.blob_size, found.data_end) == (len(blob), len(blob) - 46)
+    assert describe_lazy(open_layer(found, toc), blob)[b"/b"][3] == b"onetwo"
+
+
+def test_an_external_table_of_contents_is_worth_what_pins_it():
+    blob, annotations, toc = external_blob(body())
+    other = body()
+    other.file("more", b"more")
+    _, _, wrong = external_blob(other)
+    for data, error in ((wrong, DigestMismatch), (b"", InvalidLayer), (toc[:-40], InvalidLayer)):
+        with pytest.raises(error):
+            open_lazy(blob, annotations, data)
+    assert locate(blob, {}) is None
+
+
+def companion(*layers: tuple[str, bytes]) -> Manifest:
+    raw = json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": {"mediaType": OCI_CONFIG, "digest": sha256(b"{}"), "size": 2},
+            "layers": [
+                {
+                    "mediaType": OCI_LAYER_GZIP,
+                    "digest": sha256(toc),
+                    "size": len(toc),
+                    "annotations": {"containerd.io/snapshot/stargz/layer.digest": layer},
+                }
+                for layer, toc in layers
+            ],
+        }
+    ).encode()
+    manifest = parse_manifest(raw, media_type=OCI_MANIFEST)
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def test_the_layers_of_a_companion_say_whose_they_are():
+    one, two = Digest.of(b"one"), Digest.of(b"two")
+    found = companion((str(two), b"toc of two"), (str(one), b"toc of one"), ("latest", b""))
+    for layer, toc in ((one, b"toc of one"), (two, b"toc of two")):
+        descriptor = estargz.external_layer(found, layer)
+        assert descriptor is not None
+        assert descriptor.digest == Digest.of(toc)
+    assert estargz.external_layer(found, Digest.of(b"three")) is None
 
 
 def test_without_annotation_nothing_is_looked_for():

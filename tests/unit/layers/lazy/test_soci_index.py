@@ -15,11 +15,9 @@ from imgvol.layers.lazy.soci_index import (
     parse_prefetch,
     parse_soci_index,
     pinned_index,
-    referrers_tag,
-    select_referrers,
 )
 from imgvol.oci.digest import Digest
-from imgvol.oci.manifest import Index, Manifest, parse_manifest
+from imgvol.oci.manifest import Manifest, parse_manifest
 from imgvol.oci.media_types import OCI_CONFIG, OCI_INDEX, OCI_LAYER_GZIP, OCI_MANIFEST
 
 LAYERS = [Digest.of(bytes([number])) for number in range(3)]
@@ -151,31 +149,6 @@ def test_image_names_its_index():
     assert pinned_index(image({"com.amazon.soci.index-digest": str(digest)})) == digest
     with pytest.raises(InvalidDocument):
         pinned_index(image({"com.amazon.soci.index-digest": "latest"}))
-
-
-def test_referrers_of_the_first_version_are_selected():
-    raw = json.dumps(
-        {
-            "schemaVersion": 2,
-            "mediaType": OCI_INDEX,
-            "manifests": [
-                descriptor(OCI_MANIFEST, b"signature", artifactType="application/x.signature"),
-                descriptor(OCI_MANIFEST, b"two", artifactType=INDEX_V2),
-                descriptor(OCI_MANIFEST, b"one", artifactType=INDEX_V1),
-                descriptor(OCI_MANIFEST, b"none"),
-            ],
-        }
-    ).encode()
-    index = parse_manifest(raw, media_type=OCI_INDEX)
-    assert isinstance(index, Index)
-    (found,) = select_referrers(index)
-    assert found.digest == Digest.of(b"one")
-
-
-def test_referrers_tag_is_the_specified_one():
-    digest = Digest.of(b"x")
-    assert referrers_tag(digest) == f"sha256-{digest.hex}"
-    assert len(referrers_tag(Digest.of(b"x", "sha512"))) == len("sha512-") + 64
 
 
 def prefetch(*spans: dict, version: str = "1.0") -> bytes:

@@ -1,0 +1,27 @@
+"""What the database holds, as values, and the operations on them: records in, records out.
+
+One module per kind of record: the value, its table's operations, its SQL. `database` has the
+schema. `Records` is all tables together.
+"""
+
+from imgvol.content.records.chains import ChainTable
+from imgvol.content.records.images import ImageRecord, ImageTable
+from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
+from imgvol.content.records.origins import Origin, OriginTable
+from imgvol.content.records.places import PlaceTable
+from imgvol.content.records.volumes import VolumeRecord, VolumeTable
+
+__all__ = [
+    "IN_PLACE",
+    "FaultKind",
+    "ImageRecord",
+    "LayerFault",
+    "LayerRecord",
+    "Origin",
+    "Records",
+    "VolumeRecord",
+]
+
+
+class Records(LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable):
+    """Typed operations over the database; each method is one transaction."""

@@ -1,0 +1,223 @@
+"""The layers of the store: complete, lazy (see `origins`), or read in place (see `places`)."""
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from imgvol.content.records.table import Row, Table
+from imgvol.errors import ContentError, DigestMismatch, InvalidLayer
+from imgvol.oci.digest import DiffID, Digest
+
+# The format of layers that are read where they lie.
+IN_PLACE: Final = "in place"
+
+
+class FaultKind(StrEnum):
+    """What can turn out to be wrong with a lazy layer once all of it has been seen."""
+
+    BLOB = "blob"
+    """The blob does not match its digest."""
+
+    DIFF_ID = "diff-id"
+    """The uncompressed tar does not match the diff ID."""
+
+    FORMAT = "format"
+    """It cannot be read as a layer."""
+
+    TOC = "toc"
+    """Blob and diff ID are right, but the table of contents told something else than the tar."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFault:
+    """Why a layer's table of contents is not believed any more.
+
+    Attributes:
+        reason: In words, for people.
+    """
+
+    kind: FaultKind
+    reason: str
+
+    def refusal(self, digest: Digest) -> ContentError:
+        """What whoever wants to read the layer lazily is told."""
+        is_mismatch = self.kind in {FaultKind.BLOB, FaultKind.DIFF_ID}
+        return (DigestMismatch if is_mismatch else InvalidLayer)(
+            "a layer turned out to be bad when all of it had been fetched",
+            hint="Pull the image again: imgvol pull IMAGE. If that fails, too, the image is damaged"
+            " where it is stored.",
+            layer=digest,
+            reason=self.reason,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One layer of the store.
+
+    Attributes:
+        digest: Of the blob; verified if the layer is complete.
+        diff_id: Of the uncompressed tar; verified if the layer is complete, else only claimed.
+        size: Bytes of the blob.
+        unpacked_size: Bytes of the uncompressed tar; of a lazy layer, of its files.
+        entries: Paths in its index.
+        format: How its files were known: "tar", "in place" (it lies in somebody else's file),
+            "eStargz", "zstd:chunked" or "SOCI".
+        is_complete: Whether all of it is at hand and verified; False: it is lazy.
+        slot: Its number in inode numbers; 0 until the database has given one.
+        fault: What it turned out to be, if it was lazy and not what it had promised. If it is
+            complete all the same, its tar is right; if not, it is refused until it is pulled as a
+            whole.
+    """
+
+    digest: Digest
+    diff_id: DiffID
+    media_type: str
+    size: int
+    unpacked_size: int
+    entries: int
+    format: str = "tar"
+    is_complete: bool = True
+    slot: int = 0
+    fault: LayerFault | None = None
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its bytes are not in the store, but in a file elsewhere."""
+        return self.format == IN_PLACE
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether all of it is in the store, verified."""
+        return self.is_complete and not self.is_in_place
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether nothing of it may be shown until it has been pulled as a whole."""
+        return self.fault is not None and not self.is_complete
+
+
+class LayerTable(Table):
+    """The layers."""
+
+    async def layer(self, digest: Digest) -> LayerRecord | None:
+        """The layer with this blob digest, complete or not."""
+
+        def find(db: sqlite3.Connection) -> LayerRecord | None:
+            row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(digest)]).fetchone()
+            return layer_from(row) if row else None
+
+        return await self._database.run(find)
+
+    async def layers(self) -> list[LayerRecord]:
+        """Every layer, complete or not."""
+        return await self._database.run(
+            lambda db: [layer_from(row) for row in db.execute(f"{_SELECT_LAYER} ORDER BY slot")]
+        )
+
+    async def refresh_layers(self, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
+        """What some layers are by now; one that was forgotten meanwhile is as it was."""
+
+        def find(db: sqlite3.Connection) -> list[LayerRecord]:
+            select = f"{_SELECT_LAYER} WHERE digest = ?"
+            rows = [db.execute(select, [str(layer.digest)]).fetchone() for layer in layers]
+            return [
+                layer_from(row) if row else layer for row, layer in zip(rows, layers, strict=True)
+            ]
+
+        return await self._database.run(find)
+
+    async def add_layer(self, layer: LayerRecord) -> LayerRecord:
+        """Records a layer that was published, or what has become of it.
+
+        Its slot stays, unless it is recorded with a fault: the kernel may know other files under
+        the old one.
+        """
+        return await self._database.run(lambda db: put_layer(db, layer))
+
+    async def forget_layer(self, digest: Digest) -> None:
+        """Forgets a layer whose files are gone, whatever needs it."""
+        await self._database.run(
+            lambda db: db.execute("DELETE FROM layer WHERE digest = ?", [str(digest)])
+        )
+
+    async def remove_unreferenced_layer(self, digest: Digest) -> bool:
+        """Forgets a layer that no image needs; False when one does, or it is forgotten already."""
+
+        def remove(db: sqlite3.Connection) -> bool:
+            cursor = db.execute(
+                "DELETE FROM layer WHERE digest = ?"
+                " AND digest NOT IN (SELECT digest FROM image_layer)",
+                [str(digest)],
+            )
+            return cursor.rowcount > 0
+
+        return await self._database.run(remove)
+
+    async def unreferenced_layers(self) -> list[Digest]:
+        """Layers that no image needs."""
+        return await self._database.run(
+            lambda db: [
+                Digest.parse(digest)
+                for (digest,) in db.execute(
+                    "SELECT digest FROM layer WHERE digest NOT IN (SELECT digest FROM image_layer)"
+                )
+            ]
+        )
+
+
+LAYER_COLUMNS: Final = (
+    "slot, digest, diff_id, media_type, size, unpacked, entries, format, is_complete, fault, reason"
+)
+_SELECT_LAYER: Final = f"SELECT {LAYER_COLUMNS} FROM layer"
+
+
+def layer_from(row: Row) -> LayerRecord:
+    """A row of LAYER_COLUMNS as a value."""
+    slot, digest, diff_id, media_type, size, unpacked, entries, kind, is_complete, *bad = row
+    fault, reason = bad
+    return LayerRecord(
+        slot=slot,
+        digest=Digest.parse(digest),
+        diff_id=DiffID(Digest.parse(diff_id)),
+        media_type=media_type,
+        size=size,
+        unpacked_size=unpacked,
+        entries=entries,
+        format=kind,
+        is_complete=bool(is_complete),
+        fault=LayerFault(kind=FaultKind(fault), reason=reason) if fault else None,
+    )
+
+
+def put_layer(db: sqlite3.Connection, layer: LayerRecord) -> LayerRecord:
+    """Records a layer, new or known, as part of a transaction; returns it with its slot."""
+    # Where it lay until now, if it was read in place.
+    db.execute("DELETE FROM place WHERE digest = ?", [str(layer.digest)])
+    if layer.fault is not None:
+        # The next row gets the next slot; what belongs to the lazy form goes with this one.
+        db.execute("DELETE FROM layer WHERE digest = ?", [str(layer.digest)])
+    db.execute(
+        "INSERT INTO layer (digest, diff_id, media_type, size, unpacked, entries, format,"
+        " is_complete, fault, reason)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (digest) DO UPDATE SET"
+        " diff_id = excluded.diff_id, media_type = excluded.media_type, size = excluded.size,"
+        " unpacked = excluded.unpacked, entries = excluded.entries, format = excluded.format,"
+        " is_complete = excluded.is_complete, fault = excluded.fault, reason = excluded.reason",
+        [
+            str(layer.digest),
+            str(layer.diff_id),
+            layer.media_type,
+            layer.size,
+            layer.unpacked_size,
+            layer.entries,
+            layer.format,
+            layer.is_complete,
+            layer.fault and layer.fault.kind,
+            layer.fault and layer.fault.reason,
+        ],
+    )
+    row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()
+    return layer_from(row)

@@ -1,0 +1,339 @@
+"""Plans and flies what one layer lacks."""
+
+import logging
+import math
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from imgvol import limits
+from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore
+from imgvol.content.records import Origin
+from imgvol.errors import (
+    ImgvolError,
+    InternalError,
+    NotFound,
+    RegistryUnavailable,
+    RemoteError,
+)
+from imgvol.images.fetch.flight import Flight, Landing, Purpose
+from imgvol.images.fetch.range_fetch import RangeFetch
+from imgvol.oci.descriptor import Descriptor
+from imgvol.threads import run_cancellable
+
+if TYPE_CHECKING:
+    from imgvol.images.fetch.engine import FetchEngine
+
+log = logging.getLogger(__name__)
+
+
+class LayerFetcher:
+    """Brings the spans of one layer. Used on the event loop. Made by `FetchEngine.attach`.
+
+    Attributes:
+        statistics: What has been fetched.
+        failure: Why the latest flight failed, if it did.
+        patience: Seconds that readers wait for a registry that fails, before they are told.
+        line: What is known of the line to its registry.
+    """
+
+    def __init__(
+        self, engine: "FetchEngine", layer: LazyLayerStore, descriptor: Descriptor, origin: Origin
+    ) -> None:
+        self.statistics = FetchStatistics()
+        self.descriptor = descriptor
+        self.failure: ImgvolError | None = None
+        self.patience = 0.0
+        self._engine = engine
+        self._layer = layer
+        self._origin = origin
+        self.line = engine.line(origin)
+        self._flights: dict[int, Flight] = {}
+        self._failed_until = -math.inf
+        self._recovered = trio.Event()
+        # Spans that readers have wanted, and those that nobody has to fetch any more.
+        self._wanted = set(layer.present)
+        # Bytes of spans that were taken along, and that nobody has wanted so far.
+        self._along: dict[int, int] = {}
+        self._along_bytes = 0
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the line is too slow to bring more than what is asked for, or not known."""
+        return not self.line.is_known or self.line.bandwidth < limits.FAST_LINE
+
+    # --- for readers -----------------------------------------------------------------------------
+
+    def note_wanted(self, spans: Collection[int]) -> None:
+        """Readers want these spans: those that were not here from the start count as needed."""
+        for span in spans:
+            if span not in self._wanted:
+                self._wanted.add(span)
+                self._along_bytes -= self._along.pop(span, 0)
+                size = self._size(span)
+                self.statistics.needed += size
+                self._engine.tallies.needed += size
+
+    async def ensure(self, spans: Collection[int]) -> None:
+        """Returns when all of these spans are present.
+
+        Raises:
+            RemoteError: The registry does not deliver, and has not for as long as readers are
+                patient.
+            ContentError: What it delivers is not what was promised.
+        """
+        self.note_wanted(spans)
+        give_up_at = trio.current_time() + self.patience
+        pause = limits.FETCH_FAILURE_REST
+        while True:
+            try:
+                await self._bring(spans)
+                return
+            except RemoteError:
+                left = give_up_at - trio.current_time()
+                if left <= 0:
+                    raise
+                await trio.sleep(min(pause, left))
+                pause = min(2 * pause, limits.FETCH_BLOCKED_PAUSE)
+
+    async def _bring(self, spans: Collection[int]) -> None:
+        with self._engine.reading():
+            if self.failure is not None and trio.current_time() < self._failed_until:
+                raise self.failure.with_traceback(None)
+            # More than once only if a flight that was joined ended without its spans.
+            while missing := self._layer.missing(sorted(set(spans))):
+                flights: list[Flight] = []
+                fresh: list[int] = []
+                for span in missing:
+                    flight = self._joinable(span)
+                    if flight is None:
+                        fresh.append(span)
+                    elif flight not in flights:
+                        # From now on: it shall not make way for what we launch ourselves.
+                        flight.waiters += 1
+                        flights.append(flight)
+                flights += [self._launch_read(group) for group in self._grouped(fresh)]
+                await self._wait(flights, frozenset(missing))
+
+    def _joinable(self, span: int) -> Flight | None:
+        """The flight that brings a span, if waiting for it is quicker than asking again."""
+        flight = self._flights.get(span)
+        if flight is None or flight.waiters:
+            return flight
+        _, end = self._layer.table.compressed_range(span)
+        rate = flight.rate(trio.current_time(), 2 * self.line.round_trip)
+        ahead = end - flight.reached
+        if self.line.is_worth_asking(self._size(span), ahead=ahead, rate=rate):
+            self.end(flight)
+            return None
+        return flight
+
+    def read_ahead(self, spans: Collection[int]) -> None:
+        """A sequential reader will want these spans: begins to bring them, if there is room."""
+        is_failing = trio.current_time() < self._failed_until
+        if is_failing or self._count(Purpose.READAHEAD) >= limits.READAHEAD_FLIGHTS:
+            return
+        fresh = [span for span in self._layer.missing(list(spans)) if span not in self._flights]
+        for group in self._grouped(fresh):
+            start, end = self._extent(group)
+            self._launch(Flight(start, end, tuple(group), Purpose.READAHEAD))
+
+    def _count(self, purpose: Purpose) -> int:
+        return len({id(f) for f in self._flights.values() if f.purpose is purpose})
+
+    # --- for whoever fetches the rest ------------------------------------------------------------
+
+    async def fetch_window(
+        self, start: int, end: int, spans: Sequence[int], purpose: Purpose
+    ) -> None:
+        """Brings a range of the blob with all spans in it, and what lies between them.
+
+        It waits for its turn, is never amplified, and gives way as soon as a reader needs the line.
+        So it may return before it has brought everything.
+        """
+        async with self._engine.turn(purpose):
+            flight = Flight(start, end, tuple(spans), purpose)
+            self._launch(flight)
+            try:
+                await flight.landed.wait()
+            finally:
+                if not flight.waiters:
+                    self.end(flight)
+            if flight.error is not None:
+                raise flight.error.with_traceback(None)
+
+    async def wait_recovered(self, longest: float) -> None:
+        """Waits until the registry has answered somebody again, at most so many seconds."""
+        with trio.move_on_after(longest):
+            await self._recovered.wait()
+
+    # --- planning --------------------------------------------------------------------------------
+
+    def _size(self, span: int) -> int:
+        start, end = self._layer.table.compressed_range(span)
+        return end - start
+
+    def _extent(self, group: Sequence[int]) -> tuple[int, int]:
+        ranges = self._layer.table.compressed_range
+        return ranges(group[0])[0], ranges(group[-1])[1]
+
+    def _grouped(self, spans: Sequence[int]) -> Iterator[list[int]]:
+        """Neighbours together, up to the largest range that is fetched at once."""
+        group: list[int] = []
+        for span in spans:
+            start, end = self._layer.table.compressed_range(span)
+            if group:
+                first, reached = self._extent(group)
+                if start - reached > limits.FETCH_GAP or end - first > limits.FETCH_LARGEST:
+                    yield group
+                    group = []
+            group.append(span)
+        if group:
+            yield group
+
+    def _launch_read(self, group: list[int]) -> Flight:
+        along = self._along_with(group)
+        for span in along:
+            self._along[span] = self._size(span)
+            self._along_bytes += self._along[span]
+        start, end = self._extent([*group, *along])
+        flight = Flight(start, end, (*group, *along), Purpose.READ, waiters=1)
+        self._engine.make_way()
+        self._launch(flight)
+        return flight
+
+    def _along_with(self, group: Sequence[int]) -> list[int]:
+        """The missing spans behind a group that a small flight takes along."""
+        ranges = self._layer.table.compressed_range
+        start, end = self._extent(group)
+        worthwhile = start + self.line.worthwhile
+        # What was taken along in vain is bounded by what was needed.
+        share = int(self.statistics.needed * limits.FETCH_ALONG_SHARE)
+        allowed = end + limits.FETCH_ALONG_FREE + share - self._along_bytes
+        along: list[int] = []
+        following = group[-1] + 1
+        while following < self._layer.table.span_count and end < worthwhile:
+            next_start, next_end = ranges(following)
+            is_far = next_start - end > limits.FETCH_GAP
+            is_known = following in self._layer.present or following in self._flights
+            is_much = next_end > allowed or next_end - start > limits.FETCH_LARGEST
+            if is_far or is_known or is_much:
+                break
+            along.append(following)
+            end = next_end
+            following += 1
+        return along
+
+    # --- flying ----------------------------------------------------------------------------------
+
+    def _launch(self, flight: Flight) -> None:
+        for span in flight.spans:
+            self._flights.setdefault(span, flight)
+        self._engine.launch(self, flight)
+
+    async def _wait(self, flights: Collection[Flight], wanted: Collection[int]) -> None:
+        """Waits for the wanted spans of some flights, which go on with what they bring besides.
+
+        The caller counts as a waiter of each already: none may end because somebody else has
+        stopped waiting for it. A flight ends early when somebody stops waiting before the time, and
+        nobody else waits.
+        """
+        is_served = False
+        try:
+            for flight in flights:
+                while not (flight.landed.is_set() or self._has_brought(flight, wanted)):
+                    await flight.changed.wait()
+                if flight.error is not None and not self._has_brought(flight, wanted):
+                    raise flight.error.with_traceback(None)
+            is_served = True
+        finally:
+            for flight in flights:
+                flight.waiters -= 1
+                if not is_served and flight.waiters == 0:
+                    self.end(flight)
+
+    def _has_brought(self, flight: Flight, wanted: Collection[int]) -> bool:
+        return all(span in self._layer.present for span in flight.spans if span in wanted)
+
+    def end(self, flight: Flight) -> None:
+        """Ends a flight before its time; what it has brought is kept, and nobody joins it now."""
+        if not flight.landed.is_set():
+            flight.scope.cancel()
+            self._forget(flight)
+
+    def _forget(self, flight: Flight) -> None:
+        for span in flight.spans:
+            if self._flights.get(span) is flight:
+                del self._flights[span]
+
+    async def fly(self, flight: Flight) -> None:
+        """Runs one flight to its end, whatever that is; the engine calls this."""
+        landing = Landing.CANCELLED
+        try:
+            with flight.scope as scope:
+                await self._receive(flight)
+            if not scope.cancelled_caught:
+                landing = Landing.OK
+                self.statistics.requests += 1
+                self._note_recovery()
+        except ImgvolError as exc:
+            landing = Landing.FAILED
+            flight.error = exc
+            if isinstance(exc, RemoteError):
+                self._note_failure(exc)
+        except Exception as exc:  # in the engine's nursery it would end every view
+            log.exception("layer %s: a defect of imgvol", self._layer.digest)
+            landing = Landing.FAILED
+            flight.error = InternalError(
+                "a part of a layer cannot be fetched",
+                digest=self._layer.digest,
+                kind=type(exc).__name__,
+            )
+        finally:
+            self._engine.tallies.flights[flight.purpose, landing] += 1
+            self._forget(flight)
+            flight.landed.set()
+            flight.note_change()
+
+    def _note_recovery(self) -> None:
+        if self.failure is not None:
+            log.info("layer %s: its registry answers again", self._layer.digest)
+            recovered, self._recovered = self._recovered, trio.Event()
+            recovered.set()
+        self.failure = None
+
+    def _note_failure(self, failure: RemoteError) -> None:
+        if self.failure is None:
+            log.warning("layer %s: its registry fails: %s", self._layer.digest, failure)
+        self.failure = failure
+        self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
+
+    async def _receive(self, flight: Flight) -> None:
+        engine = self._engine
+        async with (
+            engine.slots.slot(flight, self._origin.argument),
+            engine.sources.use(self._origin) as source,
+        ):
+            flight.began = trio.current_time()
+            fetch = RangeFetch(self._layer, source, self.descriptor, flight, engine.pace)
+            try:
+                await run_cancellable(fetch.run, fetch.cancel, limiter=engine.limiter)
+                if fetch.received:
+                    self.line.learn(
+                        fetch.first_byte,
+                        fetch.received - fetch.first_size,
+                        fetch.seconds - fetch.first_byte,
+                    )
+                    engine.tallies.seconds.observe(fetch.seconds)
+            except NotFound as exc:
+                # The file exists, it is the registry that has lost its bytes: readers must not be
+                # told ENOENT.
+                raise RegistryUnavailable(
+                    "the registry does not have a mounted layer any more",
+                    hint="Push the image again.",
+                    digest=self.descriptor.digest,
+                ) from exc
+            finally:
+                self.statistics.fetched += fetch.received
+                engine.tallies.fetched[flight.purpose] += fetch.received

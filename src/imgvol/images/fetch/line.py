@@ -1,0 +1,66 @@
+"""What a registry's line is like, and what follows from it for planning. Pure; times in seconds."""
+
+from collections import deque
+from statistics import median
+
+from imgvol import limits
+
+
+class Line:
+    """The line to one origin, known from the flights so far.
+
+    The latest few count, and the best round trip of them: a pause before a retry, or a new
+    connection, says nothing of the next request.
+    """
+
+    def __init__(self) -> None:
+        self._round_trips: deque[float] = deque(maxlen=limits.LINE_SAMPLES)
+        self._bandwidths: deque[float] = deque(maxlen=limits.LINE_SAMPLES)
+
+    def learn(self, first_byte: float, size: int, seconds: float) -> None:
+        """Takes one flight into account.
+
+        Args:
+            first_byte: Until the first bytes came.
+            size: Bytes that came after these.
+            seconds: How long they took.
+        """
+        self._round_trips.append(first_byte)
+        if size >= limits.LINE_MEASURABLE and seconds > 0:
+            self._bandwidths.append(size / seconds)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the bandwidth has been measured."""
+        return bool(self._bandwidths)
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds until an answer begins."""
+        return min(self._round_trips, default=limits.LINE_ROUND_TRIP)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second."""
+        return median(self._bandwidths) if self._bandwidths else limits.LINE_BANDWIDTH
+
+    @property
+    def worthwhile(self) -> int:
+        """Bytes that take about as long as asking for them."""
+        size = int(self.round_trip * self.bandwidth) if self.is_known else 0
+        return max(limits.FETCH_SMALLEST, min(size, limits.FETCH_LARGEST))
+
+    def is_worth_stopping(self, remaining: int) -> bool:
+        """Whether a range costs whoever needs the line more than asking for its rest again will."""
+        return remaining / self.bandwidth > self.round_trip
+
+    def is_worth_asking(self, size: int, *, ahead: int, rate: float | None) -> bool:
+        """Whether a range is here sooner if it is asked for than if one waits for a stream.
+
+        Args:
+            size: Bytes of the range.
+            ahead: Bytes that the stream has to bring first, the range itself included.
+            rate: Bytes per second that the stream has brought so far; None: it has just begun.
+        """
+        waiting = ahead / (self.bandwidth if rate is None else max(rate, 1.0))
+        return waiting > self.round_trip + size / self.bandwidth

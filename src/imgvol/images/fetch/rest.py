@@ -1,0 +1,89 @@
+"""Fetches the rest of a lazy layer, while nobody waits for anything."""
+
+from collections.abc import Iterator, Sequence
+
+import trio
+
+from imgvol import limits
+from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.images.fetch.flight import Purpose
+from imgvol.images.fetch.layer import LayerFetcher
+from imgvol.layers.lazy.spans import SpanTable
+
+
+async def fetch_rest(layer: LazyLayerStore, fetcher: LayerFetcher) -> None:
+    """Brings what the image's maker wants first, then everything else, in the blob's order.
+
+    Raises:
+        RemoteError: The registry fails.
+        ContentError: A span is not what it should be.
+    """
+    for start, end, spans in marked_windows(layer.table):
+        await _fetch_spans(layer, fetcher, start, end, spans)
+    for start, end, spans in windows(layer.table):
+        # Looking at what is here takes time, too: filesystem requests come in between.
+        await trio.lowlevel.checkpoint()
+        while lacking := layer.lacking(start, end, spans):
+            first, last = lacking[0]
+            within = _within(layer, first, last, spans)
+            await fetcher.fetch_window(first, last, within, Purpose.BACKGROUND)
+
+
+async def _fetch_spans(
+    layer: LazyLayerStore, fetcher: LayerFetcher, start: int, end: int, spans: Sequence[int]
+) -> None:
+    while missing := layer.missing(spans):
+        await trio.lowlevel.checkpoint()
+        first = layer.table.compressed_range(missing[0])[0]
+        within = _within(layer, first, end, missing)
+        await fetcher.fetch_window(max(start, first), end, within, Purpose.PREFETCH)
+
+
+def _within(layer: LazyLayerStore, start: int, end: int, spans: Sequence[int]) -> list[int]:
+    """The missing spans that lie in a range as a whole."""
+    ranges = layer.table.compressed_range
+    return [s for s in layer.missing(spans) if start <= ranges(s)[0] and ranges(s)[1] <= end]
+
+
+def marked_windows(table: SpanTable) -> Iterator[tuple[int, int, list[int]]]:
+    """The spans that the image's maker marked, neighbours together: start, end, spans."""
+    spans: list[int] = []
+    start = end = 0
+    for span in table.prefetch:
+        first, last = table.compressed_range(span)
+        is_near = 0 <= first - end <= limits.FETCH_GAP or first == end - 1
+        if spans and not (is_near and last - start <= limits.FETCH_WINDOW):
+            yield start, end, spans
+            spans = []
+        if not spans:
+            start = first
+        spans.append(span)
+        end = last
+    if spans:
+        yield start, end, spans
+
+
+def windows(table: SpanTable) -> Iterator[tuple[int, int, list[int]]]:
+    """The blob in order, in pieces for the background: start, end, and the spans that end in each.
+
+    What lies between spans goes with the window that it is in, or makes windows of its own if it is
+    long: the blob must be whole in the end.
+    """
+    start = reached = 0
+    spans: list[int] = []
+    for span in range(table.span_count):
+        first, end = table.compressed_range(span)
+        while first - start >= limits.FETCH_WINDOW:
+            yield start, start + limits.FETCH_WINDOW, spans
+            start, spans = start + limits.FETCH_WINDOW, []
+        # The first byte may be the last one of the window before.
+        start = min(start, first)
+        spans.append(span)
+        reached = max(reached, end)
+        if reached - start >= limits.FETCH_WINDOW:
+            yield start, reached, spans
+            start, spans = reached, []
+    while start < table.blob_size:
+        end = min(start + limits.FETCH_WINDOW, table.blob_size)
+        yield start, end, spans
+        start, spans = end, []

@@ -67,6 +67,11 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
+def _address_space() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
 def fuzz(name: str, seed: int, seconds: float, note: mmap.mmap) -> str:
     """Tries cases for a while; what is wrong with the last one, or nothing."""
     chosen = random.Random(f"{name} {seed}")
@@ -95,7 +100,7 @@ class Run:
         self._report = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as this
         self._child = os.fork()
         if self._child == 0:
-            limit = CASE_MEMORY * 4
+            limit = _address_space() + CASE_MEMORY * 4
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             os.environ["PATH"] = ""  # nothing that a file of logins names is run
             problem = fuzz(name, seed, seconds, self._note)

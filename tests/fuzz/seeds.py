@@ -29,7 +29,13 @@ def body(compression: Compression) -> Body:
     made.entry("dir", "etc/", mode=0o755, modtime="2023-01-01T00:00:00Z")
     made.file("etc/a", b"alpha", xattrs={"user.x": "eA=="}, uid=7)
     made.chunks("etc/b", b"one", b"", b"two")
-    made.entry("hardlink", "etc/c", linkName="etc/a")
+    # Two files in one span, and every field that there is.
+    offset = made.span(b"headerpackedheadertoo")
+    for name, content, inner in (("etc/e", b"packed", 6), ("etc/f", b"too", 18)):
+        place = {"offset": offset, "innerOffset": inner, "endOffset": len(made.data)}
+        known = {"chunkDigest": sha256(content), "userName": "u", "groupName": "g", "gid": 3}
+        made.entry("reg", name, size=len(content), NumLink=1, **place, **known)
+    made.entry("hardlink", "etc/c", linkName="etc/a", accesstime="2023-01-01T00:00:00Z")
     made.entry("symlink", "etc/d", linkName="c")
     made.entry("char", "null", devMajor=1, devMinor=3)
     made.entry("reg", "etc/.wh.gone")

@@ -1,6 +1,7 @@
 """Images whose tables of contents lie: found out when the tar is here, and told of. Every lie there
 is: tests/unit/images/test_comparison.py."""
 
+import gzip
 from dataclasses import replace
 
 import pytest
@@ -71,3 +72,64 @@ def test_lie_ends_in_errors_and_the_next_mount_shows_the_tar(
         assert agent.ask_bytes("content", path=f"{target}/{entry.name}") == entry.content
         status = agent.ask("stat", path=f"{target}/{entry.name}")
         assert status["st_mode"] & 0o7777 == entry.mode
+
+
+def without_footer(layer: images.Layer) -> images.Layer:
+    """The annotation announces a table of contents that nothing leads to."""
+    return with_blob(layer, layer.blob + gzip.compress(b"", mtime=0))
+
+
+def with_another_table(layer: images.Layer) -> images.Layer:
+    """The table of contents is not the one that the annotation pins."""
+    layer.annotations = dict.fromkeys(layer.annotations, images.sha256(b"another"))
+    return layer
+
+
+def with_blob(layer: images.Layer, blob: bytes) -> images.Layer:
+    layer.blob, layer.size, layer.digest = blob, len(blob), images.sha256(blob)
+    return layer
+
+
+@pytest.mark.parametrize("spoil", [without_footer, with_another_table])
+def test_layer_with_a_table_that_cannot_be_used_is_pulled_whole(
+    spoil, daemon, agent, registry, tmp_path
+):
+    layer = spoil(Stargz(ENTRIES).layer())
+    name = f"lies/{spoil.__name__.replace('_', '-')}"
+    layout = images.write_layout(tmp_path, {"x": images.Image([layer])})
+    images.push(layout, "x", registry.reference(f"{name}:1"))
+    check_pulled_whole(daemon, agent, registry.reference(f"{name}:1"))
+    assert "is not read lazily" in daemon.log_end()
+
+
+@pytest.mark.parametrize("part", ["ztoc", "index"])
+def test_soci_index_that_is_damaged_or_lost_is_as_if_there_were_none(part, daemon, agent, registry):
+    damaged: list[bytes] = []
+    name = f"lies/spoilt-{part}"
+
+    def keep(draft: soci.Draft) -> soci.Draft:
+        # A zTOC of its own for each case: the registry keeps equal ones once.
+        draft = replace(draft, entries=[replace(e, gid=len(name)) for e in draft.entries])
+        damaged.append(draft.to_bytes())
+        return draft
+
+    layer = images.Layer(ENTRIES)
+    put_soci_image(registry, name, layer, 1 << 20, change=keep)
+    data = damaged[0] if part == "ztoc" else soci.write_index({layer.digest: damaged[0]})
+    stored = registry.blob_path(images.sha256(data))
+    if part == "ztoc":
+        stored.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:  # the registry itself notices when a manifest has changed
+        stored.unlink()
+    check_pulled_whole(daemon, agent, registry.reference(f"{name}:1"))
+    said = "is not read lazily" if part == "ztoc" else "the SOCI index of"
+    assert said in daemon.log_end()
+
+
+def check_pulled_whole(daemon, agent, reference: str) -> None:
+    target = daemon.target("mnt")
+    daemon.run("mount", reference, target)
+    (volume,) = daemon.json("ps")
+    assert [(each["state"], each["format"]) for each in volume["layers"]] == [("complete", "tar")]
+    for entry in ENTRIES[1:]:
+        assert agent.ask_bytes("content", path=f"{target}/{entry.name}") == entry.content

@@ -123,6 +123,8 @@ TOKEN_LONGEST_LIFETIME: Final = 86_400.0
 CHALLENGE_SIZE: Final = 8 * KIB
 # Other places of one blob that are tried: those who name any name one or two.
 FOREIGN_URLS: Final = 8
+# Blobs of one registry whose place at an object store is remembered.
+LOCATIONS: Final = 1024
 # Signed URLs of object stores reach about 2 KiB.
 LOCATION_LENGTH: Final = 16 * KIB
 # What an error message repeats of a registry's own words.

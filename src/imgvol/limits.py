@@ -155,6 +155,8 @@ FETCH_AT_ONCE: Final = 12
 FETCH_PER_HOST: Final = 6
 # The latest flights tell what a line is like; those that brought more than this, how wide it is.
 LINE_SAMPLES: Final = 8
+# A flight that has been in the air for less time says nothing about its speed.
+LINE_JUDGED_AFTER: Final = 0.1
 # Until then: a home's line to a registry on the same continent.
 LINE_ROUND_TRIP: Final = 0.05
 LINE_BANDWIDTH: Final = 10 * MIB

@@ -165,9 +165,8 @@ def _toc(compression: Compression) -> Callable[[bytes], None]:
     blob = bytes(body.data)
 
     def run(data: bytes) -> None:
-        for is_stargz in (True, False):
-            place = {"blob_size": len(blob), "data_end": len(blob)}
-            _look(read_toc(data, compression=compression, is_stargz=is_stargz, **place), blob)
+        place = {"blob_size": len(blob), "data_end": len(blob)}
+        _look(read_toc(data, compression=compression, **place), blob)
 
     return run
 

@@ -428,6 +428,26 @@ async def test_wrong_bytes_fail_their_readers_and_are_not_stored(autojump_clock,
         assert await read(layer, 10 * KIB, 30 * KIB) == BLOB[10 * KIB : 40 * KIB]
 
 
+@pytest.mark.usefixtures("line", "small")
+async def test_what_is_wrong_once_is_asked_for_again_and_nobody_notices(
+    autojump_clock, tmp_path, source
+):
+    source_open = source.open_blob
+    source.blob[25 * KIB] ^= 1
+
+    def heal(descriptor, *, offset, end):
+        if source.opened:
+            source.blob[25 * KIB] = BLOB[25 * KIB]
+        return source_open(descriptor, offset=offset, end=end)
+
+    source.open_blob = heal
+    async with attached(tmp_path) as (layer, fetcher):
+        await fetcher.ensure([1, 2, 3])
+        assert await read(layer, 10 * KIB, 30 * KIB) == BLOB[10 * KIB : 40 * KIB]
+        # From the wrong span on; what came before is good.
+        assert source.opened == [(10 * KIB, 40 * KIB), (20 * KIB, 40 * KIB)]
+
+
 @pytest.mark.expects_log("its registry fails")
 @pytest.mark.usefixtures("line", "small")
 async def test_a_source_that_cannot_be_opened_fails_the_readers_and_recovers(

@@ -74,12 +74,18 @@ class RangeFetch:
             LocalError: The disk does not take it.
         """
         flight = self._flight
+        was_wrong = False
         while True:
             try:
                 self._pass()
                 break
             except _KeptWasDamaged:
                 continue  # it has been dropped, and now comes over the line
+            except (ContentError, ProtocolError):
+                # Once may be the line's fault, or that of a cache on the way; good spans are kept.
+                if was_wrong or self._cancelled.is_set():
+                    raise
+                was_wrong = True
         if flight.reached != flight.end:
             raise ProtocolError(
                 "a source sent a range of another size than was asked for",

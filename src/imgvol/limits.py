@@ -21,6 +21,9 @@ JSON_VALUES: Final = 200_000
 # image-spec gives no bound; containerd's own suites mount 128 layers. Inode numbers hold 8 bits
 # (view.inodes).
 LAYERS: Final = 256
+# Files of one artifact: models come in a few hundred pieces, and a manifest of MANIFEST_SIZE could
+# not describe many times more.
+ARTIFACT_BLOBS: Final = 4_096
 # An index inside an index inside an index is already beyond what any tool writes.
 INDEX_DEPTH: Final = 4
 # Descriptors of one index.

@@ -184,7 +184,11 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Image": _IMAGE,
     "ImageList": record({"images": array_of(reference("Image"))}),
     "ImageDetails": record(
-        {"image": reference("Image"), "manifest": _OPEN_OBJECT, "config": _OPEN_OBJECT}
+        {
+            "image": reference("Image"),
+            "manifest": _OPEN_OBJECT,
+            "config": {"type": ["object", "null"], "description": "Null for an artifact."},
+        }
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
     "Volume": _VOLUME,

@@ -25,9 +25,9 @@ SCHEMA_VERSION: Final = 2
 _SCHEMA = """
 CREATE TABLE image (
     manifest    TEXT PRIMARY KEY,   -- digest of the manifest
-    config      TEXT NOT NULL,      -- digest of the config: the image ID
+    config      TEXT NOT NULL,      -- the image ID: digest of the config; artifact: the manifest
     media_type  TEXT NOT NULL,      -- of the manifest
-    platform    TEXT NOT NULL,      -- os/architecture[/variant], from the config
+    platform    TEXT NOT NULL,      -- os/architecture[/variant]; artifact: empty
     chain_id    TEXT NOT NULL,      -- of all layers, each diff ID verified
     size        INTEGER NOT NULL,   -- bytes: manifest, config and layers as stored by the registry
     created     TEXT,               -- the config's own word, RFC 3339; NULL: not said

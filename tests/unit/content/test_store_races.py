@@ -15,7 +15,8 @@ from imgvol.content.layout import StoreLayout
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import LocalError, NotFound
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.oci.digest import Digest
 from support import images
 from support.records import image_record, layer_record

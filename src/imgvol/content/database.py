@@ -20,7 +20,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -94,7 +94,7 @@ CREATE TABLE volume (
     image       TEXT NOT NULL,      -- as the caller named it, canonical
     manifest    TEXT NOT NULL,      -- digest
     target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
-    noexec      INTEGER NOT NULL,
+    options     TEXT NOT NULL,      -- how it is bound: a JSON object, of what is not the default
     patience    REAL NOT NULL,      -- seconds that readers wait for a registry that fails
     view_id     TEXT NOT NULL,      -- which view it shows: a chain ID, or an unverified chain's own
     created_at  REAL NOT NULL,      -- seconds since the epoch

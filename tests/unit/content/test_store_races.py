@@ -203,7 +203,7 @@ async def test_an_image_that_was_removed_while_it_was_mounted_is_not_in_use(tmp_
         image="x",
         manifest=image.manifest,
         target=None,
-        noexec=False,
+        options="{}",
         patience=0.0,
         view_id=image.view_id,
         created_at=1.0,

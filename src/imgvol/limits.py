@@ -217,3 +217,10 @@ API_HEADER_SIZE: Final = 16 * KIB
 API_IDLE_DEADLINE: Final = 60.0
 # A client that does not take 64 KiB.
 API_WRITE_DEADLINE: Final = 30.0
+
+# --- named volumes
+# ------------------------------------------------------------------------------------
+# Engines ask for all of them at once.
+NAMED_VOLUMES: Final = 10_000
+# Containers of one machine that use one volume.
+NAMED_VOLUME_USERS: Final = 10_000

@@ -100,6 +100,20 @@ CREATE TABLE volume (
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
 ) STRICT;
+
+CREATE TABLE named_volume (          -- what container engines call a volume
+    name        TEXT PRIMARY KEY,
+    image       TEXT NOT NULL,      -- as the user named it, canonical
+    sub_path    TEXT NOT NULL,
+    pull        TEXT NOT NULL,      -- missing, never
+    created_at  REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE named_mount (
+    name        TEXT NOT NULL REFERENCES named_volume ON DELETE CASCADE,
+    user        TEXT NOT NULL,      -- the ID that the engine gave its use
+    PRIMARY KEY (name, user)
+) STRICT, WITHOUT ROWID;
 """
 
 

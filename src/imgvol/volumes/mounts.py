@@ -26,6 +26,8 @@ from imgvol.volumes.userns import open_user_namespace
 SELINUX: Final = Path("/sys/fs/selinux/enforce")
 # What the kernel says of a path that does not lead to where it led once.
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+# How often a mount is looked for whose directory somebody moves while we look.
+_ATTEMPTS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,25 +148,16 @@ def unbind(bound: Bound, views_directory: Path, lazily: bool) -> None:
         Conflict: It is in use (and `lazily` is false), or something is mounted over it.
         LocalError: The kernel refuses.
     """
-    target = _where(bound, views_directory)
-    if target is None:
+    if bound.mount_id is None:
+        _unbind_listed(bound, views_directory, lazily)
         return
-    shown = os.fsdecode(target)
-    parent, name = os.path.split(target)
-    try:
-        # Below its parent: no link that is put in the way in this moment leads to another mount.
-        with syscalls.open_place(parent) as directory:
-            syscalls.unmount(name, below=directory, detach=lazily)
-    except OSError as exc:
-        if exc.errno in _NOT_THERE:
+    target: bytes | None = bound.target
+    for _ in range(_ATTEMPTS):
+        if target is None or _unmount_at(target, bound.mount_id, lazily):
             return
-        if exc.errno == errno.EBUSY:
-            raise Conflict(
-                "volume is in use",
-                hint=f"fuser -vm {shown} shows by whom. Or: imgvol unmount --detach {shown}",
-                target=shown,
-            ) from exc
-        raise LocalError(f"cannot unmount: {exc.strerror}", target=shown) from exc
+        # Gone, or moved with a directory on the way to it, or covered.
+        target = syscalls.mount_point(bound.mount_id)
+    raise _covered(bound)
 
 
 def detach_dead_mounts(views_directory: Path) -> int:
@@ -182,34 +175,59 @@ def detach_dead_mounts(views_directory: Path) -> int:
     return len(ours)
 
 
-def _where(bound: Bound, views_directory: Path) -> bytes | None:
-    """Where a mount of ours is on top and can be unmounted; None when it is gone.
+def _unmount_at(target: bytes, mount_id: int, lazily: bool) -> bool:
+    """Unmounts a mount if it is what one comes to by a path; False if it is not."""
+    parent, name = os.path.split(target)
+    try:
+        # Below its parent: no link that is put in the way in this moment leads to another mount.
+        with syscalls.open_place(parent) as directory:
+            if not _is_at(mount_id, name, below=directory):
+                return False
+            _unmount(target, name, directory, lazily)
+    except OSError as exc:
+        if exc.errno in _NOT_THERE:
+            return False
+        raise LocalError(f"cannot unmount: {exc.strerror}", target=os.fsdecode(target)) from exc
+    return True
 
-    Raises:
-        Conflict: Something is mounted over it.
-    """
-    if bound.mount_id is not None and _is_at(bound.mount_id, bound.target):
-        return bound.target
-    # The slow way: somebody has unmounted, moved or covered it, or the kernel has no better one.
-    mounts = read_mountinfo()
-    there = [mount for mount in mounts if mount.mount_point == bound.target]
-    if bound.mount_id is None and there and _shows(there[-1], bound, views_directory):
-        return bound.target
-    if any(_shows(mount, bound, views_directory) for mount in there):
-        shown = os.fsdecode(bound.target)
+
+def _unmount(target: bytes, name: bytes, directory: int, lazily: bool) -> None:
+    shown = os.fsdecode(target)
+    try:
+        syscalls.unmount(name, below=directory, detach=lazily)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
         raise Conflict(
-            "something else is mounted over the volume",
-            hint=f"Unmount that first: umount {shown}",
+            "volume is in use",
+            hint=f"fuser -vm {shown} shows by whom. Or: imgvol unmount --detach {shown}",
             target=shown,
-        )
-    # A directory on the way to it was renamed: the mount has gone with it.
-    return next(
-        (
-            mount.mount_point
-            for mount in mounts
-            if _shows(mount, bound, views_directory) and _is_at(bound.mount_id, mount.mount_point)
-        ),
-        None,
+        ) from exc
+
+
+def _unbind_listed(bound: Bound, views_directory: Path, lazily: bool) -> None:
+    """Unmounts a mount that is known by what it shows and where: before Linux 6.8."""
+    there = [mount for mount in read_mountinfo() if mount.mount_point == bound.target]
+    if not any(_shows(mount, bound, views_directory) for mount in there):
+        return
+    if not _shows(there[-1], bound, views_directory):
+        raise _covered(bound)
+    parent, name = os.path.split(bound.target)
+    try:
+        with syscalls.open_place(parent) as directory:
+            _unmount(bound.target, name, directory, lazily)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot unmount: {exc.strerror}", target=os.fsdecode(bound.target)
+        ) from exc
+
+
+def _covered(bound: Bound) -> Conflict:
+    shown = os.fsdecode(bound.target)
+    return Conflict(
+        "something else is mounted over the volume",
+        hint=f"Unmount that first: umount {shown}",
+        target=shown,
     )
 
 
@@ -217,15 +235,19 @@ def _shows(mount: MountInfo, bound: Bound, views_directory: Path) -> bool:
     return is_ours(mount, views_directory) and mount.root == bound.root
 
 
-def _is_at(mount_id: int | None, target: bytes) -> bool:
-    """Whether a mount is what one comes to by a path."""
+def _is_at(mount_id: int, path: bytes, *, below: int | None = None) -> bool:
+    """Whether a mount is what one comes to by a path.
+
+    Raises:
+        OSError: Neither this nor that.
+    """
     try:
-        with syscalls.open_place(target) as place:
+        with syscalls.open_place(path, below=below) as place:
             standing = syscalls.standing_at(place)
     except OSError as exc:
         if exc.errno in _NOT_THERE:
             return False
-        raise LocalError(f"cannot look: {exc.strerror}", target=os.fsdecode(target)) from exc
+        raise
     return standing.is_mount_root and standing.mount_id == mount_id
 
 

@@ -19,10 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from imgvol import limits
+
 _SYS_OPEN_TREE: Final = 428
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_OPENAT2: Final = 437
 _SYS_MOUNT_SETATTR: Final = 442
+_SYS_STATMOUNT: Final = 457
 
 _AT_FDCWD: Final = -100
 _AT_NO_AUTOMOUNT: Final = 0x800
@@ -54,6 +57,12 @@ _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _STATX_ATTR_MOUNT_ROOT: Final = 0x2000
 # struct statx: stx_mask, stx_attributes, stx_mode, stx_mnt_id, and its size.
 _STATX: Final = struct.Struct("=I4xQ12xH114xQ104x")
+
+_STATMOUNT_MNT_POINT: Final = 0x10
+# struct mnt_id_req: size, mnt_id, param.
+_MNT_ID_REQ: Final = struct.Struct("=I4xQQ")
+# struct statmount: mnt_point, which is an offset into the strings that follow the structure.
+_STATMOUNT: Final = struct.Struct("=108xI400x")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Each argument of syscall(2) is one register wide.
@@ -104,17 +113,19 @@ def _open_path(directory: int, path: bytes, resolve: int, flags: int = 0) -> int
 
 
 @contextlib.contextmanager
-def open_place(path: bytes, *, below: int = _AT_FDCWD) -> Iterator[int]:
+def open_place(path: bytes, *, below: int | None = None) -> Iterator[int]:
     """Opens a file or directory as a place (O_PATH), refusing symbolic links anywhere on the way.
 
     Args:
         path: Where.
-        below: The directory from which a relative path leads.
+        below: An open directory, from which a relative path leads.
 
     Raises:
         OSError: ENOENT, ENOTDIR, or ELOOP when a component is a symbolic link.
     """
-    with _closing(_open_path(below, path, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)) as fd:
+    directory = _AT_FDCWD if below is None else below
+    resolve = _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    with _closing(_open_path(directory, path, resolve)) as fd:
         yield fd
 
 
@@ -150,6 +161,18 @@ def standing_at(place: int) -> Standing:
         mount_id=mount_id,
         is_lasting=bool(known & _STATX_MNT_ID_UNIQUE),
     )
+
+
+def mount_point(mount_id: int) -> bytes | None:
+    """Where a mount is now, by its lasting number; None when it is attached nowhere."""
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, mount_id, _STATMOUNT_MNT_POINT)
+    buffer = ctypes.create_string_buffer(_STATMOUNT.size + limits.PATH_LENGTH)
+    try:
+        _syscall(_SYS_STATMOUNT, request, buffer, len(buffer), 0)
+    except FileNotFoundError:
+        return None
+    (offset,) = _STATMOUNT.unpack_from(buffer)
+    return ctypes.string_at(ctypes.addressof(buffer) + _STATMOUNT.size + offset)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -133,9 +133,11 @@ class _Daemon:
                 plugin = await self._docker_plugin(config.docker_spec, volumes, store)
                 await nursery.start(plugin.run)
                 servers.append(plugin)
+            # Whoever is told that we are ready may stop us in the next moment.
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             self._report_ready()
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
-            await self._wait_for_the_end(servers, images, volumes)
+            await self._wait_for_the_end(signals, servers, images, volumes)
             log.info("stopping")
 
     async def _open_lazy_layers(
@@ -193,10 +195,14 @@ class _Daemon:
         return ApiServer(config.docker_socket, make_docker_dispatch(named))
 
     async def _wait_for_the_end(
-        self, servers: Sequence[ApiServer], images: ImageService, volumes: VolumeManager
+        self,
+        signals: AsyncIterator[int],
+        servers: Sequence[ApiServer],
+        images: ImageService,
+        volumes: VolumeManager,
     ) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_on_signal)
+            nursery.start_soon(self._stop_on_signal, signals)
             if self._config.idle_exit is not None:
                 nursery.start_soon(
                     self._stop_when_idle, self._config.idle_exit, servers, images, volumes
@@ -204,11 +210,10 @@ class _Daemon:
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
 
-    async def _stop_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                log.info("received %s", signal.Signals(number).name)
-                self._stopping.set()
+    async def _stop_on_signal(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            log.info("received %s", signal.Signals(number).name)
+            self._stopping.set()
 
     async def _stop_when_idle(
         self,

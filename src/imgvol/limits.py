@@ -224,3 +224,12 @@ API_WRITE_DEADLINE: Final = 30.0
 NAMED_VOLUMES: Final = 10_000
 # Containers of one machine that use one volume.
 NAMED_VOLUME_USERS: Final = 10_000
+
+# --- OCI runtime hook
+# ------------------------------------------------------------------------------------
+# The state that a runtime tells, which is mostly annotations, and the bundle's configuration.
+HOOK_STATE_SIZE: Final = 1 * MIB
+HOOK_CONFIG_SIZE: Final = 16 * MIB
+# A container that starts waits for the hook; pulling an image should not be left to it.
+HOOK_DEADLINE: Final = 60.0
+HOOK_MOUNTS: Final = 256

@@ -39,6 +39,7 @@ _RESOLVE_NO_XDEV: Final = 0x01
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_BENEATH: Final = 0x08
+_RESOLVE_IN_ROOT: Final = 0x10
 _MOUNT_ATTR_RDONLY: Final = 0x01
 _MOUNT_ATTR_NOSUID: Final = 0x02
 _MOUNT_ATTR_NODEV: Final = 0x04
@@ -50,6 +51,8 @@ _MS_SHARED: Final = 1 << 20
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _O_PATH: Final = 0o10000000
+_CLONE_FS: Final = 0x00000200
+_CLONE_NEWNS: Final = 0x00020000
 
 _STATX_TYPE: Final = 0x0001
 _STATX_MNT_ID: Final = 0x1000
@@ -143,6 +146,27 @@ def open_beneath(directory: int, path: bytes) -> Iterator[int]:
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
     with _closing(_open_path(directory, path or b".", resolve)) as fd:
         yield fd
+
+
+@contextlib.contextmanager
+def open_in_root(root: int, path: bytes) -> Iterator[int]:
+    """Opens a place as a process would whose root directory is an open one, links and all.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR, ELOOP.
+    """
+    resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS
+    with _closing(_open_path(root, path, resolve)) as fd:
+        yield fd
+
+
+def enter_mount_namespace(namespace: int) -> None:
+    """Takes the calling thread, and no other, into a mount namespace for the rest of its life.
+
+    Its root and working directory become the namespace's.
+    """
+    _checked(_libc.unshare(ctypes.c_int(_CLONE_FS)))  # setns(2) wants a thread that shares none
+    _checked(_libc.setns(ctypes.c_int(namespace), ctypes.c_int(_CLONE_NEWNS)))
 
 
 def standing_at(place: int) -> Standing:

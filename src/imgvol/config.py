@@ -16,6 +16,8 @@ _RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
 _POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 SYSTEM_ROOT = Path("/var/lib/imgvol")
 SYSTEM_RUN = Path("/run/imgvol")
+# Where Docker looks for plugins that are not its own (docs.docker.com, "Docker Plugin API").
+DOCKER_SPEC = Path("/etc/docker/plugins/imgvol.spec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class Config:
             them: anyone who may push to the image's repository can add one.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
+        docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
     """
 
     root: Path
@@ -40,6 +43,7 @@ class Config:
     idle_exit: float | None = None
     soci_referrers: bool = False
     background_rate: float | None = None
+    docker_spec: Path | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -81,6 +85,16 @@ class Config:
     def socket(self) -> Path:
         """The control API's unix socket."""
         return self.run / "imgvol.sock"
+
+    @property
+    def docker_socket(self) -> Path:
+        """The volume plugin's unix socket."""
+        return self.run / "docker.sock"
+
+    @property
+    def docker_volumes(self) -> Path:
+        """Where volumes of the plugin are mounted."""
+        return self.run / "docker"
 
     @property
     def views(self) -> Path:

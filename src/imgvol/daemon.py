@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
@@ -21,11 +22,13 @@ from typing import Final
 import trio
 
 from imgvol import __version__
+from imgvol.api.docker import make_docker_dispatch, write_spec
 from imgvol.api.problems import as_imgvol_error, error_document
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.config import Config
+from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
@@ -37,6 +40,7 @@ from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mounts import detach_dead_mounts
+from imgvol.volumes.named import NamedVolumes
 
 log = logging.getLogger(__name__)
 
@@ -124,9 +128,16 @@ class _Daemon:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             await nursery.start(server.run)
+            servers = [server]
+            if config.docker_spec is not None:
+                plugin = await self._docker_plugin(config.docker_spec, volumes, store)
+                await nursery.start(plugin.run)
+                servers.append(plugin)
+            # Whoever is told that we are ready may stop us in the next moment.
+            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             self._report_ready()
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
-            await self._wait_for_the_end(server, images, volumes)
+            await self._wait_for_the_end(signals, servers, images, volumes)
             log.info("stopping")
 
     async def _open_lazy_layers(
@@ -171,31 +182,50 @@ class _Daemon:
             log.warning("images can be pulled and looked into, but not mounted: %s", obstacle)
         return obstacle
 
+    async def _docker_plugin(self, spec: Path, volumes: VolumeManager, store: Store) -> ApiServer:
+        config = self._config
+        named = NamedVolumes(
+            volumes=volumes,
+            records=store.records,
+            directory=config.docker_volumes if config.is_system else None,
+        )
+        await named.recover()
+        with translate_os_errors("write the plugin's spec file"):
+            await trio.to_thread.run_sync(write_spec, str(spec), str(config.docker_socket))
+        return ApiServer(config.docker_socket, make_docker_dispatch(named))
+
     async def _wait_for_the_end(
-        self, server: ApiServer, images: ImageService, volumes: VolumeManager
+        self,
+        signals: AsyncIterator[int],
+        servers: Sequence[ApiServer],
+        images: ImageService,
+        volumes: VolumeManager,
     ) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_on_signal)
+            nursery.start_soon(self._stop_on_signal, signals)
             if self._config.idle_exit is not None:
                 nursery.start_soon(
-                    self._stop_when_idle, self._config.idle_exit, server, images, volumes
+                    self._stop_when_idle, self._config.idle_exit, servers, images, volumes
                 )
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
 
-    async def _stop_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                log.info("received %s", signal.Signals(number).name)
-                self._stopping.set()
+    async def _stop_on_signal(self, signals: AsyncIterator[int]) -> None:
+        async for number in signals:
+            log.info("received %s", signal.Signals(number).name)
+            self._stopping.set()
 
     async def _stop_when_idle(
-        self, limit: float, server: ApiServer, images: ImageService, volumes: VolumeManager
+        self,
+        limit: float,
+        servers: Sequence[ApiServer],
+        images: ImageService,
+        volumes: VolumeManager,
     ) -> None:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
             is_used = volumes.count > 0 or images.pulls_under_way > 0
-            if not is_used and server.idle_seconds() >= limit:
+            if not is_used and min(server.idle_seconds() for server in servers) >= limit:
                 log.info("nobody has asked for anything in %g s", limit)
                 self._stopping.set()
                 return

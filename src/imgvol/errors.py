@@ -7,7 +7,8 @@ Two questions choose the class: whose fault is it, and can the same call succeed
     │   ├── InvalidArgument         malformed value: reference, digest, platform, path, option
     │   │   ├── InvalidReference
     │   │   ├── InvalidDigest
-    │   │   └── InvalidPlatform
+    │   │   ├── InvalidPlatform
+    │   │   └── PathEscapes         a path that leaves what it may name
     │   ├── NotFound                a well-formed name of nothing
     │   ├── Conflict                the thing exists, and is in the way or in use
     │   └── PermissionDenied
@@ -115,6 +116,12 @@ class InvalidDigest(InvalidArgument):
 
 class InvalidPlatform(InvalidArgument):
     """Not a platform."""
+
+
+class PathEscapes(InvalidArgument):
+    """A path that leaves the view it is looked up in, where that is not allowed."""
+
+    errno = _errno.EXDEV
 
 
 class NotFound(CallerError):

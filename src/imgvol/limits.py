@@ -21,6 +21,9 @@ JSON_VALUES: Final = 200_000
 # image-spec gives no bound; containerd's own suites mount 128 layers. Inode numbers hold 8 bits
 # (view.inodes).
 LAYERS: Final = 256
+# Files of one artifact: models come in a few hundred pieces, and a manifest of MANIFEST_SIZE could
+# not describe many times more.
+ARTIFACT_BLOBS: Final = 4_096
 # An index inside an index inside an index is already beyond what any tool writes.
 INDEX_DEPTH: Final = 4
 # Descriptors of one index.
@@ -42,6 +45,7 @@ SYMLINK_LENGTH: Final = 4095
 # Directories deeper than PATH_MAX/2 cannot be named.
 PATH_DEPTH: Final = 2048
 SYMLINKS_FOLLOWED: Final = 40  # Linux MAXSYMLINKS
+ID_MAPPINGS: Final = 340  # Linux UID_GID_MAP_MAX_EXTENTS
 # Linux: XATTR_NAME_MAX, XATTR_SIZE_MAX, XATTR_LIST_MAX.
 XATTR_NAME_LENGTH: Final = 255
 XATTR_VALUE_SIZE: Final = 64 * KIB
@@ -217,3 +221,19 @@ API_HEADER_SIZE: Final = 16 * KIB
 API_IDLE_DEADLINE: Final = 60.0
 # A client that does not take 64 KiB.
 API_WRITE_DEADLINE: Final = 30.0
+
+# --- named volumes
+# ------------------------------------------------------------------------------------
+# Engines ask for all of them at once.
+NAMED_VOLUMES: Final = 10_000
+# Containers of one machine that use one volume.
+NAMED_VOLUME_USERS: Final = 10_000
+
+# --- OCI runtime hook
+# ------------------------------------------------------------------------------------
+# The state that a runtime tells, which is mostly annotations, and the bundle's configuration.
+HOOK_STATE_SIZE: Final = 1 * MIB
+HOOK_CONFIG_SIZE: Final = 16 * MIB
+# A container that starts waits for the hook; pulling an image should not be left to it.
+HOOK_DEADLINE: Final = 60.0
+HOOK_MOUNTS: Final = 256

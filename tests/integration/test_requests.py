@@ -14,7 +14,8 @@ import trio
 
 from imgvol.content.store import open_store
 from imgvol.errors import StoreDamaged
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.views import Views
 from support import images
 from support.programs import require_fuse

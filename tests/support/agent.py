@@ -270,8 +270,8 @@ def do_access(path, mode):
     return os.access(path, mode)
 
 
-def do_exec(command):
-    done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+def do_exec(arguments):
+    done = subprocess.run(arguments, capture_output=True, timeout=20, check=False)
     return {
         "status": done.returncode,
         "output": _encode(done.stdout),

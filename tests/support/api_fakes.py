@@ -331,7 +331,8 @@ class FakeVolumes:
             view="/run/imgvol/views/333",
             state="mounted",
             created_at=1_714_000_000.0,
-            noexec=habits["noexec"],
+            path=target or "/run/imgvol/views/333",
+            options=habits["bind"],
             patience=habits["patience"],
             layers=(
                 LayerStatus(

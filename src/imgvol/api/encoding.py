@@ -12,6 +12,7 @@ from imgvol.images.service import RemovalReport
 from imgvol.images.views import LayerStatus
 from imgvol.oci.digest import Digest
 from imgvol.volumes.manager import Volume
+from imgvol.volumes.options import BindOptions
 
 Document = dict[str, object]
 
@@ -81,12 +82,26 @@ def encode_volume(volume: Volume) -> Document:
         "chain_id": str(volume.chain_id),
         "target": volume.target,
         "view": str(volume.view),
-        "path": volume.target or str(volume.view),
+        "path": volume.path,
         "state": volume.state,
         "created_at": volume.created_at,
-        "noexec": volume.noexec,
+        "options": encode_bind_options(volume.options),
         "patience": volume.patience,
         "layers": [encode_layer_status(layer) for layer in volume.layers],
+    }
+
+
+def encode_bind_options(options: BindOptions) -> Document:
+    """`BindOptions`."""
+    return {
+        "noexec": options.noexec,
+        "nosymfollow": options.nosymfollow,
+        "uid_mappings": [str(mapping) for mapping in options.uid_mappings],
+        "gid_mappings": [str(mapping) for mapping in options.gid_mappings],
+        "propagation": options.propagation.value,
+        "sub_path": path_text(options.sub_path),
+        "escapes": options.escapes.value,
+        "dirs_only": options.dirs_only,
     }
 
 

@@ -24,6 +24,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.volumes.manager import PullPolicy
+from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
 
 # A person sees no difference below this; a snapshot costs a few 10 us.
 PROGRESS_INTERVAL: Final = 0.1
@@ -95,6 +96,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
     target = values.optional("target")
     if target is not None and not target.startswith("/"):
         raise InvalidArgument("target is not an absolute path", target=target)
+    bind = _bind_options(values)
 
     async def work(progress: PullProgress) -> encoding.Document:
         volume = await services.volumes.mount(
@@ -104,7 +106,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             platform=values.optional("platform"),
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
             options=_options(values),
-            noexec=values.flag("noexec"),
+            bind=bind,
             patience=values.number("patience"),
             readiness=Readiness.of(
                 lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
@@ -168,6 +170,20 @@ def _options(values: Values) -> PullOptions:
         plain_http=values.flag("plain_http"),
         insecure=values.flag("insecure"),
         ca_file=values.optional("ca_file"),
+    )
+
+
+def _bind_options(values: Values) -> BindOptions:
+    return BindOptions(
+        noexec=values.flag("noexec"),
+        nosymfollow=values.flag("nosymfollow"),
+        uid_mappings=parse_mappings(values.text("uid_mappings")),
+        gid_mappings=parse_mappings(values.text("gid_mappings")),
+        propagation=Propagation.parse(values.text("propagation")),
+        selinux_relabel=values.flag("selinux_relabel"),
+        sub_path=values.path("sub_path"),
+        escapes=Escapes(values.text("escapes")),
+        dirs_only=values.flag("dirs_only"),
     )
 
 

@@ -96,6 +96,42 @@ _FETCHING = (
         is_path=True,
     ),
 )
+_MAPPING = "`container:host:length`, with commas in between: IDs of the image, and on the host."
+_BINDING = (
+    Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
+    Field(name="nosymfollow", kind="boolean", description="Links in the volume are not followed."),
+    Field(
+        name="sub_path",
+        description="Mount only this directory or file of the image."
+        " For a file, the target is one, too.",
+        default="",
+        example="usr/share/zoneinfo",
+        is_path=True,
+    ),
+    Field(
+        name="escapes",
+        description="A sub path that leaves the image, by `..`, or as or through an absolute path: "
+        "`confine` takes the image's root for the root, `refuse` makes it an error.",
+        default="confine",
+        choices=("confine", "refuse"),
+    ),
+    Field(name="dirs_only", kind="boolean", description="The sub path must be a directory."),
+    Field(name="uid_mappings", description=_MAPPING, default="", example="0:100000:65536"),
+    Field(name="gid_mappings", description=_MAPPING, default="", example="0:100000:65536"),
+    Field(
+        name="propagation",
+        description="Who sees what is mounted beneath the target later: `private`, nobody else; "
+        "`rslave`, also those who bind it as a slave.",
+        default="private",
+        example="rslave",
+    ),
+    Field(
+        name="selinux_relabel",
+        kind="boolean",
+        description="Label the files for a container: impossible where SELinux is on, and "
+        "without meaning elsewhere.",
+    ),
+)
 _MOUNTING = (
     Field(
         name="target",
@@ -110,7 +146,7 @@ _MOUNTING = (
         default="missing",
         choices=("missing", "never", "always"),
     ),
-    Field(name="noexec", kind="boolean", description="Programs in the volume cannot be run."),
+    *_BINDING,
     Field(
         name="patience",
         kind="number",

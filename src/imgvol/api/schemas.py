@@ -99,12 +99,28 @@ _VOLUME = record(
         "chain_id": _DIGEST,
         "target": _or_null("string"),
         "view": _TEXT,
-        "path": {"type": "string", "description": "Where the files are: the target, or the view."},
+        "path": {
+            "type": "string",
+            "description": "Where the files are: the target, or what of the view is asked for.",
+        },
         "state": _TEXT,
         "created_at": _SECONDS,
-        "noexec": _FLAG,
+        "options": reference("BindOptions"),
         "patience": {"type": "number", "description": "Seconds that reads wait for a registry."},
         "layers": array_of(reference("LayerStatus")),
+    }
+)
+
+_BIND_OPTIONS = record(
+    {
+        "noexec": _FLAG,
+        "nosymfollow": _FLAG,
+        "uid_mappings": array_of(_TEXT),
+        "gid_mappings": array_of(_TEXT),
+        "propagation": {"enum": ["private", "rslave"]},
+        "sub_path": _TEXT,
+        "escapes": {"enum": ["confine", "refuse"]},
+        "dirs_only": _FLAG,
     }
 )
 
@@ -184,12 +200,17 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Image": _IMAGE,
     "ImageList": record({"images": array_of(reference("Image"))}),
     "ImageDetails": record(
-        {"image": reference("Image"), "manifest": _OPEN_OBJECT, "config": _OPEN_OBJECT}
+        {
+            "image": reference("Image"),
+            "manifest": _OPEN_OBJECT,
+            "config": {"type": ["object", "null"], "description": "Null for an artifact."},
+        }
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
     "Volume": _VOLUME,
     "LayerFault": _LAYER_FAULT,
     "LayerStatus": _LAYER_STATUS,
+    "BindOptions": _BIND_OPTIONS,
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
     "TreeUsage": _numbers(
         {

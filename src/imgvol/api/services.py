@@ -22,6 +22,7 @@ from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import QueueLength, RequestCounts
 from imgvol.volumes.manager import PullPolicy, Volume
+from imgvol.volumes.options import BindOptions
 
 
 class Images(Protocol):
@@ -76,7 +77,7 @@ class Volumes(Protocol):
         platform: str | None,
         pull: PullPolicy,
         options: PullOptions,
-        noexec: bool,
+        bind: BindOptions,
         patience: float,
         readiness: Readiness,
         progress: PullProgress,

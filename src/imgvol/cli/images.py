@@ -1,7 +1,7 @@
 """`pull`, `images`, `rmi`, `inspect`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
 
@@ -19,6 +19,9 @@ from imgvol.cli.session import (
 )
 from imgvol.cli.text import visible_name
 from imgvol.errors import ImgvolError
+
+# Of artifacts.
+_ANY_PLATFORM: Final = "any"
 
 
 @click.command(
@@ -86,7 +89,7 @@ def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         [
             familiar(name),
             short_id(image["id"]),
-            image["platform"],
+            image["platform"] or _ANY_PLATFORM,
             str(len(image["layers"])),
             units.size(image["size"]),
             units.age(image["pulled_at"]),
@@ -163,7 +166,8 @@ def inspect_command(session: Session, /, image: str, **options: Any) -> None:
         echo_json(details)
         return
     echo_facts(_facts(details["image"]))
-    settings = _settings(details["config"].get("config") or {})
+    # Artifacts have none that would be an image's.
+    settings = _settings((details["config"] or {}).get("config") or {})
     if settings:
         click.echo()
         echo_facts(settings)
@@ -177,7 +181,7 @@ def _facts(image: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("id", image["id"]),
         ("manifest", image["manifest"]),
         ("chain ID", image["chain_id"]),
-        ("platform", image["platform"]),
+        ("platform", image["platform"] or _ANY_PLATFORM),
         ("created", image["created"] or "not said"),
         ("size", f"{units.size(image['size'])} in {units.plural(len(image['layers']), 'layer')}"),
     ]

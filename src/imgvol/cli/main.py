@@ -57,6 +57,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "rmi": Entry("images", "Remove images."),
         "df": Entry("system", "Show what the store holds."),
     },
+    "For container runtimes": {
+        "hook": Entry("hook", "Mount images in containers, as a hook of an OCI runtime."),
+    },
     "The daemon and the machine": {
         "doctor": Entry("doctor", "Check the machine, and say how to repair it."),
         "abort": Entry("abort", "Free processes that hang in a view."),

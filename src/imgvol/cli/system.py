@@ -3,6 +3,7 @@
 import os
 import select
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -19,7 +20,7 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
-from imgvol.config import parse_rate
+from imgvol.config import DOCKER_SPEC, parse_rate
 from imgvol.errors import DaemonUnavailable
 
 _STOP_DEADLINE: Final = 30.0
@@ -51,6 +52,13 @@ _POLL: Final = 0.05
     help="How fast to fetch what nobody waits for of mounted images, all together, in bytes per "
     "second: 500k, 2M. Unlimited by default [IMGVOL_BACKGROUND_RATE].",
 )
+@click.option(
+    "--docker-plugin",
+    metavar="[FILE]",
+    is_flag=False,
+    flag_value=str(DOCKER_SPEC),
+    help=f"Also be a volume plugin for Docker, and tell it so in FILE [{DOCKER_SPEC}].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -67,6 +75,7 @@ def serve_command(
     idle_exit: float | None,
     soci_referrers: bool | None,
     background_rate: str | None,
+    docker_plugin: str | None,
     ready_fd: int | None,
     log_level: str,
 ) -> int:
@@ -83,6 +92,8 @@ def serve_command(
         config = replace(config, soci_referrers=soci_referrers)
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
+    if docker_plugin is not None:
+        config = replace(config, docker_spec=Path(os.path.abspath(docker_plugin)))
     return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))
 
 

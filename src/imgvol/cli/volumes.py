@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from imgvol import limits
-from imgvol.cli import pulling, text, units
+from imgvol.cli import binding, pulling, text, units
 from imgvol.cli.completion_values import complete_volume
 from imgvol.cli.names import familiar, short_id
 from imgvol.cli.render import Column, echo_error, echo_json, echo_note, echo_table
@@ -27,6 +27,7 @@ from imgvol.errors import ImgvolError
         "imgvol mount alpine:3.20 /mnt",
         "cd $(imgvol mount alpine:3.20)      # without DIR: the path of the view",
         "imgvol mount --noexec oci:./build:v1 /mnt",
+        "imgvol mount --subpath usr/share/zoneinfo debian /mnt",
         "imgvol mount --verify=full alpine:3.20 /mnt   # check every byte first",
         "imgvol mount --on-outage=block alpine:3.20 /mnt   # wait for the registry",
         "imgvol unmount /mnt",
@@ -42,7 +43,7 @@ from imgvol.errors import ImgvolError
     show_default=True,
     help="Whether to ask the registry.",
 )
-@click.option("--noexec", is_flag=True, help="Programs in the volume cannot be run.")
+@binding.bind_options
 @click.option(
     "--lazy",
     type=click.Choice(["auto", "off"]),
@@ -88,7 +89,6 @@ def mount_command(
     image: str,
     directory: str | None,
     pull_policy: str,
-    noexec: bool,
     lazy: str,
     wait: bool,
     verify: str,
@@ -106,10 +106,10 @@ def mount_command(
         "image": pulling.absolute_image(image),
         "target": None if directory is None else os.path.abspath(directory),
         "pull": pull_policy,
-        "noexec": noexec or None,
         "lazy": "off" if wait or lazy == "off" else None,
         "verify": "full" if verify == "full" else None,
         "patience": outage_deadline if on_outage == "block" else None,
+        **binding.take(options),
         **pulling.fetching(**options),
     }
     event = pulling.follow(session, "/volumes", body, title=image)

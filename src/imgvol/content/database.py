@@ -20,14 +20,14 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA = """
 CREATE TABLE image (
     manifest    TEXT PRIMARY KEY,   -- digest of the manifest
-    config      TEXT NOT NULL,      -- digest of the config: the image ID
+    config      TEXT NOT NULL,      -- the image ID: digest of the config; artifact: the manifest
     media_type  TEXT NOT NULL,      -- of the manifest
-    platform    TEXT NOT NULL,      -- os/architecture[/variant], from the config
+    platform    TEXT NOT NULL,      -- os/architecture[/variant]; artifact: empty
     chain_id    TEXT NOT NULL,      -- of all layers, each diff ID verified
     size        INTEGER NOT NULL,   -- bytes: manifest, config and layers as stored by the registry
     created     TEXT,               -- the config's own word, RFC 3339; NULL: not said
@@ -94,12 +94,26 @@ CREATE TABLE volume (
     image       TEXT NOT NULL,      -- as the caller named it, canonical
     manifest    TEXT NOT NULL,      -- digest
     target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
-    noexec      INTEGER NOT NULL,
+    options     TEXT NOT NULL,      -- how it is bound: a JSON object, of what is not the default
     patience    REAL NOT NULL,      -- seconds that readers wait for a registry that fails
     view_id     TEXT NOT NULL,      -- which view it shows: a chain ID, or an unverified chain's own
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
 ) STRICT;
+
+CREATE TABLE named_volume (          -- what container engines call a volume
+    name        TEXT PRIMARY KEY,
+    image       TEXT NOT NULL,      -- as the user named it, canonical
+    sub_path    TEXT NOT NULL,
+    pull        TEXT NOT NULL,      -- missing, never
+    created_at  REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE named_mount (
+    name        TEXT NOT NULL REFERENCES named_volume ON DELETE CASCADE,
+    user        TEXT NOT NULL,      -- the ID that the engine gave its use
+    PRIMARY KEY (name, user)
+) STRICT, WITHOUT ROWID;
 """
 
 

@@ -7,7 +7,6 @@ fails leaves no name; layers that it completed stay only when trying again makes
 """
 
 import os
-import platform as host
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,22 +16,21 @@ from typing import Final
 
 import trio
 
-from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
-from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.errors import ImgvolError
+from imgvol.images.artifact_reader import ArtifactReader
 from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.resolve import ResolvedImage
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
+from imgvol.oci.artifact import Artifact
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
-from imgvol.oci.image_config import ImageConfig, parse_image_config
-from imgvol.oci.manifest import Index, Manifest, parse_manifest, select_manifests
 from imgvol.oci.media_types import layer_compression
-from imgvol.oci.platform import Matcher, Platform, host_platform, only
 from imgvol.sources.base import ImageSource
 from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
@@ -55,97 +53,6 @@ class PullProgress:
     stage: str = "resolving"
     layers: list[LayerProgress] = field(default_factory=list)
     stats: dict[str, float | int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedImage:
-    """The documents of one image for one platform, verified but not yet stored."""
-
-    target: Digest
-    indexes: tuple[Index, ...]
-    manifest: Manifest
-    config: ImageConfig
-
-    @property
-    def size(self) -> int:
-        """Bytes of manifest, config and layers as the source stores them."""
-        layers = sum(layer.size for layer in self.manifest.layers)
-        return len(self.manifest.raw) + len(self.config.raw) + layers
-
-
-def wanted_platform(text: str | None) -> Matcher:
-    """What a user's platform, or this machine's, accepts.
-
-    Raises:
-        InvalidPlatform: Not a platform.
-    """
-    machine = host_platform(host.system(), host.machine())
-    return only(Platform.parse(text, host=machine) if text else machine)
-
-
-async def resolve_image(
-    source: ImageSource, matcher: Matcher, *, must_match: bool = False
-) -> ResolvedImage:
-    """Walks from the source's top document to one manifest and its config.
-
-    Args:
-        source: Where the image is.
-        matcher: Which platforms fit, the best first.
-        must_match: Whether an image that comes without an index, and so without a choice, must
-            fit, too. Usually it is taken as it is, as other tools do.
-
-    Raises:
-        NotFound: The source has no such image.
-        NoMatchingPlatform: It has none for this platform.
-        InvalidDocument: Its documents contradict the specification or each other.
-    """
-    top = await source.resolve()
-    indexes: list[Index] = []
-    descriptor, is_chosen = top, False
-    while True:
-        document = await _read_manifest(source, descriptor)
-        if isinstance(document, Manifest):
-            break
-        indexes.append(document)
-        if len(indexes) > limits.INDEX_DEPTH:
-            raise LimitExceeded(
-                "indexes are nested too deep", limit="INDEX_DEPTH", allowed=limits.INDEX_DEPTH
-            )
-        candidates = select_manifests(document, matcher)
-        if not candidates:
-            offered = {str(entry.platform) for entry in document.manifests if entry.platform}
-            raise _no_match(offered, matcher, document.digest)
-        descriptor = candidates[0]
-        # An index entry without a platform promises nothing: then the config has to fit.
-        is_chosen = descriptor.platform is not None
-    raw = await source.read_document(document.config, max_size=limits.CONFIG_SIZE)
-    config = parse_image_config(raw, expected=document.config.digest)
-    if not is_chosen and (indexes or must_match) and not matcher.match(config.platform):
-        raise _no_match({str(config.platform)}, matcher, top.digest)
-    if len(config.diff_ids) != len(document.layers):
-        raise InvalidDocument(
-            "config and manifest do not agree on the number of layers",
-            path="rootfs.diff_ids",
-            expected=len(document.layers),
-            actual=len(config.diff_ids),
-        )
-    return ResolvedImage(
-        target=top.digest, indexes=tuple(indexes), manifest=document, config=config
-    )
-
-
-async def _read_manifest(source: ImageSource, descriptor: Descriptor) -> Manifest | Index:
-    raw = await source.read_document(descriptor, max_size=limits.MANIFEST_SIZE)
-    return parse_manifest(raw, media_type=descriptor.media_type, expected=descriptor.digest)
-
-
-def _no_match(offered: set[str], matcher: Matcher, digest: Digest) -> NoMatchingPlatform:
-    return NoMatchingPlatform(
-        "the image has no variant for this platform",
-        hint=f"Choose one with --platform: {', '.join(sorted(offered)) or 'there is none'}.",
-        wanted=matcher.accepted[0],
-        image=digest,
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,16 +122,17 @@ class Puller:
         Raises:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
         """
-        manifest, config = resolved.manifest, resolved.config
+        manifest = resolved.manifest
         progress.layers = [
-            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in manifest.layers
+            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in resolved.layers
         ]
         progress.stage = "pulling"
-        digests = [layer.digest for layer in manifest.layers]
+        digests = [layer.digest for layer in resolved.layers]
         self._held.update(digests)
         try:
             finder = None
-            if lazy_origin is not None:
+            # Without a diff ID nothing could tell, later, whether the layer was right.
+            if lazy_origin is not None and resolved.diff_ids:
                 finder = await open_finder(
                     source,
                     manifest,
@@ -236,21 +144,19 @@ class Puller:
                 source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
             )
             image = ImageRecord(
-                id=config.digest,
+                id=resolved.id,
                 manifest=manifest.digest,
                 media_type=manifest.media_type,
-                platform=str(config.platform),
-                chain_id=chain_id(config.diff_ids),
+                platform=resolved.platform,
+                chain_id=chain_id(resolved.diff_ids or [layer.diff_id for layer in layers]),
                 layers=tuple(layers),
                 size=resolved.size,
-                created=config.created or None,
+                created=resolved.content.created or None,
                 pulled_at=time.time(),
             )
             async with self._naming:
-                for index in resolved.indexes:
-                    await self._store.put_blob(index.digest, index.raw)
-                await self._store.put_blob(manifest.digest, manifest.raw)
-                await self._store.put_blob(config.digest, config.raw)
+                for digest, raw in resolved.documents:
+                    await self._store.put_blob(digest, raw)
                 return await self._store.records.add_image(image, name, resolved.target)
         finally:
             self._held.subtract(digests)
@@ -270,17 +176,18 @@ class Puller:
             try:
                 records[position] = await self._ensure_layer(
                     source,
-                    resolved.manifest.layers[position],
-                    resolved.config.diff_ids[position],
+                    resolved.layers[position],
+                    resolved.diff_ids[position] if resolved.diff_ids else None,
                     progress.layers[position],
                     laziness,
+                    resolved.artifact,
                 )
             except ImgvolError as exc:
                 failures.append(exc)
                 nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            for position in range(len(resolved.manifest.layers)):
+            for position in range(len(resolved.layers)):
                 nursery.start_soon(ensure, position)
         if failures:
             raise failures[0]
@@ -290,20 +197,24 @@ class Puller:
         self,
         source: ImageSource,
         descriptor: Descriptor,
-        diff_id: DiffID,
+        diff_id: DiffID | None,
         progress: LayerProgress,
         laziness: _Laziness,
+        artifact: Artifact | None,
     ) -> LayerRecord:
         async with self._store.layer_lock(descriptor.digest):
             stored = await self._store.records.layer(descriptor.digest)
             if (
                 stored is not None
-                and stored.diff_id == diff_id
+                and diff_id in {None, stored.diff_id}
                 and await self._is_enough(stored, descriptor, laziness)
             ):
                 progress.state = "exists"
                 return stored
-            if laziness.finder is not None and stored is None:
+            if artifact is not None:
+                ingest = self._artifact_ingest(source, artifact, progress)
+                return await self._run(ingest, stored)
+            if laziness.finder is not None and stored is None and diff_id is not None:
                 lazy = await self._try_lazy(laziness.finder, descriptor, diff_id)
                 if lazy is not None:
                     progress.state = "lazy"
@@ -312,7 +223,7 @@ class Puller:
             # tell, and the diff ID is checked in any case.
             compression = layer_compression(descriptor.media_type)
             may_stay = laziness.in_place and (stored is None or stored.is_in_place)
-            if may_stay and not compression:
+            if may_stay and not compression and diff_id is not None:
                 placed = await self._try_in_place(source, descriptor, diff_id, progress)
                 if placed is not None:
                     return placed
@@ -324,12 +235,29 @@ class Puller:
                 diff_id=diff_id,
                 progress=progress,
             )
-            record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
-            if stored is None or stored.is_stored:
-                return await self._store.records.add_layer(record)
-            if not stored.is_complete:
-                record = replace(record, fault=await self.adopt(record))
-            return await self._store.complete_layer(record)
+            return await self._run(ingest, stored)
+
+    def _artifact_ingest(
+        self, source: ImageSource, artifact: Artifact, progress: LayerProgress
+    ) -> LayerIngest:
+        return LayerIngest(
+            open_blob=lambda: ArtifactReader(artifact, source.open_blob),
+            store=self._store,
+            descriptor=artifact.layer,
+            compression=Compression.NONE,
+            diff_id=None,
+            progress=progress,
+            is_verified=True,
+        )
+
+    async def _run(self, ingest: LayerIngest, stored: LayerRecord | None) -> LayerRecord:
+        """Pulls a layer and records it, in the place of what was known of it."""
+        record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
+        if stored is None or stored.is_stored:
+            return await self._store.records.add_layer(record)
+        if not stored.is_complete:
+            record = replace(record, fault=await self.adopt(record))
+        return await self._store.complete_layer(record)
 
     async def _is_enough(
         self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness

@@ -15,8 +15,9 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.readiness import Readiness
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.views import OpenView, Views
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
@@ -319,11 +320,11 @@ class ImageService:
             )
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
-        """An image's manifest and config, as they are stored."""
-        return (
-            await self._document(image.manifest, "manifest", limits.MANIFEST_SIZE),
-            await self._document(image.id, "config", limits.CONFIG_SIZE),
-        )
+        """An image's manifest and config, as they are stored; no config for an artifact."""
+        manifest = await self._document(image.manifest, "manifest", limits.MANIFEST_SIZE)
+        if image.is_artifact:
+            return manifest, None
+        return manifest, await self._document(image.id, "config", limits.CONFIG_SIZE)
 
     async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
         raw = await self._store.read_blob(digest)
@@ -354,9 +355,13 @@ def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | No
     ranked = [
         (rank, index, image)
         for index, image in enumerate(images)
-        if (rank := matcher.rank(Platform.parse(image.platform))) is not None
+        if (rank := _rank(image, matcher)) is not None
     ]
     return min(ranked)[2] if ranked else None
+
+
+def _rank(image: ImageRecord, matcher: Matcher) -> int | None:
+    return 0 if image.is_artifact else matcher.rank(Platform.parse(image.platform))
 
 
 def _registry_options(options: PullOptions) -> RegistryOptions:

@@ -60,6 +60,15 @@ class Manifest:
         """What points at this document."""
         return Descriptor(media_type=self.media_type, digest=self.digest, size=len(self.raw))
 
+    @property
+    def is_artifact(self) -> bool:
+        """Whether this is no image's.
+
+        The config's type decides, as in CRI-O. The layers' types tell nothing: ORAS pushes plain
+        files under the type of an image's layer.
+        """
+        return not media_types.is_image_config(self.config.media_type)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Index:
@@ -190,9 +199,13 @@ def _parse_index(document: Node, media_type: str, raw: bytes, digest: Digest) ->
 
 
 def _parse_image(document: Node, media_type: str, raw: bytes, digest: Digest) -> Manifest:
+    config = Descriptor.parse(document.require("config"))
+    limit, allowed = "LAYERS", limits.LAYERS
+    if not media_types.is_image_config(config.media_type):
+        limit, allowed = "ARTIFACT_BLOBS", limits.ARTIFACT_BLOBS
     return Manifest(
-        config=Descriptor.parse(document.require("config")),
-        layers=_parse_descriptors(document, "layers", "LAYERS", limits.LAYERS),
+        config=config,
+        layers=_parse_descriptors(document, "layers", limit, allowed),
         media_type=media_type,
         raw=raw,
         digest=digest,

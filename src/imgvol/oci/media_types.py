@@ -38,6 +38,10 @@ ACCEPTED: Final = (OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST)
 # As the suffixes of OCI's types; empty is uncompressed.
 LayerCompression: TypeAlias = Literal["", "gzip", "zstd"]
 
+# Old tools wrote the vague ones; moby still takes what has them for images.
+_IMAGE_CONFIGS: Final = frozenset(
+    (OCI_CONFIG, DOCKER_CONFIG, "application/octet-stream", "application/json", "text/html")
+)
 _SCHEMA1: Final = frozenset((DOCKER_SCHEMA1, DOCKER_SCHEMA1_SIGNED))
 _OCI_LAYERS: Final = frozenset((OCI_LAYER, OCI_FOREIGN_LAYER))
 # Docker's types without a suffix lie: real images carry gzip under them.
@@ -63,6 +67,11 @@ def is_manifest(media_type: str) -> bool:
 def is_schema1(media_type: str) -> bool:
     """Whether a document of this type is of the manifest format before digests named layers."""
     return media_type in _SCHEMA1
+
+
+def is_image_config(media_type: str) -> bool:
+    """Whether a config of this type makes its manifest an image's, and not an artifact's."""
+    return media_type in _IMAGE_CONFIGS
 
 
 def is_layer(media_type: str) -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal, TypeVar, TypeVarTuple
 
@@ -30,6 +31,8 @@ from imgvol.images.views import LayerStatus, OpenView, Views
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes import mounts
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+from imgvol.volumes.options import WHOLE_VIEW, BindOptions
+from imgvol.volumes.subpaths import SubPath, resolve_sub_path
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Volume:
         image_id: Digest of the image's config.
         target: Where it is bound; None when only the view itself is used.
         view: Path of the view.
+        path: Where the files are: the target, or what of the view is asked for.
         state: "mounted", or "lost" when somebody else has unmounted the target.
         layers: How each layer is read, the bottom one first.
         created_at: Seconds since the epoch.
@@ -64,20 +68,29 @@ class Volume:
     chain_id: ChainID
     target: str | None
     view: str
+    path: str
     state: str
     created_at: float
-    noexec: bool
+    options: BindOptions
     patience: float
     layers: tuple[LayerStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Mounted:
-    """A volume's record with what it keeps open."""
+    """A volume's record with what it keeps open.
+
+    Attributes:
+        part: What of the view it shows.
+        bound: Its bind mount, if it has a target.
+    """
 
     record: VolumeRecord
+    options: BindOptions
     image: ImageRecord
     view: OpenView
+    part: SubPath
+    bound: mounts.Bound | None
 
 
 class VolumeManager:
@@ -119,7 +132,7 @@ class VolumeManager:
         platform: str | None = None,
         pull: PullPolicy = "missing",
         options: PullOptions,
-        noexec: bool = False,
+        bind: BindOptions = WHOLE_VIEW,
         patience: float = 0.0,
         readiness: Readiness = Readiness.LAZY,
         progress: PullProgress,
@@ -131,23 +144,27 @@ class VolumeManager:
             target: An empty directory, absolute and without symbolic links; None: the view only.
             sandbox: Whatever owns the volume.
             pull: When to fetch: if not here, never, or to look for a newer image every time.
+            bind: What of the image is mounted, and how.
             patience: Seconds that readers wait for a registry that fails: until then they are
                 blocked, and cannot be killed. 0: they get EIO after a few tries.
             readiness: How much of the image has to be here, and checked, before it is mounted.
 
         Raises:
-            MachineLacks: This machine or this user cannot mount.
-            NotFound: No such image, or no such target.
-            InvalidArgument: The target is not an absolute path of a directory, or an ID is to be
-                pulled.
+            MachineLacks: This machine or this user cannot mount, or not with these options.
+            NotFound: No such image, no such target, or no such sub path.
+            InvalidArgument: The target is not an absolute path of a directory, an ID is to be
+                pulled, the sub path escapes, or an option needs a target.
             Conflict: The target is not empty, or has something mounted.
         """
         if self._obstacle is not None:
             raise self._obstacle
+        mounts.refuse_impossible(bind)
         async with self._reserve(target):
             if target is not None:
                 self._refuse_without_root()
-                await self._in_thread(mounts.check_target, os.fsencode(target))
+                await self._check_target(target, bind)
+            elif bind.needs_target:
+                raise InvalidArgument("these options need a directory to mount at")
             record = await self._obtain(image, platform, pull, options, progress, readiness)
             volume = VolumeRecord(
                 id=secrets.token_hex(6),
@@ -155,7 +172,7 @@ class VolumeManager:
                 image=image if not record.names or image in record.names else record.names[0],
                 manifest=record.manifest,
                 target=target,
-                noexec=noexec,
+                options=bind.to_json(),
                 patience=patience,
                 view_id=record.view_id,
                 created_at=time.time(),
@@ -265,8 +282,12 @@ class VolumeManager:
             raise NotFound("image is not in the store", image=record.image)
         if record.target is not None:
             # Somebody may have used the directory meanwhile.
-            await self._in_thread(mounts.check_target, os.fsencode(record.target))
+            await self._check_target(record.target, BindOptions.from_json(record.options))
         await self._attach(record, image)
+
+    async def _check_target(self, target: str, bind: BindOptions) -> None:
+        check = partial(mounts.check_target, may_be_file=bool(bind.sub_path))
+        await self._in_thread(check, os.fsencode(target))
 
     async def detach_all(self, *, forget: bool) -> None:
         """Unmounts every volume, in use or not; for the daemon's end.
@@ -287,30 +308,26 @@ class VolumeManager:
 
     async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
         """Opens the view, shows it, binds it. All or nothing."""
+        options = BindOptions.from_json(volume.options)
         view = await self._views.acquire(image, volume.view_id)
         self._views.publish(view, volume.patience)
         try:
+            part = resolve_sub_path(view.tree, options)
+            bound = None
             if volume.target is not None:
                 source = os.path.join(bytes(self._views_directory), view.name)
-                await self._in_thread(
-                    mounts.bind, source, os.fsencode(volume.target), volume.noexec
+                bound = await self._in_thread(
+                    mounts.bind, source, part, os.fsencode(volume.target), options
                 )
         except BaseException:
             self._views.withdraw(view, volume.patience)
             self._views.release(view)
             raise
-        self._volumes[volume.id] = _Mounted(volume, image, view)
+        self._volumes[volume.id] = _Mounted(volume, options, image, view, part, bound)
 
     async def _detach(self, mounted: _Mounted, *, lazily: bool) -> None:
-        target = mounted.record.target
-        if target is not None:
-            await self._in_thread(
-                mounts.unbind,
-                os.fsencode(target),
-                self._views_directory,
-                mounted.view.name,
-                lazily,
-            )
+        if mounted.bound is not None:
+            await self._in_thread(mounts.unbind, mounted.bound, self._views_directory, lazily)
         del self._volumes[mounted.record.id]
         self._views.withdraw(mounted.view, mounted.record.patience)
         self._views.release(mounted.view)
@@ -326,7 +343,7 @@ class VolumeManager:
         if target_or_id in self._volumes:
             return self._volumes[target_or_id]
         for mounted in self._volumes.values():
-            if target_or_id == (mounted.record.target or self._path_of(mounted.view)):
+            if target_or_id == self._path_of(mounted):
                 return mounted
         raise NotFound("no such volume", hint="imgvol ps lists the volumes.", volume=target_or_id)
 
@@ -344,7 +361,13 @@ class VolumeManager:
         finally:
             self._busy_targets.remove(target)
 
-    def _path_of(self, view: OpenView) -> str:
+    def _path_of(self, mounted: _Mounted) -> str:
+        if mounted.record.target is not None:
+            return mounted.record.target
+        view = self._view_path_of(mounted.view)
+        return os.path.join(view, os.fsdecode(mounted.part.path)) if mounted.part.path else view
+
+    def _view_path_of(self, view: OpenView) -> str:
         return os.path.join(self._views_directory, os.fsdecode(view.name))
 
     def _shown(self, mounted: _Mounted, table: dict[bytes, MountInfo] | None = None) -> Volume:
@@ -360,10 +383,11 @@ class VolumeManager:
             image_id=mounted.image.id,
             chain_id=mounted.image.chain_id,
             target=record.target,
-            view=self._path_of(mounted.view),
+            view=self._view_path_of(mounted.view),
+            path=self._path_of(mounted),
             state="lost" if is_lost else "mounted",
             created_at=record.created_at,
-            noexec=record.noexec,
+            options=mounted.options,
             patience=record.patience,
             layers=mounted.view.layer_statuses(),
         )

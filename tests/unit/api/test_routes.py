@@ -16,6 +16,8 @@ from imgvol.api.schemas import COMPONENTS
 from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUnavailable
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.volumes.manager import Volume
+from imgvol.volumes.options import BindOptions
 from support.api_fakes import FakeDaemon, broken_content, digest, invalid_reference
 
 ALPINE = "image=alpine:3.20"
@@ -188,7 +190,7 @@ async def test_mount_wants_absolute_targets_and_passes_habits(daemon):
     events = await call(daemon, "POST", "/volumes", body=body)
     assert events[-1]["volume"]["path"] == "/mnt"
     asked = daemon.volumes.calls[-1]
-    assert (asked["pull"], asked["noexec"], asked["sandbox"]) == ("never", True, "s")
+    assert (asked["pull"], asked["bind"].noexec, asked["sandbox"]) == ("never", True, "s")
     assert asked["patience"] == 7.5
 
 
@@ -256,7 +258,6 @@ def test_the_rooms_own_records_match_the_schemas():
     from imgvol.images.views import LayerStatus
     from imgvol.layers.index import NodeType
     from imgvol.oci.digest import Digest
-    from imgvol.volumes.manager import Volume
 
     one = Digest.parse(digest(1))
     layer = LayerRecord(digest=one, diff_id=one, media_type="m", size=1, unpacked_size=2, entries=3)
@@ -283,7 +284,8 @@ def test_the_rooms_own_records_match_the_schemas():
         view="/v",
         state="lost",
         created_at=1.5,
-        noexec=False,
+        path="/v",
+        options=BindOptions(),
         patience=0.0,
         layers=(
             LayerStatus(digest=one, format="SOCI", state="bad", size=9, present=4, reason="x"),

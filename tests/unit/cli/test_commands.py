@@ -230,7 +230,11 @@ def test_mount_ps_unmount(daemon, imgvol, tmp_path, monkeypatch):
     status, out, _ = imgvol("mount", "--noexec", "--pull", "never", "alpine:3.20", "mnt")
     assert (status, out.decode()) == (0, f"{tmp_path}/mnt\n")
     asked = daemon.volumes.calls[0]
-    assert (asked["target"], asked["noexec"], asked["pull"]) == (f"{tmp_path}/mnt", True, "never")
+    assert (asked["target"], asked["bind"].noexec, asked["pull"]) == (
+        f"{tmp_path}/mnt",
+        True,
+        "never",
+    )
     _, out, _ = imgvol("ps")
     assert lines(out)[1].split()[:2] == ["00000000", "alpine:3.20"]
     assert imgvol("ps", "-q")[1] == b"00000000\n"

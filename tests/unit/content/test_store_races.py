@@ -15,7 +15,8 @@ from imgvol.content.layout import StoreLayout
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import LocalError, NotFound
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.oci.digest import Digest
 from support import images
 from support.records import image_record, layer_record
@@ -202,7 +203,7 @@ async def test_an_image_that_was_removed_while_it_was_mounted_is_not_in_use(tmp_
         image="x",
         manifest=image.manifest,
         target=None,
-        noexec=False,
+        options="{}",
         patience=0.0,
         view_id=image.view_id,
         created_at=1.0,

@@ -9,7 +9,8 @@ import pytest
 from imgvol.content.records import FaultKind, LayerFault, Origin
 from imgvol.content.store import open_store
 from imgvol.errors import DigestMismatch, InvalidLayer, StoreFull
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.views import Views
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.chain import chain_id

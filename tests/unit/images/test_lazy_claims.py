@@ -7,7 +7,8 @@ import pytest
 
 from imgvol.content.records import Origin
 from imgvol.content.store import open_store
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import OCI_MANIFEST

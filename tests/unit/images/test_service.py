@@ -4,7 +4,8 @@ import threading
 
 from imgvol.content.store import open_store
 from imgvol.images import service
-from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
+from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from support import images

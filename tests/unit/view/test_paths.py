@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from imgvol.errors import InvalidArgument, NotFound
-from imgvol.view.paths import resolve
+from imgvol.errors import InvalidArgument, NotFound, PathEscapes
+from imgvol.view.paths import Place, locate, resolve
 from support.members import directory, file, node_at, symlink, view_of
 
 VIEW = view_of(
@@ -94,3 +94,26 @@ def test_a_link_at_the_end_is_followed_only_if_asked_or_with_a_slash():
     assert resolve(VIEW, b"loop", follow_last=False) != resolve(VIEW, b"up", follow_last=False)
     assert resolve(VIEW, b"up/", follow_last=False) == resolve(VIEW, b"etc")
     assert resolve(VIEW, b"bin/sh", follow_last=False) == resolve(VIEW, b"usr/bin/sh")
+
+
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        (b"/", b""),
+        (b"bin/sh", b"usr/bin/sh"),
+        (b"up/passwd", b"etc/passwd"),
+        (b"usr/lib/./", b"etc"),
+        (b"etc/up/etc/up", b""),
+    ],
+)
+def test_a_place_is_told_with_its_plain_path(path, plain):
+    assert locate(VIEW, path) == Place(node=node_at(VIEW, plain or b"/"), path=plain)
+
+
+@pytest.mark.parametrize(
+    "path", [b"/etc", b"..", b"etc/../..", b"usr/lib", b"up", b"root", b"tosh"]
+)
+def test_beneath_is_what_never_leaves_the_root(path):
+    with pytest.raises(PathEscapes):
+        locate(VIEW, path, beneath=True)
+    assert locate(VIEW, b"bin/../bin/sh", beneath=True).path == b"usr/bin/sh"

@@ -12,8 +12,10 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
+from imgvol.view.chain import ChainView
 from imgvol.volumes import manager, mounts
 from imgvol.volumes.manager import VolumeManager
+from support.members import directory, file, view_of
 from support.records import image_record, layer_record
 
 NAME = "example.com/app:1"
@@ -21,6 +23,9 @@ IMAGE = replace(image_record([layer_record("a")]), names=(NAME,))
 LAZY = replace(
     image_record([replace(layer_record("a"), is_complete=False)]), names=(NAME, "example.com/b:2")
 )
+
+
+TREE = view_of([directory(b"etc"), file(b"etc/motd")])
 
 
 class Images:
@@ -56,6 +61,7 @@ class View:
     id: Digest
     name: bytes
     layers: tuple = ()
+    tree: ChainView = TREE
     holders: int = 0
     patience: list[float] = field(default_factory=list)
 
@@ -126,21 +132,22 @@ class Kernel:
     missing: set[bytes] = field(default_factory=set)
     fail_bind: Exception | None = None
 
-    def check_target(self, target):
+    def check_target(self, target, *, may_be_file=False):
         if target in self.missing:
             raise NotFound("target does not exist")
         if target in self.mounted or target in self.foreign:
             raise Conflict("something is mounted there already")
 
-    def bind(self, source, target, noexec):
+    def bind(self, view, part, target, options):
         if self.fail_bind is not None:
             raise self.fail_bind
-        self.mounted[target] = source
+        self.mounted[target] = view
+        return mounts.Bound(target=target, root=view, mount_id=len(self.mounted))
 
-    def unbind(self, target, views_directory, view_name, lazily):
-        if target in self.busy and not lazily:
+    def unbind(self, bound, views_directory, lazily):
+        if bound.target in self.busy and not lazily:
             raise Conflict("volume is in use")
-        self.mounted.pop(target, None)
+        self.mounted.pop(bound.target, None)
 
 
 @pytest.fixture
@@ -192,7 +199,7 @@ def row(house: House, target: str | None = "/mnt", **changes) -> VolumeRecord:
         image=NAME,
         manifest=IMAGE.manifest,
         target=target,
-        noexec=False,
+        options="{}",
         patience=0.0,
         view_id=IMAGE.view_id,
         created_at=1.0,

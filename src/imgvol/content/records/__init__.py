@@ -5,23 +5,28 @@ schema. `Records` is all tables together.
 """
 
 from imgvol.content.records.chains import ChainTable
-from imgvol.content.records.images import ImageRecord, ImageTable
+from imgvol.content.records.images import ANY_PLATFORM, ImageRecord, ImageTable
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
+from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.places import PlaceTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 
 __all__ = [
+    "ANY_PLATFORM",
     "IN_PLACE",
     "FaultKind",
     "ImageRecord",
     "LayerFault",
     "LayerRecord",
+    "NamedVolumeRecord",
     "Origin",
     "Records",
     "VolumeRecord",
 ]
 
 
-class Records(LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable):
+class Records(
+    LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable, NamedVolumeTable
+):
     """Typed operations over the database; each method is one transaction."""

@@ -10,13 +10,19 @@ from imgvol.content.records.table import Table
 from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import ChainID, Digest
 
+# The platform of artifacts.
+ANY_PLATFORM: Final = ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRecord:
     """One image: a manifest for one platform, all of whose layers are here, some perhaps lazily.
 
+    An artifact is an image of one layer, which holds its files.
+
     Attributes:
-        id: Digest of the config.
+        id: Digest of the config; of the manifest, for an artifact.
+        platform: ANY_PLATFORM for an artifact.
         manifest: Digest of the manifest.
         names: What users call it: canonical references, or local sources.
         size: Bytes of manifest, config and layers as the source stores them.
@@ -34,6 +40,11 @@ class ImageRecord:
     created: str | None
     pulled_at: float
     names: tuple[str, ...] = ()
+
+    @property
+    def is_artifact(self) -> bool:
+        """Whether the manifest is no image's."""
+        return self.id == self.manifest
 
     @property
     def is_complete(self) -> bool:
@@ -87,6 +98,11 @@ class ImageTable(Table):
             db.executemany(
                 "INSERT INTO image_layer VALUES (?, ?, ?)",
                 [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
+            )
+            # What is for every platform leaves no room beside it.
+            db.execute(
+                "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
+                [name, ANY_PLATFORM, image.platform],
             )
             db.execute(
                 "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",

@@ -14,6 +14,7 @@ class VolumeRecord:
     """A view bound for a sandbox.
 
     Attributes:
+        options: How it is bound, as JSON: for the one who binds it, and meaningless here.
         patience: Seconds that its readers wait for a registry that fails, before they are told.
     """
 
@@ -22,7 +23,7 @@ class VolumeRecord:
     image: str
     manifest: Digest
     target: str | None
-    noexec: bool
+    options: str
     patience: float
     view_id: Digest
     created_at: float
@@ -59,7 +60,7 @@ class VolumeTable(Table):
                     volume.image,
                     manifest,
                     volume.target,
-                    volume.noexec,
+                    volume.options,
                     volume.patience,
                     str(volume.view_id),
                     volume.created_at,
@@ -77,13 +78,13 @@ class VolumeTable(Table):
 
 
 _SELECT_VOLUME: Final = (
-    "SELECT id, sandbox, image, manifest, target, noexec, patience, view_id, created_at, boot_id"
+    "SELECT id, sandbox, image, manifest, target, options, patience, view_id, created_at, boot_id"
     " FROM volume"
 )
 
 
 def _volume_from(row: Row) -> VolumeRecord:
-    volume_id, sandbox, image, manifest, target, noexec, patience = row[:7]
+    volume_id, sandbox, image, manifest, target, options, patience = row[:7]
     view_id, created_at, boot_id = row[7:]
     return VolumeRecord(
         id=volume_id,
@@ -91,7 +92,7 @@ def _volume_from(row: Row) -> VolumeRecord:
         image=image,
         manifest=Digest.parse(manifest),
         target=target,
-        noexec=bool(noexec),
+        options=options,
         patience=patience,
         view_id=Digest.parse(view_id),
         created_at=created_at,

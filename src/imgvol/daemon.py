@@ -30,6 +30,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
+from imgvol.images.collection import Collector
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.service import ImageService
@@ -90,7 +91,10 @@ class _Daemon:
             stack.callback(os.close, lock)
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
-            images = ImageService(store, views, soci_referrers=config.soci_referrers)
+            collector = Collector(store)
+            images = ImageService(
+                store, views, collector=collector, soci_referrers=config.soci_referrers
+            )
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
@@ -124,6 +128,7 @@ class _Daemon:
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
             await nursery.start(server.run)
+            nursery.start_soon(collector.run)
             self._report_ready()
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
             await self._wait_for_the_end(server, images, volumes)

@@ -17,8 +17,10 @@ from imgvol import __version__
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
+from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
@@ -88,6 +90,8 @@ def make_entry(path: bytes, kind: str = "FILE", **changes: object) -> SimpleName
     }
     return SimpleNamespace(**{**values, **changes})
 
+
+GONE = Thing(ThingKind.LAYER, Digest.parse(digest(0xABC001)))
 
 TREE = {
     b"/": make_entry(b"/", "DIRECTORY"),
@@ -270,6 +274,15 @@ class FakeImages:
 
     async def usage(self):
         return store_usage()
+
+    async def explain_collection(self):
+        image = Thing(ThingKind.IMAGE, Digest.parse(digest(0x222 << 240)))
+        root = Root(RootKind.NAME, "docker.io/library/alpine:3.20")
+        return (Fate(thing=image, size=0, reasons=(root,)), Fate(thing=GONE, size=4096, reasons=()))
+
+    async def collect(self):
+        self.calls.append(("collect",))
+        return CollectionReport(removed=(GONE,), freed=4096)
 
 
 def canonical(image: str) -> str:

@@ -151,6 +151,17 @@ async def get_usage(services: Services, _values: Values) -> Response:
     return json_response(encoding.encode_numbers(await services.images.usage()))
 
 
+async def plan_collection(services: Services, _values: Values) -> Response:
+    """Why each thing that is stored stays, or that it would go."""
+    fates = await services.images.explain_collection()
+    return json_response({"things": [encoding.encode_fate(fate) for fate in fates]})
+
+
+async def collect_garbage(services: Services, _values: Values) -> Response:
+    """Remove what nobody needs."""
+    return json_response(encoding.encode_collection(await services.images.collect()))
+
+
 async def stop_daemon(services: Services, values: Values) -> Response:
     """End the daemon, once this answer is out."""
     volumes = await services.volumes.list()

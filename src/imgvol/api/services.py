@@ -12,6 +12,7 @@ from typing import Protocol
 
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
+from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
@@ -49,6 +50,12 @@ class Images(Protocol):
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
+
+    async def collect(self) -> CollectionReport:
+        """Removes what nobody needs."""
+
+    async def explain_collection(self) -> Sequence[Fate]:
+        """Why each thing that is stored stays, or that it would go."""
 
 
 class Inspection(Protocol):

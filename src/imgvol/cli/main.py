@@ -56,6 +56,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
         "df": Entry("system", "Show what the store holds."),
+        "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),
     },
     "The daemon and the machine": {
         "doctor": Entry("doctor", "Check the machine, and say how to repair it."),

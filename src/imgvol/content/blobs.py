@@ -79,10 +79,10 @@ class BlobStore:
             return 0
         return size
 
-    def list(self) -> list[Digest]:
-        """Every document that is stored."""
-        return [
-            Digest.parse(f"{algorithm.name}:{entry.name}")
+    def sizes(self) -> dict[Digest, int]:
+        """Every document that is stored, and its bytes."""
+        return {
+            Digest.parse(f"{algorithm.name}:{entry.name}"): entry.stat().st_size
             for algorithm in self._layout.blobs.iterdir()
             for entry in algorithm.iterdir()
-        ]
+        }

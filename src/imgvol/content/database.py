@@ -20,7 +20,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -48,6 +48,10 @@ CREATE TABLE name (
     target      TEXT NOT NULL,      -- digest of what the name resolved to: an index or the manifest
     manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
     PRIMARY KEY (name, platform)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pin (                                 -- images that stay without a name
+    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (

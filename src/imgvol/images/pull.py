@@ -9,7 +9,6 @@ fails leaves no name; layers that it completed stay only when trying again makes
 import os
 import platform as host
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,9 +17,16 @@ from typing import Final
 import trio
 
 from imgvol import limits
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
-from imgvol.errors import ImgvolError, InvalidDocument, LimitExceeded, NoMatchingPlatform
+from imgvol.errors import (
+    ImgvolError,
+    InvalidDocument,
+    LimitExceeded,
+    NoMatchingPlatform,
+    StoreFull,
+)
 from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
@@ -183,10 +189,8 @@ class Puller:
         # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
         # meanwhile was right; serves open views from the complete form, if so.
         self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
-        # Layers of pulls under way: complete, perhaps, but not yet named by an image.
-        self._held: Counter[Digest] = Counter()
-        # Documents are here for a moment before the record that needs them.
-        self._naming = trio.Lock()
+        # Called when there is no room, before what failed is tried once more.
+        self.make_room: Callable[[], Awaitable[None]] = _make_no_room
 
     @property
     def queue(self) -> QueueLength:
@@ -217,14 +221,11 @@ class Puller:
         Raises:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
         """
-        manifest, config = resolved.manifest, resolved.config
-        progress.layers = [
-            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in manifest.layers
-        ]
-        progress.stage = "pulling"
-        digests = [layer.digest for layer in manifest.layers]
-        self._held.update(digests)
-        try:
+        manifest = resolved.manifest
+        # Complete, perhaps, but not yet part of an image.
+        held = [Thing(ThingKind.LAYER, layer.digest) for layer in manifest.layers]
+        held.append(Thing(ThingKind.IMAGE, manifest.digest))
+        with self._store.pins.holding(Root(RootKind.PULL, name), held):
             finder = None
             if lazy_origin is not None:
                 finder = await open_finder(
@@ -234,29 +235,44 @@ class Puller:
                     self._limiter,
                     soci_referrers=self._soci_referrers,
                 )
-            layers = await self._ensure_layers(
-                source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
-            )
-            image = ImageRecord(
-                id=config.digest,
-                manifest=manifest.digest,
-                media_type=manifest.media_type,
-                platform=str(config.platform),
-                chain_id=chain_id(config.diff_ids),
-                layers=tuple(layers),
-                size=resolved.size,
-                created=config.created or None,
-                pulled_at=time.time(),
-            )
-            async with self._naming:
-                for index in resolved.indexes:
-                    await self._store.put_blob(index.digest, index.raw)
-                await self._store.put_blob(manifest.digest, manifest.raw)
-                await self._store.put_blob(config.digest, config.raw)
-                return await self._store.records.add_image(image, name, resolved.target)
-        finally:
-            self._held.subtract(digests)
-            self._held += Counter()
+            laziness = _Laziness(finder=finder, in_place=in_place)
+            try:
+                return await self._bring(source, resolved, name, progress, laziness)
+            except StoreFull:
+                await self.make_room()
+            return await self._bring(source, resolved, name, progress, laziness)
+
+    async def _bring(
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        name: str,
+        progress: PullProgress,
+        laziness: _Laziness,
+    ) -> ImageRecord:
+        manifest, config = resolved.manifest, resolved.config
+        progress.layers = [
+            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in manifest.layers
+        ]
+        progress.stage = "pulling"
+        layers = await self._ensure_layers(source, resolved, progress, laziness)
+        image = ImageRecord(
+            id=config.digest,
+            manifest=manifest.digest,
+            media_type=manifest.media_type,
+            platform=str(config.platform),
+            chain_id=chain_id(config.diff_ids),
+            layers=tuple(layers),
+            size=resolved.size,
+            created=config.created or None,
+            pulled_at=time.time(),
+        )
+        async with self._store.naming:
+            for index in resolved.indexes:
+                await self._store.put_blob(index.digest, index.raw)
+            await self._store.put_blob(manifest.digest, manifest.raw)
+            await self._store.put_blob(config.digest, config.raw)
+            return await self._store.records.add_image(image, name, resolved.target)
 
     async def _ensure_layers(
         self,
@@ -386,18 +402,10 @@ class Puller:
             return None
         return await self._store.add_in_place_layer(found.record, found.place, found.index)
 
-    async def discard_layer(self, digest: Digest) -> int:
-        """Removes a layer unless a pull or an image wants it by now; returns the bytes freed."""
-        async with self._store.layer_lock(digest):
-            if digest in self._held:
-                return 0
-            return await self._store.remove_layer(digest)
-
-    async def discard_documents(self) -> int:
-        """Removes the documents that no image needs; returns the bytes freed."""
-        async with self._naming:
-            return await self._store.remove_blobs_except(await self._store.records.documents())
-
 
 async def _nothing_to_do(_record: LayerRecord) -> None:
     """For stores without open lazy layers: nothing was shown."""
+
+
+async def _make_no_room() -> None:
+    """For stores without a collector."""

@@ -26,6 +26,8 @@ EXAMPLES = {
     "getMetrics": ("", None),
     "stopDaemon": ("", None),
     "getUsage": ("", None),
+    "planCollection": ("", None),
+    "collectGarbage": ("", None),
     "listImages": ("", None),
     "removeImage": (ALPINE, None),
     "pullImage": ("", {"image": "busybox:1"}),

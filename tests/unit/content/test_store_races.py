@@ -15,6 +15,7 @@ from imgvol.content.layout import StoreLayout
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import LocalError, NotFound
+from imgvol.images.collection import Collector
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.oci.digest import Digest
 from support import images
@@ -186,7 +187,7 @@ async def test_documents_of_a_pull_under_way_are_not_collected(tmp_path, monkeyp
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pull, puller)
             await stored.wait()
-            nursery.start_soon(puller.discard_documents)
+            nursery.start_soon(Collector(store).collect)
             await trio.testing.wait_all_tasks_blocked(0.05)
             go_on.set()
         (image,) = await store.records.images()

@@ -92,19 +92,19 @@ class ImageTable(Table):
                 "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
                 [name, image.platform, str(target), key],
             )
-            (stored,) = _images_where(db, "WHERE manifest = ?", [key])
+            (stored,) = images_where(db, "WHERE manifest = ?", [key])
             return stored
 
         return await self._database.run(add)
 
     async def images(self) -> list[ImageRecord]:
         """Every image whose layers are all here, the latest pulled first."""
-        return await self._database.run(lambda db: _images_where(db, "ORDER BY pulled_at DESC", []))
+        return await self._database.run(lambda db: images_where(db, "ORDER BY pulled_at DESC", []))
 
     async def image(self, manifest: Digest) -> ImageRecord | None:
         """The image with this manifest."""
         found = await self._database.run(
-            lambda db: _images_where(db, "WHERE manifest = ?", [str(manifest)])
+            lambda db: images_where(db, "WHERE manifest = ?", [str(manifest)])
         )
         return found[0] if found else None
 
@@ -116,22 +116,10 @@ class ImageTable(Table):
             return [
                 (image, Digest.parse(target))
                 for manifest, target in rows
-                for image in _images_where(db, "WHERE manifest = ?", [manifest])
+                for image in images_where(db, "WHERE manifest = ?", [manifest])
             ]
 
         return await self._database.run(find)
-
-    async def unnamed_images(self) -> list[Digest]:
-        """Manifests of images that have neither a name nor a volume any more."""
-        return await self._database.run(
-            lambda db: [
-                Digest.parse(manifest)
-                for (manifest,) in db.execute(
-                    "SELECT manifest FROM image WHERE manifest NOT IN"
-                    " (SELECT manifest FROM name UNION SELECT manifest FROM volume)"
-                )
-            ]
-        )
 
     async def remove_name(self, name: str) -> None:
         """Forgets a name on every platform."""
@@ -143,27 +131,13 @@ class ImageTable(Table):
             lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
         )
 
-    async def documents(self) -> set[Digest]:
-        """The documents that names and images need: indexes, manifests, configs."""
-        return await self._database.run(
-            lambda db: {
-                Digest.parse(digest)
-                for (digest,) in db.execute(
-                    "SELECT target FROM name"
-                    " UNION SELECT manifest FROM image UNION SELECT config FROM image"
-                )
-            }
-        )
-
 
 _SELECT_IMAGE: Final = (
     "SELECT manifest, config, media_type, platform, chain_id, size, created, pulled_at FROM image "
 )
 
 
-def _images_where(
-    db: sqlite3.Connection, rest: str, parameters: Sequence[str]
-) -> list[ImageRecord]:
+def images_where(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> list[ImageRecord]:
     """Images with their layers and names. `rest` is one of this module's own clauses."""
     rows = db.execute(_SELECT_IMAGE + rest, parameters).fetchall()
     images = []

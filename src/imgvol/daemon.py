@@ -15,6 +15,7 @@ import socket
 import sys
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,7 @@ from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.config import Config
+from imgvol.content.check import Finding
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
@@ -33,9 +35,11 @@ from imgvol.images import inspection
 from imgvol.images.collection import Collector
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
+from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
+from imgvol.volumes.check import check_mounts
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mounts import detach_dead_mounts
 
@@ -107,10 +111,13 @@ class _Daemon:
             )
             stack.push_async_callback(self._detach_volumes, volumes)
             await volumes.recover()
+            scrubber = Scrubber(store, views, images)
             services = Services(
                 images=images,
                 inspection=inspection,
                 volumes=volumes,
+                check=partial(self._check, store, volumes),
+                scrub=scrubber.scrub,
                 info=lambda: self._info(can_mount=obstacle is None),
                 statistics=lambda: Statistics(
                     requests=self._requests.snapshot(),
@@ -129,6 +136,7 @@ class _Daemon:
             stack.callback(nursery.cancel_scope.cancel)
             await nursery.start(server.run)
             nursery.start_soon(collector.run)
+            nursery.start_soon(store.save_copies)
             self._report_ready()
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
             await self._wait_for_the_end(server, images, volumes)
@@ -208,6 +216,11 @@ class _Daemon:
     async def _detach_volumes(self, volumes: VolumeManager) -> None:
         with trio.CancelScope(shield=True):
             await volumes.detach_all(forget=self._forget_volumes)
+
+    async def _check(self, store: Store, volumes: VolumeManager) -> list[Finding]:
+        targets = [volume.target for volume in await volumes.list() if volume.target is not None]
+        mounts = partial(check_mounts, self._config.views, targets, is_served=True)
+        return [*await store.check(), *await trio.to_thread.run_sync(mounts)]
 
     def _stop(self) -> None:
         self._forget_volumes = True

@@ -89,6 +89,10 @@ LARGE_FILE: Final = 1 * MIB
 # next try until then; what users remove is collected at once.
 COLLECTION_INTERVAL: Final = 3600.0
 
+# Seconds between copies of the database, if it has changed: the most that a damaged one loses. A
+# copy of the records of 1000 images takes some 10 ms.
+DATABASE_COPY_INTERVAL: Final = 60.0
+
 # --- registry -----------------------------------------------------------------------------------
 REDIRECTS: Final = 10
 RETRIES: Final = 5

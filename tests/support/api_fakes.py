@@ -17,6 +17,7 @@ from imgvol import __version__
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
+from imgvol.content.check import Finding, Remedy
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
@@ -25,6 +26,7 @@ from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
+from imgvol.images.scrubbing import ScrubFault
 from imgvol.images.service import PullStatistics
 from imgvol.images.views import LayerStatus, ViewStatistics
 from imgvol.layers.index import NodeType
@@ -386,6 +388,8 @@ class FakeDaemon:
             images=self.images,
             inspection=self.inspection,
             volumes=self.volumes,
+            check=self.check,
+            scrub=self.scrub,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),
@@ -400,6 +404,19 @@ class FakeDaemon:
             statistics=lambda: self.statistics,
             stop=self.stop,
         )
+
+    async def check(self):
+        return [Finding(subject="layers/0", problem="it is odd", remedy=Remedy.REMOVE)]
+
+    async def scrub(self, images, *, repair, options, progress):
+        self.images.calls.append(("scrub", tuple(images), repair, options))
+        progress.total = 2_000
+        await trio.sleep(0.15)
+        progress.checked = 2_000
+        fault = ScrubFault(
+            subject=f"layer {digest(1)}", problem="odd", is_repaired=repair, outcome="pulled again"
+        )
+        return (fault,)
 
     def stop(self) -> None:
         self.stopped = True

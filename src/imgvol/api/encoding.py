@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from imgvol.api.services import DaemonInfo
+from imgvol.content.check import Finding
 from imgvol.content.reachability import Thing
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.images.collection import CollectionReport, Fate
@@ -85,6 +86,15 @@ def encode_fate(fate: Fate) -> Document:
 def encode_collection(report: CollectionReport) -> Document:
     """`Collection`."""
     return {"removed": [_encode_thing(thing) for thing in report.removed], "freed": report.freed}
+
+
+def encode_finding(finding: Finding) -> Document:
+    """`Finding`."""
+    return {
+        "subject": finding.subject,
+        "problem": finding.problem,
+        "remedy": finding.remedy.value,
+    }
 
 
 def _encode_thing(thing: Thing) -> Document:

@@ -210,6 +210,8 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Fate": _FATE,
     "CollectionPlan": record({"things": array_of(reference("Fate"))}),
     "Collection": record({"removed": array_of(record(_THING)), "freed": _COUNT}),
+    "Finding": record({"subject": _TEXT, "problem": _TEXT, "remedy": _TEXT}),
+    "CheckReport": record({"wrong": array_of(reference("Finding"))}),
     "Volume": _VOLUME,
     "LayerFault": _LAYER_FAULT,
     "LayerStatus": _LAYER_STATUS,
@@ -237,6 +239,14 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "layers": array_of(reference("LayerProgress")),
             "stats": _STATS,
         },
+    ),
+    "ScrubEvent": _event("progress", {"checked": _COUNT, "total": _COUNT}),
+    "ScrubbedEvent": _event(
+        "done",
+        {"checked": _COUNT, "faults": array_of(reference("ScrubFault"))},
+    ),
+    "ScrubFault": record(
+        {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
     ),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),

@@ -5,11 +5,12 @@ that tests can give fakes. Everything is called on the event loop, and nothing m
 filesystem that the daemon serves.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
@@ -18,6 +19,7 @@ from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
+from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
@@ -97,6 +99,20 @@ class Volumes(Protocol):
         """Every volume."""
 
 
+class Scrub(Protocol):
+    """`images.scrubbing.Scrubber.scrub`."""
+
+    async def __call__(
+        self,
+        images: Sequence[str],
+        *,
+        repair: bool,
+        options: PullOptions,
+        progress: ScrubProgress,
+    ) -> Sequence[ScrubFault]:
+        """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonInfo:
     """Who answers.
@@ -157,6 +173,8 @@ class Services:
         images: The image service.
         inspection: Lists, sums up and reads what is in a view.
         volumes: The volume manager.
+        check: Looks for damage, without reading the data.
+        scrub: Reads the data of images again, and compares it with its digests.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -165,6 +183,8 @@ class Services:
     images: Images
     inspection: Inspection
     volumes: Volumes
+    check: Callable[[], Awaitable[Sequence[Finding]]]
+    scrub: Scrub
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

@@ -57,6 +57,8 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "rmi": Entry("images", "Remove images."),
         "df": Entry("system", "Show what the store holds."),
         "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),
+        "fsck": Entry("upkeep", "Check the store, and repair it."),
+        "scrub": Entry("upkeep", "Read stored data again and compare it with its digests."),
     },
     "The daemon and the machine": {
         "doctor": Entry("doctor", "Check the machine, and say how to repair it."),

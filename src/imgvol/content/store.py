@@ -11,6 +11,7 @@ What survives a crash, and why that is enough:
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -22,9 +23,11 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from imgvol import limits
 from imgvol.content import inventory
 from imgvol.content.blobs import BlobStore
-from imgvol.content.database import open_database
+from imgvol.content.check import Finding, check_store
+from imgvol.content.database import Database, open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
@@ -43,10 +46,12 @@ from imgvol.content.pins import Pins
 from imgvol.content.place import Place
 from imgvol.content.reachability import Thing, ThingKind
 from imgvol.content.records import LayerRecord, Origin, Records
-from imgvol.errors import StoreDamaged
+from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
 from imgvol.tallies import QueueLength
+
+log = logging.getLogger(__name__)
 
 # Threads for documents, opening and removing.
 STORE_THREADS: Final = 4
@@ -78,8 +83,9 @@ class _CountedLock:
 class Store:
     """One root directory, open. Made by `open_store`."""
 
-    def __init__(self, layout: StoreLayout, records: Records) -> None:
+    def __init__(self, layout: StoreLayout, database: Database, records: Records) -> None:
         self._layout = layout
+        self._database = database
         self.records = records
         self.blobs = BlobStore(layout)
         # What is needed at this moment, for collection.
@@ -102,6 +108,11 @@ class Store:
             counted.users -= 1
             if counted.users == 0:
                 del self._layer_locks[digest]
+
+    @property
+    def layout(self) -> StoreLayout:
+        """Where everything lies."""
+        return self._layout
 
     @property
     def spool_directory(self) -> str:
@@ -323,6 +334,15 @@ class Store:
             if (content := inventory.digest_named(name))
         }
 
+    async def unshare(self, contents: Collection[Digest]) -> None:
+        """Forgets large files by content; layers that link to them keep theirs."""
+
+        def unlink() -> None:
+            for content in contents:
+                self._layout.shared_file(content.encoded).unlink(missing_ok=True)
+
+        await self._in_thread(unlink)
+
     async def sweep_shared_files(self) -> set[Digest]:
         """Removes large files that no layer links to any more; returns their contents."""
         names = await self._in_thread(inventory.sweep_shared_files, self._layout)
@@ -330,6 +350,28 @@ class Store:
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+
+    async def check(self) -> list[Finding]:
+        """What is wrong with the store, as it is in use."""
+        first = await check_store(self._layout, self.records)
+        if not first:
+            return []
+        # What was being written, or removed, in that moment is another thing by now.
+        again = await check_store(self._layout, self.records)
+        return [finding for finding in again if finding in first]
+
+    async def save_copy(self) -> None:
+        """Writes a copy of the records, if they have changed, for the day they are damaged."""
+        try:
+            await self._database.save_copy(self._layout.database_copy)
+        except ImgvolError as exc:
+            log.warning("the database is not copied: %s", exc)
+
+    async def save_copies(self, *, interval: float = limits.DATABASE_COPY_INTERVAL) -> None:
+        """Does so for ever, at intervals."""
+        while True:
+            await trio.sleep(interval)
+            await self.save_copy()
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
@@ -369,15 +411,17 @@ async def open_store(root: Path) -> AsyncIterator[Store]:
         async with open_database(layout.database) as database:
             records = Records(database)
             await _reconcile(layout, records)
-            yield Store(layout, records)
+            store = Store(layout, database, records)
+            yield store
+            with trio.CancelScope(shield=True):
+                await store.save_copy()
     finally:
         os.close(lock)
 
 
 def _prepare(layout: StoreLayout) -> None:
     with translate_os_errors(f"prepare the store at {layout.root}"):
-        for directory in layout.directories():
-            directory.mkdir(mode=0o700, exist_ok=True)
+        layout.make()
         for left in layout.ingest.iterdir():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)

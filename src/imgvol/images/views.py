@@ -248,6 +248,12 @@ class Views:
             for event in closing:
                 await event.wait()
 
+    @asynccontextmanager
+    async def opening_withheld(self, digest: Digest) -> AsyncIterator[None]:
+        """Lets nobody open views inside the block, and waits for a layer that is being closed."""
+        async with self._turn_to_open([digest]):
+            yield
+
     def release(self, view: OpenView) -> None:
         """Ends one use; the last one closes the view, unless the kernel still refers to it."""
         view.holders -= 1

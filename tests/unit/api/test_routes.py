@@ -26,6 +26,8 @@ EXAMPLES = {
     "getMetrics": ("", None),
     "stopDaemon": ("", None),
     "getUsage": ("", None),
+    "checkStore": ("", None),
+    "scrubImages": ("", {"image": "busybox:1", "repair": True}),
     "planCollection": ("", None),
     "collectGarbage": ("", None),
     "listImages": ("", None),

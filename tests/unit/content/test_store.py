@@ -113,4 +113,4 @@ async def test_a_damaged_database_says_what_to_do(tmp_path):
     with pytest.raises(StoreDamaged) as caught:
         async with open_store(tmp_path):
             pass
-    assert "imgvol.db" in caught.value.hint
+    assert "imgvol fsck --repair" in caught.value.hint

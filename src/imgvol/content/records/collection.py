@@ -47,6 +47,65 @@ class CollectionTable(Table):
 
         return await self._database.run(remove)
 
+    async def check(self) -> list[str]:
+        """What is wrong with the database itself, in sqlite's words."""
+
+        def examine(db: sqlite3.Connection) -> list[str]:
+            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check")]
+            return [] if found == ["ok"] else found
+
+        return await self._database.run(examine)
+
+    async def dangling(self) -> set[tuple[str, str]]:
+        """Tables with rows that refer to rows of others that are not there; which others."""
+        return await self._database.run(_dangling)
+
+    async def drop_dangling(self) -> None:
+        """Removes such rows."""
+
+        def drop(db: sqlite3.Connection) -> None:
+            for table, parent in _dangling(db):
+                # Our keys have the same name on both sides.
+                keys = db.execute(
+                    'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" = ?',
+                    [table, parent],
+                ).fetchall()
+                for (key,) in keys:
+                    parents = f"SELECT {key} FROM {parent}"
+                    db.execute(f"DELETE FROM {table} WHERE {key} NOT IN ({parents})")
+
+        await self._database.run(drop)
+
+    async def documents(self) -> dict[Digest, frozenset[Digest]]:
+        """The documents that each image needs: index, manifest and config, by its manifest."""
+
+        def find(db: sqlite3.Connection) -> dict[Digest, frozenset[Digest]]:
+            needed: dict[Digest, set[Digest]] = {}
+            for manifest, document in db.execute(
+                "SELECT manifest, manifest FROM image UNION SELECT manifest, config FROM image"
+                " UNION SELECT manifest, target FROM name"
+            ):
+                needed.setdefault(Digest.parse(manifest), set()).add(Digest.parse(document))
+            return {manifest: frozenset(documents) for manifest, documents in needed.items()}
+
+        return await self._database.run(find)
+
+    async def incomplete_images(self) -> list[Digest]:
+        """Manifests of images that lack a layer."""
+        return await self._database.run(
+            lambda db: [
+                Digest.parse(manifest)
+                for (manifest,) in db.execute(
+                    "SELECT DISTINCT manifest FROM image_layer"
+                    " WHERE digest NOT IN (SELECT digest FROM layer)"
+                )
+            ]
+        )
+
+
+def _dangling(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    return {(row[0], row[2]) for row in db.execute("PRAGMA foreign_key_check")}
+
 
 def _world(db: sqlite3.Connection, holds: Holds) -> World:
     roots: dict[Root, set[Thing]] = {root: set(things) for root, things in holds.items()}

@@ -69,25 +69,7 @@ class ImageTable(Table):
 
         def add(db: sqlite3.Connection) -> ImageRecord:
             key = str(image.manifest)
-            db.execute(
-                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
-                [
-                    key,
-                    str(image.id),
-                    image.media_type,
-                    image.platform,
-                    str(image.chain_id),
-                    image.size,
-                    image.created,
-                    image.pulled_at,
-                ],
-            )
-            db.execute("DELETE FROM image_layer WHERE manifest = ?", [key])
-            db.executemany(
-                "INSERT INTO image_layer VALUES (?, ?, ?)",
-                [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
-            )
+            _put_image(db, image)
             db.execute(
                 "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
                 [name, image.platform, str(target), key],
@@ -96,6 +78,15 @@ class ImageTable(Table):
             return stored
 
         return await self._database.run(add)
+
+    async def adopt_image(self, image: ImageRecord) -> None:
+        """Records an image whose name is not known any more, pinned for want of one."""
+
+        def adopt(db: sqlite3.Connection) -> None:
+            _put_image(db, image)
+            db.execute("INSERT OR IGNORE INTO pin VALUES (?)", [str(image.manifest)])
+
+        await self._database.run(adopt)
 
     async def images(self) -> list[ImageRecord]:
         """Every image whose layers are all here, the latest pulled first."""
@@ -130,6 +121,30 @@ class ImageTable(Table):
         await self._database.run(
             lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
         )
+
+
+def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:
+    """Records an image and its layers, without a name, as part of a transaction."""
+    key = str(image.manifest)
+    db.execute(
+        "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
+        [
+            key,
+            str(image.id),
+            image.media_type,
+            image.platform,
+            str(image.chain_id),
+            image.size,
+            image.created,
+            image.pulled_at,
+        ],
+    )
+    db.execute("DELETE FROM image_layer WHERE manifest = ?", [key])
+    db.executemany(
+        "INSERT INTO image_layer VALUES (?, ?, ?)",
+        [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
+    )
 
 
 _SELECT_IMAGE: Final = (

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -144,6 +144,18 @@ class LayerTable(Table):
         the old one.
         """
         return await self._database.run(lambda db: put_layer(db, layer))
+
+    async def mark_damaged(self, layer: LayerRecord, fault: LayerFault) -> bool:
+        """Refuses a stored layer from now on; False if it is not what it was any more."""
+
+        def mark(db: sqlite3.Connection) -> bool:
+            row = db.execute(f"{_SELECT_LAYER} WHERE slot = ?", [layer.slot]).fetchone()
+            if row is None or layer_from(row) != layer:
+                return False
+            put_layer(db, replace(layer, is_complete=False, fault=fault))
+            return True
+
+        return await self._database.run(mark)
 
     async def forget_layer(self, digest: Digest) -> None:
         """Forgets a layer whose files are gone, whatever needs it."""

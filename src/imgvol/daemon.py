@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,16 +29,20 @@ from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.config import Config
+from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
+from imgvol.images.collection import Collector
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
+from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
+from imgvol.volumes.check import check_mounts
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mounts import detach_dead_mounts
 from imgvol.volumes.named import NamedVolumes
@@ -94,7 +99,10 @@ class _Daemon:
             stack.callback(os.close, lock)
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
-            images = ImageService(store, views, soci_referrers=config.soci_referrers)
+            collector = Collector(store)
+            images = ImageService(
+                store, views, collector=collector, soci_referrers=config.soci_referrers
+            )
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
@@ -107,10 +115,13 @@ class _Daemon:
             )
             stack.push_async_callback(self._detach_volumes, volumes)
             await volumes.recover()
+            scrubber = Scrubber(store, views, images)
             services = Services(
                 images=images,
                 inspection=inspection,
                 volumes=volumes,
+                check=partial(self._check, store, volumes),
+                scrub=scrubber.scrub,
                 info=lambda: self._info(can_mount=obstacle is None),
                 statistics=lambda: Statistics(
                     requests=self._requests.snapshot(),
@@ -133,6 +144,8 @@ class _Daemon:
                 plugin = await self._docker_plugin(config.docker_spec, volumes, store)
                 await nursery.start(plugin.run)
                 servers.append(plugin)
+            nursery.start_soon(collector.run)
+            nursery.start_soon(store.save_copies)
             # Whoever is told that we are ready may stop us in the next moment.
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             self._report_ready()
@@ -233,6 +246,11 @@ class _Daemon:
     async def _detach_volumes(self, volumes: VolumeManager) -> None:
         with trio.CancelScope(shield=True):
             await volumes.detach_all(forget=self._forget_volumes)
+
+    async def _check(self, store: Store, volumes: VolumeManager) -> list[Finding]:
+        targets = [volume.target for volume in await volumes.list() if volume.target is not None]
+        mounts = partial(check_mounts, self._config.views, targets, is_served=True)
+        return [*await store.check(), *await trio.to_thread.run_sync(mounts)]
 
     def _stop(self) -> None:
         self._forget_volumes = True

@@ -89,6 +89,14 @@ TOC_TAIL_SIZE: Final = 64 * KIB
 # Entries of this size and more get a file of their own in the store.
 LARGE_FILE: Final = 1 * MIB
 
+# Seconds between collections that nobody has asked for. What a pull that failed has left serves the
+# next try until then; what users remove is collected at once.
+COLLECTION_INTERVAL: Final = 3600.0
+
+# Seconds between copies of the database, if it has changed: the most that a damaged one loses. A
+# copy of the records of 1000 images takes some 10 ms.
+DATABASE_COPY_INTERVAL: Final = 60.0
+
 # --- registry -----------------------------------------------------------------------------------
 REDIRECTS: Final = 10
 RETRIES: Final = 5

@@ -23,6 +23,7 @@ from imgvol.layers.index import ROOT
 from imgvol.layers.tar import TarParser
 from imgvol.oci.digest import Digest
 from support import images
+from support.records import record_of
 from support.spans import FakeFetcher, PlainTable, cut, index_of, use_plain_tables
 
 PAGE = 4096
@@ -109,7 +110,7 @@ def stored_layer(layout: StoreLayout) -> LayerStore:
             if number is not None:
                 writer.expect(number, member)
         writer.write(TAR, 0)
-        writer.publish(DIGEST, builder.finish(), builder.referenced_files)
+        writer.publish(record_of(DIGEST, TAR), builder.finish(), builder.referenced_files)
     return LayerStore(layout, DIGEST, SLOT, trio.CapacityLimiter(4))
 
 

@@ -198,4 +198,4 @@ async def test_a_view_closes_when_its_last_user_has_gone(short_path, agent, coun
         with trio.fail_after(5):
             while views.by_slot(slots[0]):
                 await trio.sleep(0.01)
-        assert views.layers_in_use() == set()
+        assert views.store.pins.snapshot() == {}

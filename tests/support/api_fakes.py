@@ -17,12 +17,16 @@ from imgvol import __version__
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
+from imgvol.content.check import Finding, Remedy
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
+from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
+from imgvol.images.scrubbing import ScrubFault
 from imgvol.images.service import PullStatistics
 from imgvol.images.views import LayerStatus, ViewStatistics
 from imgvol.layers.index import NodeType
@@ -88,6 +92,8 @@ def make_entry(path: bytes, kind: str = "FILE", **changes: object) -> SimpleName
     }
     return SimpleNamespace(**{**values, **changes})
 
+
+GONE = Thing(ThingKind.LAYER, Digest.parse(digest(0xABC001)))
 
 TREE = {
     b"/": make_entry(b"/", "DIRECTORY"),
@@ -271,6 +277,15 @@ class FakeImages:
     async def usage(self):
         return store_usage()
 
+    async def explain_collection(self):
+        image = Thing(ThingKind.IMAGE, Digest.parse(digest(0x222 << 240)))
+        root = Root(RootKind.NAME, "docker.io/library/alpine:3.20")
+        return (Fate(thing=image, size=0, reasons=(root,)), Fate(thing=GONE, size=4096, reasons=()))
+
+    async def collect(self):
+        self.calls.append(("collect",))
+        return CollectionReport(removed=(GONE,), freed=4096)
+
 
 def canonical(image: str) -> str:
     return image if "/" in image or ":" not in image else f"docker.io/library/{image}"
@@ -374,6 +389,8 @@ class FakeDaemon:
             images=self.images,
             inspection=self.inspection,
             volumes=self.volumes,
+            check=self.check,
+            scrub=self.scrub,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),
@@ -388,6 +405,19 @@ class FakeDaemon:
             statistics=lambda: self.statistics,
             stop=self.stop,
         )
+
+    async def check(self):
+        return [Finding(subject="layers/0", problem="it is odd", remedy=Remedy.REMOVE)]
+
+    async def scrub(self, images, *, repair, options, progress):
+        self.images.calls.append(("scrub", tuple(images), repair, options))
+        progress.total = 2_000
+        await trio.sleep(0.15)
+        progress.checked = 2_000
+        fault = ScrubFault(
+            subject=f"layer {digest(1)}", problem="odd", is_repaired=repair, outcome="pulled again"
+        )
+        return (fault,)
 
     def stop(self) -> None:
         self.stopped = True

@@ -1,6 +1,7 @@
 """Records of layers and images that exist in a database only."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.oci.chain import chain_id
@@ -16,6 +17,13 @@ def layer_record(name: str) -> LayerRecord:
         size=10,
         unpacked_size=1024,
         entries=1,
+    )
+
+
+def record_of(digest: Digest, tar: bytes = b"") -> LayerRecord:
+    """A layer that is what a digest names, and whose bytes are a tar's."""
+    return replace(
+        layer_record("any"), digest=digest, diff_id=DiffID(Digest.of(tar)), unpacked_size=len(tar)
     )
 
 

@@ -4,7 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 
 from imgvol.api.services import DaemonInfo
+from imgvol.content.check import Finding
+from imgvol.content.reachability import Thing
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
+from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
 from imgvol.images.pull import PullProgress
@@ -70,6 +73,33 @@ def encode_removal(report: RemovalReport) -> Document:
         "deleted": [str(digest) for digest in report.deleted],
         "freed": report.freed,
     }
+
+
+def encode_fate(fate: Fate) -> Document:
+    """`Fate`."""
+    return {
+        **_encode_thing(fate.thing),
+        "size": fate.size,
+        "reasons": [{"kind": str(root.kind), "name": root.name} for root in fate.reasons],
+    }
+
+
+def encode_collection(report: CollectionReport) -> Document:
+    """`Collection`."""
+    return {"removed": [_encode_thing(thing) for thing in report.removed], "freed": report.freed}
+
+
+def encode_finding(finding: Finding) -> Document:
+    """`Finding`."""
+    return {
+        "subject": finding.subject,
+        "problem": finding.problem,
+        "remedy": finding.remedy.value,
+    }
+
+
+def _encode_thing(thing: Thing) -> Document:
+    return {"kind": str(thing.kind), "digest": str(thing.digest)}
 
 
 def encode_volume(volume: Volume) -> Document:

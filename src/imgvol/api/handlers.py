@@ -22,6 +22,7 @@ from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.errors import Conflict, InvalidArgument
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
+from imgvol.images.scrubbing import ScrubProgress
 from imgvol.images.service import PullOptions
 from imgvol.volumes.manager import PullPolicy
 from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
@@ -153,6 +154,44 @@ async def get_usage(services: Services, _values: Values) -> Response:
     return json_response(encoding.encode_numbers(await services.images.usage()))
 
 
+async def plan_collection(services: Services, _values: Values) -> Response:
+    """Why each thing that is stored stays, or that it would go."""
+    fates = await services.images.explain_collection()
+    return json_response({"things": [encoding.encode_fate(fate) for fate in fates]})
+
+
+async def collect_garbage(services: Services, _values: Values) -> Response:
+    """Remove what nobody needs."""
+    return json_response(encoding.encode_collection(await services.images.collect()))
+
+
+async def check_store(services: Services, _values: Values) -> Response:
+    """What is wrong with the store and the mounts."""
+    findings = await services.check()
+    return json_response({"wrong": [encoding.encode_finding(finding) for finding in findings]})
+
+
+async def scrub_images(services: Services, values: Values) -> Stream:
+    """Read data again, telling how far it is."""
+    image = values.optional("image")
+    progress = ScrubProgress()
+
+    async def work() -> encoding.Document:
+        faults = await services.scrub(
+            [] if image is None else [image],
+            repair=values.flag("repair"),
+            options=_options(values),
+            progress=progress,
+        )
+        found = [encoding.encode_numbers(fault) for fault in faults]
+        return {"checked": progress.checked, "faults": found}
+
+    def snapshot() -> encoding.Document:
+        return {"event": "progress", **encoding.encode_numbers(progress)}
+
+    return Stream(media_type=NDJSON, produce=partial(_report_work, work, snapshot))
+
+
 async def stop_daemon(services: Services, values: Values) -> Response:
     """End the daemon, once this answer is out."""
     volumes = await services.volumes.list()
@@ -188,39 +227,48 @@ def _bind_options(values: Values) -> BindOptions:
 
 
 def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
-    return Stream(media_type=NDJSON, produce=partial(_report_work, work))
+    progress = PullProgress()
+
+    async def pull() -> encoding.Document:
+        result = await work(progress)
+        return {**result, "stats": encoding.encode_stats(progress.stats)}
+
+    snapshot = partial(encoding.encode_progress, progress)
+    return Stream(media_type=NDJSON, produce=partial(_report_work, pull, snapshot))
 
 
 async def _report_work(
-    work: Callable[[PullProgress], Awaitable[encoding.Document]], send: Send
+    work: Callable[[], Awaitable[encoding.Document]],
+    snapshot: Callable[[], encoding.Document],
+    send: Send,
 ) -> None:
-    """Run `work` and send its snapshots; then its result, or raise what it raised."""
-    progress = PullProgress()
+    """Run `work` and send snapshots; then its result, or raise what it raised."""
     finished = trio.Event()
     failure: Exception | None = None
     result: encoding.Document = {}
     async with trio.open_nursery() as nursery:
         # The reporter is asked to end, not cancelled: half a chunk would spoil the stream.
-        nursery.start_soon(_report_progress, progress, finished, send)
+        nursery.start_soon(_report_progress, snapshot, finished, send)
         try:
-            result = await work(progress)
+            result = await work()
         except Exception as error:  # noqa: BLE001 - raised below, outside the nursery
             failure = error
         finally:
             finished.set()
     if failure is not None:
         raise failure
-    stats = encoding.encode_stats(progress.stats)
-    await send(json_bytes({"event": "done", **result, "stats": stats}))
+    await send(json_bytes({"event": "done", **result}))
 
 
-async def _report_progress(progress: PullProgress, finished: trio.Event, send: Send) -> None:
+async def _report_progress(
+    snapshot: Callable[[], encoding.Document], finished: trio.Event, send: Send
+) -> None:
     sent, sent_at = b"", trio.current_time()
     while True:
         with trio.move_on_after(PROGRESS_INTERVAL):
             await finished.wait()
             return
-        line = json_bytes(encoding.encode_progress(progress))
+        line = json_bytes(snapshot())
         if line != sent or trio.current_time() - sent_at >= HEARTBEAT:
             sent, sent_at = line, trio.current_time()
             await send(line)

@@ -55,7 +55,9 @@ _ERROR = record(
     }
 )
 
-_LAYER_FAULT = record({"kind": {"enum": ["blob", "diff-id", "format", "toc"]}, "reason": _TEXT})
+_LAYER_FAULT = record(
+    {"kind": {"enum": ["blob", "diff-id", "format", "toc", "damaged"]}, "reason": _TEXT}
+)
 
 _LAYER = record(
     {
@@ -69,8 +71,9 @@ _LAYER = record(
         "is_complete": _FLAG,
         "fault": {
             "oneOf": [{"type": "null"}, reference("LayerFault")],
-            "description": "What a lazy layer turned out to be. Unless it is complete all the same"
-            " (its tar is right), it cannot be mounted until it is pulled again.",
+            "description": "What a lazy layer turned out to be, or a stored one has become. Unless"
+            " it is complete all the same (its tar is right), it cannot be mounted until it is"
+            " pulled again.",
         },
     }
 )
@@ -87,6 +90,23 @@ _IMAGE = record(
         "size": _COUNT,
         "created": _or_null("string"),
         "pulled_at": _SECONDS,
+    }
+)
+
+_THING: Final[dict[str, Schema]] = {
+    "kind": {"enum": ["image", "layer", "document", "view", "file"]},
+    "digest": _DIGEST,
+}
+
+_FATE = record(
+    {
+        **_THING,
+        "size": {**_COUNT, "description": "Bytes on disk; what layers share counts in each."},
+        "reasons": {
+            **array_of(record({"kind": _TEXT, "name": _TEXT})),
+            "description": "Everything that keeps it: a name, a pin, a lease, a volume, an open"
+            " view, a mount or a pull under way. None: it would be collected.",
+        },
     }
 )
 
@@ -207,6 +227,11 @@ COMPONENTS: Final[dict[str, Schema]] = {
         }
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
+    "Fate": _FATE,
+    "CollectionPlan": record({"things": array_of(reference("Fate"))}),
+    "Collection": record({"removed": array_of(record(_THING)), "freed": _COUNT}),
+    "Finding": record({"subject": _TEXT, "problem": _TEXT, "remedy": _TEXT}),
+    "CheckReport": record({"wrong": array_of(reference("Finding"))}),
     "Volume": _VOLUME,
     "LayerFault": _LAYER_FAULT,
     "LayerStatus": _LAYER_STATUS,
@@ -235,6 +260,14 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "layers": array_of(reference("LayerProgress")),
             "stats": _STATS,
         },
+    ),
+    "ScrubEvent": _event("progress", {"checked": _COUNT, "total": _COUNT}),
+    "ScrubbedEvent": _event(
+        "done",
+        {"checked": _COUNT, "faults": array_of(reference("ScrubFault"))},
+    ),
+    "ScrubFault": record(
+        {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
     ),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),

@@ -5,18 +5,21 @@ that tests can give fakes. Everything is called on the event loop, and nothing m
 filesystem that the daemon serves.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import StoreUsage
+from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
+from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
@@ -50,6 +53,12 @@ class Images(Protocol):
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
+
+    async def collect(self) -> CollectionReport:
+        """Removes what nobody needs."""
+
+    async def explain_collection(self) -> Sequence[Fate]:
+        """Why each thing that is stored stays, or that it would go."""
 
 
 class Inspection(Protocol):
@@ -89,6 +98,20 @@ class Volumes(Protocol):
 
     async def list(self) -> Sequence[Volume]:
         """Every volume."""
+
+
+class Scrub(Protocol):
+    """`images.scrubbing.Scrubber.scrub`."""
+
+    async def __call__(
+        self,
+        images: Sequence[str],
+        *,
+        repair: bool,
+        options: PullOptions,
+        progress: ScrubProgress,
+    ) -> Sequence[ScrubFault]:
+        """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +174,8 @@ class Services:
         images: The image service.
         inspection: Lists, sums up and reads what is in a view.
         volumes: The volume manager.
+        check: Looks for damage, without reading the data.
+        scrub: Reads the data of images again, and compares it with its digests.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -159,6 +184,8 @@ class Services:
     images: Images
     inspection: Inspection
     volumes: Volumes
+    check: Callable[[], Awaitable[Sequence[Finding]]]
+    scrub: Scrub
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

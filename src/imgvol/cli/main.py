@@ -56,6 +56,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
         "df": Entry("system", "Show what the store holds."),
+        "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),
+        "fsck": Entry("upkeep", "Check the store, and repair it."),
+        "scrub": Entry("upkeep", "Read stored data again and compare it with its digests."),
     },
     "For container runtimes": {
         "hook": Entry("hook", "Mount images in containers, as a hook of an OCI runtime."),

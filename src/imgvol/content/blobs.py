@@ -9,7 +9,7 @@ import secrets
 
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.layout import StoreLayout
-from imgvol.errors import DigestMismatch, NotFound, StoreDamaged
+from imgvol.errors import DigestMismatch, InvalidDigest, NotFound, StoreDamaged
 from imgvol.oci.digest import Digest
 
 
@@ -79,10 +79,12 @@ class BlobStore:
             return 0
         return size
 
-    def list(self) -> list[Digest]:
-        """Every document that is stored."""
-        return [
-            Digest.parse(f"{algorithm.name}:{entry.name}")
-            for algorithm in self._layout.blobs.iterdir()
-            for entry in algorithm.iterdir()
-        ]
+    def sizes(self) -> dict[Digest, int]:
+        """Every document that is stored, and its bytes."""
+        found = {}
+        for algorithm in self._layout.blobs.iterdir():
+            for entry in os.scandir(algorithm):
+                # What is not ours has no such name, and is none of our business.
+                with contextlib.suppress(InvalidDigest, FileNotFoundError):
+                    found[Digest(algorithm.name, entry.name)] = entry.stat().st_size
+        return found

@@ -7,6 +7,8 @@ limiter of one, committed durably (`synchronous=FULL`) before the caller goes on
 The database does not know what lies on disk: `store` brings the two together at start.
 """
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +17,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from imgvol.content.durable import translate_os_errors
+from imgvol.content.durable import sync_directory, translate_os_errors
 from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
@@ -48,6 +50,10 @@ CREATE TABLE name (
     target      TEXT NOT NULL,      -- digest of what the name resolved to: an index or the manifest
     manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
     PRIMARY KEY (name, platform)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pin (                                 -- images that stay without a name
+    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (
@@ -122,6 +128,7 @@ class Database:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        self._copied_changes = connection.total_changes
         self._limiter = trio.CapacityLimiter(1)
 
     async def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
@@ -140,6 +147,36 @@ class Database:
                 return operation(self._connection)
         except sqlite3.DatabaseError as exc:
             raise _translated(exc) from exc
+
+    async def save_copy(self, path: Path) -> bool:
+        """Writes a copy of the whole database beside an earlier one, and puts it in its place.
+
+        Returns:
+            Whether there was anything new since the last one.
+
+        Raises:
+            StoreFull: No room; the earlier copy stays.
+            LocalError: The disk or the database failed otherwise; likewise.
+        """
+        return await trio.to_thread.run_sync(self._save_copy, path, limiter=self._limiter)
+
+    def _save_copy(self, path: Path) -> bool:
+        changes = self._connection.total_changes
+        if changes == self._copied_changes:
+            return False
+        new = path.with_name(f"{path.name}.new")
+        with translate_os_errors("copy the database"):
+            new.unlink(missing_ok=True)
+            try:
+                self._connection.execute("VACUUM INTO ?", [str(new)])
+            except sqlite3.DatabaseError as exc:
+                raise _translated(exc) from exc
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(new, path)
+            sync_directory(path.parent)
+        self._copied_changes = changes
+        return True
 
     async def aclose(self) -> None:
         """Closes the file; no operation may follow."""
@@ -192,6 +229,21 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def examine(path: Path) -> list[str]:
+    """What is wrong with a database that nobody has open; nothing, if it is sound. Blocks."""
+    if not path.exists():
+        return ["there is none"]
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version != SCHEMA_VERSION:
+                return [f"it is of version {version}, not {SCHEMA_VERSION}"]
+            found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+            return [] if found == ["ok"] else found
+    except sqlite3.DatabaseError as exc:
+        return [str(exc)]
+
+
 def _translated(exc: sqlite3.DatabaseError) -> LocalError:
     match exc.sqlite_errorcode if hasattr(exc, "sqlite_errorcode") else None:
         case sqlite3.SQLITE_FULL:
@@ -199,6 +251,6 @@ def _translated(exc: sqlite3.DatabaseError) -> LocalError:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return StoreDamaged(
                 "the store's database is damaged",
-                hint="Stop the daemon, move imgvol.db aside, and pull the images again.",
+                hint="Stop the daemon, and let it be rebuilt: imgvol fsck --repair",
             )
     return LocalError(f"the store's database failed: {exc}")

@@ -39,7 +39,8 @@ class LayerStore:
     ) -> None:
         self.digest = digest
         self.slot = slot
-        # What is complete has been verified; a disk that fails may not fail the next time.
+        # What is complete has been verified; a disk that fails may not fail the next time. Only a
+        # scrub finds that it is not what it was.
         self.failure: ImgvolError | None = None
         self._disk_reads = disk_reads
         self._directory = layout.layer(digest)
@@ -63,6 +64,8 @@ class LayerStore:
         Raises:
             StoreDamaged: The stored bytes end before the file does, or the disk fails.
         """
+        if self.failure is not None:
+            raise self.failure.with_traceback(None)
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""

@@ -17,11 +17,12 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from imgvol.content.card import CARD_NAME, LayerCard, OwnFile
 from imgvol.content.durable import (
     start_writeback,
     sync_directory,
@@ -31,6 +32,7 @@ from imgvol.content.durable import (
 )
 from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.records.layers import LayerRecord
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
 
@@ -47,7 +49,7 @@ class LayerWriter:
         self._layout = layout
         self._directory = layout.ingest / f"layer-{secrets.token_hex(8)}"
         self._expected: deque[_LargeFile] = deque()
-        self._contents: dict[int, str] = {}
+        self._own_files: dict[int, OwnFile] = {}
         self._length = 0
         self._written_back = 0
         with translate_os_errors("begin a layer"):
@@ -100,11 +102,11 @@ class LayerWriter:
                 start_writeback(self._data, self._written_back, end - self._written_back)
                 self._written_back = end
 
-    def publish(self, digest: Digest, index: bytes, referenced: Collection[int]) -> None:
+    def publish(self, record: LayerRecord, index: bytes, referenced: Collection[int]) -> None:
         """Makes the layer durable and visible. Call it only when both digests have been checked.
 
         Args:
-            digest: The layer's blob digest, its name in the store.
+            record: What the layer is; its digest is its name in the store.
             index: The serialised LayerIndex.
             referenced: The numbers of the large files that the index still points at.
 
@@ -115,24 +117,38 @@ class LayerWriter:
         self._finish_passed()
         files = self._directory / FILES_NAME
         with translate_os_errors("store a layer"):
-            for number in self._contents.keys() - set(referenced):
+            dropped = self._own_files.keys() - set(referenced)
+            for number in dropped:
                 (files / str(number)).unlink()
+                del self._own_files[number]
             # Reads of the tail of a sparse data file must meet zeros, not the end of the file.
             os.ftruncate(self._data, self._length)
             os.fdatasync(self._data)
             write_file(self._directory / INDEX_NAME, index)
+            card = self._card(record, is_whole=not dropped)
+            write_file(self._directory / CARD_NAME, card.to_bytes())
             for number in sorted(referenced):
                 _sync_file(files / str(number))
-                if content := self._contents[number]:
-                    self._share(files / str(number), content)
+                if content := self._own_files[number].content:
+                    self._share(files / str(number), content.encoded)
             sync_directory(files)
             sync_directory(self._directory)
             # One may be there: left between rename and record, a twin's, or damaged since. Ours is
             # as good as any, and whole.
-            replaced = put_directory(self._directory, self._layout.layer(digest))
+            replaced = put_directory(self._directory, self._layout.layer(record.digest))
             sync_directory(self._layout.layers)
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
+
+    def _card(self, record: LayerRecord, *, is_whole: bool) -> LayerCard:
+        own_files = tuple(sorted(self._own_files.values(), key=lambda file: file.position))
+        card = LayerCard(record=record, own_files=own_files, proof=record.diff_id)
+        if is_whole:
+            return card
+        hasher = record.diff_id.hasher()
+        for piece in card.iter_pieces(self._directory):
+            hasher.update(piece)
+        return replace(card, proof=Digest.from_hasher(hasher))
 
     def _share(self, path: Path, content: str) -> None:
         """One file on disk and in the page cache for equal large files of any layers."""
@@ -156,7 +172,9 @@ class LayerWriter:
     def _close_first(self) -> None:
         large = self._expected.popleft()
         large.close()
-        self._contents[large.number] = large.content_hex
+        self._own_files[large.number] = OwnFile(
+            number=large.number, position=large.start, pieces=large.pieces, content=large.content
+        )
 
 
 @dataclass(slots=True)
@@ -209,9 +227,9 @@ class _LargeFile:
             passed += size
 
     @property
-    def content_hex(self) -> str:
-        """The content's SHA-256; empty for sparse files, whose holes would have to be hashed."""
-        return "" if self.is_sparse else self._hasher.hexdigest()
+    def content(self) -> Digest | None:
+        """The content's digest; None for sparse files, whose holes would have to be hashed."""
+        return None if self.is_sparse else Digest.from_hasher(self._hasher)
 
     def close(self) -> None:
         start_writeback(self.fd, 0, 0)

@@ -2,9 +2,11 @@
 
     <root>/                  0700, one owner at a time (flock on the directory itself)
       imgvol.db              sqlite records
+      imgvol.db.copy         what they were a minute ago, for the day they are damaged
       blobs/<alg>/<hex>      manifests, indexes, configs
       layers/<hex>/          one complete, verified layer
         index                its LayerIndex
+        layer.json           what it is, and how its bytes are proven again (card.py)
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
       lazy/<hex>/            a layer that is partly here (lazy_layer.py)
@@ -36,6 +38,11 @@ class StoreLayout:
     def database(self) -> Path:
         """The sqlite file."""
         return self.root / "imgvol.db"
+
+    @property
+    def database_copy(self) -> Path:
+        """A copy of it, as of some time ago."""
+        return self.root / "imgvol.db.copy"
 
     @property
     def blobs(self) -> Path:
@@ -99,3 +106,8 @@ class StoreLayout:
             self.shared_files,
             self.ingest,
         )
+
+    def make(self) -> None:
+        """Makes what is missing of them."""
+        for directory in self.directories():
+            directory.mkdir(mode=0o700, exist_ok=True)

@@ -39,7 +39,7 @@ from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.span_map import SpanMap
-from imgvol.errors import ImgvolError, InternalError, StoreDamaged
+from imgvol.errors import ContentError, ImgvolError, InternalError, StoreDamaged
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
@@ -274,6 +274,51 @@ class LazyLayerStore:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
         return pread_exact(file.fd, position, size, self.digest)
+
+    def damaged_spans(self, progress: Callable[[int], None]) -> list[int]:
+        """The present spans whose bytes are not what the table of contents pins. Blocks, long.
+
+        A span counts as damaged, too, if only its compressed form is: the whole could not be
+        verified with it.
+
+        Args:
+            progress: Told of the size of each; may raise to end it all.
+        """
+        damaged = []
+        for span in list(self.present):
+            start, end = self.table.compressed_range(span)
+            progress(end - start)
+            if not self._is_sound(span):
+                damaged.append(span)
+        return damaged
+
+    def _is_sound(self, span: int) -> bool:
+        data, blob = self._data, self._blob
+        if data is None or blob is None:
+            return True  # completed meanwhile, hence verified as a whole
+        start, end = self.table.compressed_range(span)
+        try:
+            regions = self.table.decode(span, self._pread(blob, start, end - start))
+            return all(
+                self._pread(data, region.position, len(region.data)) == region.data
+                for region in regions
+            )
+        except (ContentError, StoreDamaged):
+            return False
+
+    def forget_spans(self, spans: Collection[int]) -> None:
+        """Counts damaged spans as missing: they are fetched again. Blocks; durable on return.
+
+        Raises:
+            StoreFull: No room; a restart believes the spans again.
+        """
+        with self._lock:
+            for span in spans:
+                self.present.discard(span)
+                self._received.discard(*self.table.compressed_range(span))
+            self._count_kept()
+        with translate_os_errors("mark what is damaged of a layer"):
+            self.present.save(self.present.snapshot())
 
     def put_span(self, span: int, regions: Sequence[Region]) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.

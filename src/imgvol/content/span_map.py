@@ -25,24 +25,29 @@ class SpanMap:
 
     Attributes:
         present_count: How many spans are present.
+        is_damaged: Whether there was a file that could not be believed.
     """
 
     def __init__(self, path: Path, span_count: int) -> None:
         self._path = path
         self._span_count = span_count
         self._bits = bytearray((span_count + 7) // 8)
+        self.is_damaged = False
         # Not there yet, or not to be trusted: nothing is present then.
         with contextlib.suppress(OSError):
-            self._load(path.read_bytes())
+            self.is_damaged = not self._load(path.read_bytes())
         self.present_count = sum(byte.bit_count() for byte in self._bits)
 
-    def _load(self, data: bytes) -> None:
+    def _load(self, data: bytes) -> bool:
+        """Takes the bits of a file, if it is whole and fits."""
         if len(data) != _HEADER.size + len(self._bits):
-            return
+            return False
         magic, count, checksum = _HEADER.unpack_from(data)
         bits = data[_HEADER.size :]
-        if magic == _MAGIC and count == self._span_count and checksum == zlib.crc32(bits):
-            self._bits[:] = bits
+        if (magic, count, checksum) != (_MAGIC, self._span_count, zlib.crc32(bits)):
+            return False
+        self._bits[:] = bits
+        return True
 
     def __contains__(self, span: int) -> bool:
         return bool(self._bits[span >> 3] >> (span & 7) & 1)
@@ -57,6 +62,12 @@ class SpanMap:
         if span not in self:
             self._bits[span >> 3] |= 1 << (span & 7)
             self.present_count += 1
+
+    def discard(self, span: int) -> None:
+        """Marks a span as missing, in memory."""
+        if span in self:
+            self._bits[span >> 3] &= ~(1 << (span & 7))
+            self.present_count -= 1
 
     def fill(self) -> None:
         """Marks every span as present, in memory."""

@@ -11,19 +11,23 @@ What survives a crash, and why that is enough:
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
+from imgvol import limits
+from imgvol.content import inventory
 from imgvol.content.blobs import BlobStore
-from imgvol.content.database import open_database
+from imgvol.content.check import Finding, check_store
+from imgvol.content.database import Database, open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.exchange import put_directory
 from imgvol.content.in_place_layer import InPlaceLayer
@@ -38,17 +42,24 @@ from imgvol.content.lazy_layer import (
     is_lazy_layer,
 )
 from imgvol.content.ownership import own_directory
+from imgvol.content.pins import Pins
 from imgvol.content.place import Place
+from imgvol.content.reachability import Thing, ThingKind
 from imgvol.content.records import LayerRecord, Origin, Records
-from imgvol.errors import StoreDamaged
+from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
 from imgvol.tallies import QueueLength
+
+log = logging.getLogger(__name__)
 
 # Threads for documents, opening and removing.
 STORE_THREADS: Final = 4
 # Reads of views that have to wait for the disk, at once.
 DISK_READS: Final = 32
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,10 +83,15 @@ class _CountedLock:
 class Store:
     """One root directory, open. Made by `open_store`."""
 
-    def __init__(self, layout: StoreLayout, records: Records) -> None:
+    def __init__(self, layout: StoreLayout, database: Database, records: Records) -> None:
         self._layout = layout
+        self._database = database
         self.records = records
         self.blobs = BlobStore(layout)
+        # What is needed at this moment, for collection.
+        self.pins = Pins()
+        # Documents are here for a moment before the record that needs them.
+        self.naming = trio.Lock()
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
         self._layer_locks: dict[Digest, _CountedLock] = {}
@@ -92,6 +108,11 @@ class Store:
             counted.users -= 1
             if counted.users == 0:
                 del self._layer_locks[digest]
+
+    @property
+    def layout(self) -> StoreLayout:
+        """Where everything lies."""
+        return self._layout
 
     @property
     def spool_directory(self) -> str:
@@ -252,33 +273,105 @@ class Store:
             limiter=self._limiter,
         )
 
-    async def remove_layer(self, digest: Digest) -> int:
-        """Removes a layer that no image needs, if it is so; returns the bytes given back."""
-        freed = 0
-        with trio.CancelScope(shield=True):
-            if await self.records.remove_unreferenced_layer(digest):
-                freed = await trio.to_thread.run_sync(
-                    self._remove_layer_files, digest, limiter=self._limiter
+    async def stray_layers(self) -> set[Digest]:
+        """Layers of which directories lie here that no record speaks of.
+
+        Some may be in the making: `remove_strays` looks again.
+        """
+        recorded = await self.records.layers()
+        paths = await self._in_thread(inventory.strays, self._layout, recorded)
+        return {digest for path in paths if (digest := inventory.digest_named(path.name))}
+
+    async def remove_strays(self, digest: Digest) -> int:
+        """Removes what lies here of a layer and is not recorded, unless somebody holds the layer.
+
+        Returns:
+            The bytes given back.
+        """
+        async with self.layer_lock(digest):
+            if Thing(ThingKind.LAYER, digest) in self.pins:
+                return 0
+            record = await self.records.layer(digest)
+            kept = record and inventory.home_of(self._layout, record)
+
+            def remove() -> int:
+                return sum(
+                    inventory.remove_stray(home / digest.encoded)
+                    for home in inventory.homes(self._layout)
+                    if home != kept
                 )
-        return freed
 
-    def _remove_layer_files(self, digest: Digest) -> int:
-        path = self._layout.layer(digest)
-        lazy = self._layout.lazy_layer(digest)
-        place = self._layout.place(digest)
-        freed = _tree_usage(path, shared_links=2) + _tree_usage(lazy) + _tree_usage(place)
-        shutil.rmtree(path, ignore_errors=True)
-        self._remove_other_forms(digest)
-        _sweep_shared_files(self._layout)
-        return freed
+            return await self._in_thread(remove)
 
-    async def remove_blobs_except(self, kept: Collection[Digest]) -> int:
-        """Removes every other document; returns the bytes given back."""
+    async def layer_sizes(self) -> dict[Digest, int]:
+        """Bytes on disk of every layer, recorded or not."""
 
-        def remove() -> int:
-            return sum(self.blobs.remove(d) for d in self.blobs.list() if d not in kept)
+        def measure() -> dict[Digest, int]:
+            sizes: dict[Digest, int] = {}
+            for home in inventory.homes(self._layout):
+                for entry in os.scandir(home):
+                    if digest := inventory.digest_named(entry.name):
+                        size = inventory.tree_usage(Path(entry.path))
+                        sizes[digest] = sizes.get(digest, 0) + size
+            return sizes
 
-        return await trio.to_thread.run_sync(remove, limiter=self._limiter)
+        return await self._in_thread(measure)
+
+    async def document_sizes(self) -> dict[Digest, int]:
+        """Bytes of every document."""
+        return await self._in_thread(self.blobs.sizes)
+
+    async def remove_documents(self, documents: Collection[Digest]) -> int:
+        """Removes documents; returns the bytes given back."""
+        return await self._in_thread(lambda: sum(map(self.blobs.remove, documents)))
+
+    async def shared_files(self) -> dict[Digest, set[Digest]]:
+        """The large files that layers share, by content, and the layers that link to each."""
+        users = await self._in_thread(inventory.shared_file_users, self._layout)
+        return {
+            content: {digest for layer in layers if (digest := inventory.digest_named(layer))}
+            for name, layers in users.items()
+            if (content := inventory.digest_named(name))
+        }
+
+    async def unshare(self, contents: Collection[Digest]) -> None:
+        """Forgets large files by content; layers that link to them keep theirs."""
+
+        def unlink() -> None:
+            for content in contents:
+                self._layout.shared_file(content.encoded).unlink(missing_ok=True)
+
+        await self._in_thread(unlink)
+
+    async def sweep_shared_files(self) -> set[Digest]:
+        """Removes large files that no layer links to any more; returns their contents."""
+        names = await self._in_thread(inventory.sweep_shared_files, self._layout)
+        return {content for name in names if (content := inventory.digest_named(name))}
+
+    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+
+    async def check(self) -> list[Finding]:
+        """What is wrong with the store, as it is in use."""
+        first = await check_store(self._layout, self.records)
+        if not first:
+            return []
+        # What was being written, or removed, in that moment is another thing by now.
+        again = await check_store(self._layout, self.records)
+        return [finding for finding in again if finding in first]
+
+    async def save_copy(self) -> None:
+        """Writes a copy of the records, if they have changed, for the day they are damaged."""
+        try:
+            await self._database.save_copy(self._layout.database_copy)
+        except ImgvolError as exc:
+            log.warning("the database is not copied: %s", exc)
+
+    async def save_copies(self, *, interval: float = limits.DATABASE_COPY_INTERVAL) -> None:
+        """Does so for ever, at intervals."""
+        while True:
+            await trio.sleep(interval)
+            await self.save_copy()
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
@@ -290,11 +383,11 @@ class Store:
             return StoreUsage(
                 images=len(images),
                 layers=len(layers),
-                blobs_size=_tree_usage(self._layout.blobs),
+                blobs_size=inventory.tree_usage(self._layout.blobs),
                 # Counted from the top, so that files shared by hard links count once.
-                layers_size=_tree_usage(self._layout.layers)
-                + _tree_usage(self._layout.lazy_layers)
-                + _tree_usage(self._layout.places),
+                layers_size=inventory.tree_usage(self._layout.layers)
+                + inventory.tree_usage(self._layout.lazy_layers)
+                + inventory.tree_usage(self._layout.places),
                 disk_size=disk.f_blocks * disk.f_frsize,
                 disk_free=disk.f_bavail * disk.f_frsize,
             )
@@ -318,15 +411,17 @@ async def open_store(root: Path) -> AsyncIterator[Store]:
         async with open_database(layout.database) as database:
             records = Records(database)
             await _reconcile(layout, records)
-            yield Store(layout, records)
+            store = Store(layout, database, records)
+            yield store
+            with trio.CancelScope(shield=True):
+                await store.save_copy()
     finally:
         os.close(lock)
 
 
 def _prepare(layout: StoreLayout) -> None:
     with translate_os_errors(f"prepare the store at {layout.root}"):
-        for directory in layout.directories():
-            directory.mkdir(mode=0o700, exist_ok=True)
+        layout.make()
         for left in layout.ingest.iterdir():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
@@ -338,26 +433,14 @@ async def _reconcile(layout: StoreLayout, records: Records) -> None:
     """Drops records without files, and files without records."""
     recorded = await records.layers()
 
-    def compare() -> list[Digest]:
-        lost = []
-        for home in (layout.layers, layout.lazy_layers, layout.places):
-            present = {entry.name for entry in home.iterdir()}
-            wanted = {r.digest.encoded: r.digest for r in recorded if _home(layout, r) == home}
-            for orphan in present - wanted.keys():
-                shutil.rmtree(home / orphan, ignore_errors=True)
-            lost += [digest for name, digest in wanted.items() if name not in present]
-        _sweep_shared_files(layout)
-        return lost
+    def compare() -> list[LayerRecord]:
+        for stray in inventory.strays(layout, recorded):
+            inventory.remove_stray(stray)
+        inventory.sweep_shared_files(layout)
+        return inventory.lost(layout, recorded)
 
-    for lost in await trio.to_thread.run_sync(compare):
-        await records.forget_layer(lost)
-
-
-def _home(layout: StoreLayout, record: LayerRecord) -> Path:
-    """Which directory has a layer's own."""
-    if record.is_in_place:
-        return layout.places
-    return layout.layers if record.is_complete else layout.lazy_layers
+    for layer in await trio.to_thread.run_sync(compare):
+        await records.forget_layer(layer.digest)
 
 
 def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
@@ -372,31 +455,3 @@ def _write_index(layout: StoreLayout, digest: Digest, index: bytes) -> None:
         sync_directory(layout.places)
     if replaced is not None:
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sweep_shared_files(layout: StoreLayout) -> None:
-    """Removes large files that no layer links to any more."""
-    for entry in os.scandir(layout.shared_files):
-        if entry.stat(follow_symlinks=False).st_nlink == 1:
-            os.unlink(entry.path)
-
-
-def _tree_usage(top: Path, *, shared_links: int | None = None) -> int:
-    """Bytes of disk below a directory; hard links count once, holes not at all.
-
-    With `shared_links`, files of more links than that count nothing: others hold them too.
-    """
-    seen: set[int] = set()
-    total = 0
-    for directory, _, files in os.walk(top):
-        for name in files:
-            try:
-                status = os.lstat(os.path.join(directory, name))
-            except FileNotFoundError:  # replaced or removed in this moment
-                continue
-            if shared_links is not None and status.st_nlink > shared_links:
-                continue
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_blocks * 512
-    return total

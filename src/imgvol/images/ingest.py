@@ -241,16 +241,17 @@ class LayerIngest:
             if self._diff_id is not None:
                 self._check(diff_id, self._diff_id, "layer's content does not match its diff ID")
             index = builder.finish()
-            writer.publish(self._descriptor.digest, index, builder.referenced_files)
+            record = LayerRecord(
+                digest=self._descriptor.digest,
+                diff_id=diff_id,
+                media_type=self._descriptor.media_type,
+                size=self._descriptor.size,
+                unpacked_size=position,
+                entries=LayerIndex(index).entry_count,
+            )
+            writer.publish(record, index, builder.referenced_files)
             clock.lap("publish")
-        return LayerRecord(
-            digest=self._descriptor.digest,
-            diff_id=diff_id,
-            media_type=self._descriptor.media_type,
-            size=self._descriptor.size,
-            unpacked_size=position,
-            entries=LayerIndex(index).entry_count,
-        )
+        return record
 
     def _check(self, actual: Digest, expected: Digest, message: str) -> None:
         if actual != expected:

@@ -8,7 +8,6 @@ fails leaves no name; layers that it completed stay only when trying again makes
 
 import os
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,9 +15,10 @@ from typing import Final
 
 import trio
 
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
-from imgvol.errors import ImgvolError
+from imgvol.errors import ImgvolError, StoreFull
 from imgvol.images.artifact_reader import ArtifactReader
 from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
@@ -29,7 +29,7 @@ from imgvol.layers.index import LayerIndex
 from imgvol.oci.artifact import Artifact
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
-from imgvol.oci.digest import DiffID, Digest
+from imgvol.oci.digest import DiffID
 from imgvol.oci.media_types import layer_compression
 from imgvol.sources.base import ImageSource
 from imgvol.tallies import QueueLength
@@ -88,10 +88,8 @@ class Puller:
         # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
         # meanwhile was right; serves open views from the complete form, if so.
         self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
-        # Layers of pulls under way: complete, perhaps, but not yet named by an image.
-        self._held: Counter[Digest] = Counter()
-        # Documents are here for a moment before the record that needs them.
-        self._naming = trio.Lock()
+        # Called when there is no room, before what failed is tried once more.
+        self.make_room: Callable[[], Awaitable[None]] = _make_no_room
 
     @property
     def queue(self) -> QueueLength:
@@ -123,13 +121,10 @@ class Puller:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
         """
         manifest = resolved.manifest
-        progress.layers = [
-            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in resolved.layers
-        ]
-        progress.stage = "pulling"
-        digests = [layer.digest for layer in resolved.layers]
-        self._held.update(digests)
-        try:
+        # Complete, perhaps, but not yet part of an image.
+        held = [Thing(ThingKind.LAYER, layer.digest) for layer in resolved.layers]
+        held.append(Thing(ThingKind.IMAGE, manifest.digest))
+        with self._store.pins.holding(Root(RootKind.PULL, name), held):
             finder = None
             # Without a diff ID nothing could tell, later, whether the layer was right.
             if lazy_origin is not None and resolved.diff_ids:
@@ -140,27 +135,42 @@ class Puller:
                     self._limiter,
                     soci_referrers=self._soci_referrers,
                 )
-            layers = await self._ensure_layers(
-                source, resolved, progress, _Laziness(finder=finder, in_place=in_place)
-            )
-            image = ImageRecord(
-                id=resolved.id,
-                manifest=manifest.digest,
-                media_type=manifest.media_type,
-                platform=resolved.platform,
-                chain_id=chain_id(resolved.diff_ids or [layer.diff_id for layer in layers]),
-                layers=tuple(layers),
-                size=resolved.size,
-                created=resolved.content.created or None,
-                pulled_at=time.time(),
-            )
-            async with self._naming:
-                for digest, raw in resolved.documents:
-                    await self._store.put_blob(digest, raw)
-                return await self._store.records.add_image(image, name, resolved.target)
-        finally:
-            self._held.subtract(digests)
-            self._held += Counter()
+            laziness = _Laziness(finder=finder, in_place=in_place)
+            try:
+                return await self._bring(source, resolved, name, progress, laziness)
+            except StoreFull:
+                await self.make_room()
+            return await self._bring(source, resolved, name, progress, laziness)
+
+    async def _bring(
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        name: str,
+        progress: PullProgress,
+        laziness: _Laziness,
+    ) -> ImageRecord:
+        manifest = resolved.manifest
+        progress.layers = [
+            LayerProgress(digest=str(layer.digest), size=layer.size) for layer in resolved.layers
+        ]
+        progress.stage = "pulling"
+        layers = await self._ensure_layers(source, resolved, progress, laziness)
+        image = ImageRecord(
+            id=resolved.id,
+            manifest=manifest.digest,
+            media_type=manifest.media_type,
+            platform=resolved.platform,
+            chain_id=chain_id(resolved.diff_ids or [layer.diff_id for layer in layers]),
+            layers=tuple(layers),
+            size=resolved.size,
+            created=resolved.content.created or None,
+            pulled_at=time.time(),
+        )
+        async with self._store.naming:
+            for digest, raw in resolved.documents:
+                await self._store.put_blob(digest, raw)
+            return await self._store.records.add_image(image, name, resolved.target)
 
     async def _ensure_layers(
         self,
@@ -310,18 +320,10 @@ class Puller:
             return None
         return await self._store.add_in_place_layer(found.record, found.place, found.index)
 
-    async def discard_layer(self, digest: Digest) -> int:
-        """Removes a layer unless a pull or an image wants it by now; returns the bytes freed."""
-        async with self._store.layer_lock(digest):
-            if digest in self._held:
-                return 0
-            return await self._store.remove_layer(digest)
-
-    async def discard_documents(self) -> int:
-        """Removes the documents that no image needs; returns the bytes freed."""
-        async with self._naming:
-            return await self._store.remove_blobs_except(await self._store.records.documents())
-
 
 async def _nothing_to_do(_record: LayerRecord) -> None:
     """For stores without open lazy layers: nothing was shown."""
+
+
+async def _make_no_room() -> None:
+    """For stores without a collector."""

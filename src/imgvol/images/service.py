@@ -15,6 +15,7 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
+from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.resolve import resolve_image, wanted_platform
@@ -125,13 +126,23 @@ class ImageService:
     Args:
         store: Where images are kept.
         views: What is open of them.
+        collector: Removes what nobody needs; None: one of its own.
         soci_referrers: As `Puller` takes it.
     """
 
-    def __init__(self, store: Store, views: Views, *, soci_referrers: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        views: Views,
+        *,
+        collector: Collector | None = None,
+        soci_referrers: bool = False,
+    ) -> None:
         self._store = store
         self._views = views
+        self._collector = collector or Collector(store)
         self._puller = Puller(store, soci_referrers=soci_referrers)
+        self._puller.make_room = self._collector.make_room
         self._pulls = _PullTallies()
 
     @property
@@ -184,6 +195,8 @@ class ImageService:
         """
         argument = parse_image_argument(image)
         matcher = wanted_platform(platform)
+        named = await self._store.records.images_named(str(argument))
+        before = {record.manifest for record, _ in named}
         started = time.perf_counter()
         try:
             with self._pulls.pull(progress):
@@ -207,11 +220,11 @@ class ImageService:
                     )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
-                await self._collect()
+                await self._collector.collect()
             raise
         # The name may have meant another image until now, which then has no name.
-        if await self._store.records.unnamed_images():
-            await self._collect()
+        if before - {record.manifest}:
+            await self._collector.collect()
         _sum_up(progress, time.perf_counter() - started)
         return record
 
@@ -306,7 +319,8 @@ class ImageService:
             await records.remove_name(name)
             untagged = (name,)
             deleted = tuple(str(record.manifest) for record in last)
-        return RemovalReport(untagged=untagged, deleted=deleted, freed=await self._collect())
+        collected = await self._collector.collect()
+        return RemovalReport(untagged=untagged, deleted=deleted, freed=collected.freed)
 
     async def _refuse_in_use(self, images: Collection[ImageRecord]) -> None:
         manifests = {image.manifest for image in images}
@@ -331,6 +345,14 @@ class ImageService:
         # The largest one allowed takes 0.2 s, in which no view would answer.
         return await trio.to_thread.run_sync(partial(parse_json, raw, what=what, max_size=max_size))
 
+    async def collect(self) -> CollectionReport:
+        """Removes what nobody needs."""
+        return await self._collector.collect()
+
+    async def explain_collection(self) -> tuple[Fate, ...]:
+        """What collecting would keep, and why, and what it would remove."""
+        return await self._collector.explain()
+
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """Holds an image's merged tree open inside the block."""
         return self._views.hold(image)
@@ -338,17 +360,6 @@ class ImageService:
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
         return await self._store.usage()
-
-    async def _collect(self) -> int:
-        """Removes what no image, open view or pull under way needs; returns the bytes freed."""
-        records = self._store.records
-        for manifest in await records.unnamed_images():
-            await records.remove_image(manifest)
-        freed = 0
-        for digest in await records.unreferenced_layers():
-            if digest not in self._views.layers_in_use():
-                freed += await self._puller.discard_layer(digest)
-        return freed + await self._puller.discard_documents()
 
 
 def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:

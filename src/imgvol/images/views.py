@@ -7,7 +7,6 @@ and these keep the view). Layers are shared between views and close with the las
 The filesystem finds views and layers by their slots, the numbers in inode numbers.
 """
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,8 +18,10 @@ import trio
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
 from imgvol.content.store import Store
+from imgvol.errors import NotFound
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
@@ -126,6 +127,7 @@ class OpenView:
         patience: Of each volume that shows it in the filesystem's root: seconds that readers wait
             for a registry that fails.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
+        things: What it keeps from being collected.
     """
 
     id: Digest
@@ -136,6 +138,7 @@ class OpenView:
     holders: int = 0
     patience: list[float] = field(default_factory=list)
     kernel_references: int = 0
+    things: frozenset[Thing] = frozenset()
 
     @property
     def name(self) -> bytes:
@@ -180,7 +183,6 @@ class Views:
     _published: dict[bytes, OpenView] = field(default_factory=dict)
     # By slot: a layer that turned out to be bad stays open beside its successor.
     _layers: dict[int, _SharedLayer] = field(default_factory=dict)
-    _pinned: Counter[Digest] = field(default_factory=Counter)
     _opening: trio.Lock = field(default_factory=trio.Lock)
     _limiter: trio.CapacityLimiter = field(
         default_factory=lambda: trio.CapacityLimiter(VIEW_THREADS)
@@ -206,12 +208,12 @@ class Views:
             StoreDamaged: A layer cannot be read.
             ContentError: A layer turned out to be bad, or a hard link's target is in no layer.
         """
-        # Pinned before the first wait: an image removed meanwhile keeps its layers until we are
-        # done.
+        view_id = view_id or image.view_id
         digests = [layer.digest for layer in image.layers]
-        self._pinned.update(digests)
-        try:
-            view_id = view_id or image.view_id
+        needed = _things(image, view_id)
+        # Held before the first wait, and only then looked for: what a collection removes meanwhile
+        # is either seen to be gone, or stays.
+        with self.store.pins.holding(Root(RootKind.MOUNT, str(view_id)), needed):
             slot = await self.store.records.view_slot(view_id)
             async with self._turn_to_open(digests):
                 view = self._by_slot.get(slot)
@@ -222,10 +224,17 @@ class Views:
                     for layer in view.layers:
                         _refuse_failed(layer)
                 view.holders += 1
+                self._hold(view, needed)
                 return view
-        finally:
-            self._pinned.subtract(digests)
-            self._pinned += Counter()
+
+    def _hold(self, view: OpenView, things: frozenset[Thing]) -> None:
+        """Keeps what an image needs for as long as its view is open.
+
+        Images that differ in their config alone have the same view.
+        """
+        new = things - view.things
+        self.store.pins.hold(Root(RootKind.VIEW, str(view.id)), new)
+        view.things |= new
 
     @asynccontextmanager
     async def _turn_to_open(self, digests: Collection[Digest]) -> AsyncIterator[None]:
@@ -238,6 +247,12 @@ class Views:
                     return
             for event in closing:
                 await event.wait()
+
+    @asynccontextmanager
+    async def opening_withheld(self, digest: Digest) -> AsyncIterator[None]:
+        """Lets nobody open views inside the block, and waits for a layer that is being closed."""
+        async with self._turn_to_open([digest]):
+            yield
 
     def release(self, view: OpenView) -> None:
         """Ends one use; the last one closes the view, unless the kernel still refers to it."""
@@ -345,15 +360,13 @@ class Views:
             if isinstance(shared.store, LazyLayerStore)
         )
 
-    def layers_in_use(self) -> set[Digest]:
-        """Layers of views that are open or being opened."""
-        return {shared.store.digest for shared in self._layers.values()} | self._pinned.keys()
-
     async def _open(self, image: ImageRecord, view_id: Digest, slot: int) -> OpenView:
         stores: list[Layer] = []
         try:
             # They may have been completed since the image was looked up, or found to be bad.
             records = await self.store.records.refresh_layers(image.layers)
+            if len(records) < len(image.layers):
+                raise NotFound("image was removed while it was being opened", image=image.id)
             for record in records:
                 store = await self._acquire_layer(record)
                 stores.append(store)
@@ -385,6 +398,9 @@ class Views:
         return shared.store
 
     async def _open_layer(self, record: LayerRecord) -> Layer:
+        if record.is_refused:
+            assert record.fault is not None
+            raise record.fault.refusal(record.digest)
         if record.is_in_place:
             return await self.store.open_in_place_layer(record)
         if record.is_complete:
@@ -411,8 +427,19 @@ class Views:
     def _close_if_unused(self, view: OpenView) -> None:
         if view.holders == 0 and view.kernel_references == 0:
             del self._by_slot[view.slot]
+            self.store.pins.release(Root(RootKind.VIEW, str(view.id)), view.things)
             for store in view.layers:
                 self._release_layer(store)
+
+
+def _things(image: ImageRecord, view_id: Digest) -> frozenset[Thing]:
+    return frozenset(
+        {
+            Thing(ThingKind.IMAGE, image.manifest),
+            Thing(ThingKind.VIEW, view_id),
+            *(Thing(ThingKind.LAYER, layer.digest) for layer in image.layers),
+        }
+    )
 
 
 def _refuse_failed(layer: Layer) -> None:

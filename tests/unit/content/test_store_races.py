@@ -15,11 +15,12 @@ from imgvol.content.layout import StoreLayout
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import LocalError, NotFound
+from imgvol.images.collection import Collector
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.oci.digest import Digest
 from support import images
-from support.records import image_record, layer_record
+from support.records import image_record, layer_record, record_of
 from support.sources import MemorySource
 
 LAYER = images.Layer([images.file("big", b"b" * (2 << 20)), images.file("x", b"x")], "gzip")
@@ -45,7 +46,7 @@ def test_what_a_layer_replaces_does_not_stay(layout, means):
     for content in (b"old", b"new"):
         with LayerWriter(layout) as writer:
             writer.write(content, 0)
-            writer.publish(digest, b"index", [])
+            writer.publish(record_of(digest), b"index", [])
     assert (layout.layer(digest) / "data").read_bytes() == b"new"
     assert os.listdir(layout.ingest) == []
 
@@ -80,7 +81,7 @@ def test_of_two_equal_layers_published_at_once_one_stays(layout, means, monkeypa
     monkeypatch.setattr(os, "rename", outrun)
     with LayerWriter(layout) as writer:
         writer.write(b"same", 0)
-        writer.publish(Digest.of(b"layer"), b"index", [])
+        writer.publish(record_of(Digest.of(b"layer")), b"index", [])
     assert outran
     assert (place / "index").read_bytes() == b"index", "ours"
     assert (place / "data").read_bytes() == b"same"
@@ -105,7 +106,7 @@ def test_a_layer_that_is_replaced_is_never_away(layout, monkeypatch):
     def publish(content):
         with LayerWriter(layout) as writer:
             writer.write(content, 0)
-            writer.publish(digest, b"index", [])
+            writer.publish(record_of(digest), b"index", [])
 
     publish(b"old")
     for module, name in [(os, "rename"), (exchange, "exchange"), (shutil, "rmtree")]:
@@ -128,7 +129,7 @@ def test_what_is_in_the_way_may_go_in_that_moment(layout, monkeypatch):
 
     monkeypatch.setattr(exchange, "exchange", gone)
     with LayerWriter(layout) as writer:
-        writer.publish(digest, b"index", [])
+        writer.publish(record_of(digest), b"index", [])
     assert (place / "index").read_bytes() == b"index"
     assert os.listdir(layout.ingest) == []
 
@@ -140,7 +141,7 @@ def test_a_failing_rename_is_told(layout, monkeypatch):
     (layout.layer(Digest.of(b"layer")) / "x").mkdir(parents=True)
     monkeypatch.setattr(exchange, "exchange", fail)
     with LayerWriter(layout) as writer, pytest.raises(LocalError):
-        writer.publish(Digest.of(b"layer"), b"index", [])
+        writer.publish(record_of(Digest.of(b"layer")), b"index", [])
 
 
 async def test_a_shared_file_that_is_collected_in_that_moment_is_simply_not_shared(
@@ -187,7 +188,7 @@ async def test_documents_of_a_pull_under_way_are_not_collected(tmp_path, monkeyp
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pull, puller)
             await stored.wait()
-            nursery.start_soon(puller.discard_documents)
+            nursery.start_soon(Collector(store).collect)
             await trio.testing.wait_all_tasks_blocked(0.05)
             go_on.set()
         (image,) = await store.records.images()

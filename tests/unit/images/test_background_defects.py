@@ -11,6 +11,7 @@ from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import Origin
 from imgvol.content.store import open_store
 from imgvol.errors import InternalError, RegistryUnavailable
+from imgvol.images.collection import Collector
 from imgvol.images.fetch.engine import open_fetch_engine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.lazy import LazyLayers
@@ -209,7 +210,7 @@ async def test_a_layer_that_was_removed_while_it_was_verified_does_not_come_back
     async with looked_after(tmp_path, source) as (store, lazy, layer):
         await started.wait()
         (record,) = await store.records.layers()
-        await store.remove_layer(record.digest)
+        await Collector(store).collect()
         await lazy._record(replace(record, is_complete=True))
         assert await store.records.layers() == []
         lazy.detach(layer)

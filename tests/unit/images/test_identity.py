@@ -83,7 +83,7 @@ async def test_a_bad_layer_that_is_still_open_is_shown_to_no_new_view(tmp_path, 
             with pytest.raises(InvalidLayer, match="lies") as refused:
                 await views.acquire(replace(image, layers=(replace(stored, is_complete=True),)))
             assert "unmounted" in refused.value.hint
-        assert views.layers_in_use() == set()
+        assert views.store.pins.snapshot() == {}
 
 
 ORIGIN = Origin(argument="example.com/x:1", plain_http=False, insecure=False, ca_file=None)

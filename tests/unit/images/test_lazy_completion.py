@@ -430,7 +430,7 @@ async def test_the_tar_is_mounted_beside_views_that_were_shown_a_lie(tmp_path, m
                     view.tree.inode(resolve(view.tree, b"/etc/small")) for view in (told, deceived)
                 ]
                 assert numbers[0] != numbers[1]
-        assert views.layers_in_use() == set()
+        assert views.store.pins.snapshot() == {}
 
 
 async def test_a_layer_is_not_opened_again_before_it_has_been_closed(tmp_path, monkeypatch):

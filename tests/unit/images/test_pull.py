@@ -79,7 +79,7 @@ async def test_a_pulled_image_reads_as_its_layers_merged(tmp_path):
             with pytest.raises(NotFound):
                 resolve(view.tree, b"/gone")
         assert views.by_slot(view.slot) is None, "closed with its last holder"
-        assert views.layers_in_use() == set()
+        assert views.store.pins.snapshot() == {}
     assert_nothing_left(tmp_path, layers=3)
 
 

@@ -5,10 +5,12 @@ schema. `Records` is all tables together.
 """
 
 from imgvol.content.records.chains import ChainTable
+from imgvol.content.records.collection import CollectionTable
 from imgvol.content.records.images import ANY_PLATFORM, ImageRecord, ImageTable
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
 from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
 from imgvol.content.records.origins import Origin, OriginTable
+from imgvol.content.records.pins import PinTable
 from imgvol.content.records.places import PlaceTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 
@@ -27,6 +29,14 @@ __all__ = [
 
 
 class Records(
-    LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable, NamedVolumeTable
+    LayerTable,
+    OriginTable,
+    PlaceTable,
+    ImageTable,
+    PinTable,
+    ChainTable,
+    VolumeTable,
+    NamedVolumeTable,
+    CollectionTable,
 ):
     """Typed operations over the database; each method is one transaction."""

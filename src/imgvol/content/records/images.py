@@ -80,25 +80,7 @@ class ImageTable(Table):
 
         def add(db: sqlite3.Connection) -> ImageRecord:
             key = str(image.manifest)
-            db.execute(
-                "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-                " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
-                [
-                    key,
-                    str(image.id),
-                    image.media_type,
-                    image.platform,
-                    str(image.chain_id),
-                    image.size,
-                    image.created,
-                    image.pulled_at,
-                ],
-            )
-            db.execute("DELETE FROM image_layer WHERE manifest = ?", [key])
-            db.executemany(
-                "INSERT INTO image_layer VALUES (?, ?, ?)",
-                [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
-            )
+            _put_image(db, image)
             # What is for every platform leaves no room beside it.
             db.execute(
                 "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
@@ -108,19 +90,28 @@ class ImageTable(Table):
                 "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
                 [name, image.platform, str(target), key],
             )
-            (stored,) = _images_where(db, "WHERE manifest = ?", [key])
+            (stored,) = images_where(db, "WHERE manifest = ?", [key])
             return stored
 
         return await self._database.run(add)
 
+    async def adopt_image(self, image: ImageRecord) -> None:
+        """Records an image whose name is not known any more, pinned for want of one."""
+
+        def adopt(db: sqlite3.Connection) -> None:
+            _put_image(db, image)
+            db.execute("INSERT OR IGNORE INTO pin VALUES (?)", [str(image.manifest)])
+
+        await self._database.run(adopt)
+
     async def images(self) -> list[ImageRecord]:
         """Every image whose layers are all here, the latest pulled first."""
-        return await self._database.run(lambda db: _images_where(db, "ORDER BY pulled_at DESC", []))
+        return await self._database.run(lambda db: images_where(db, "ORDER BY pulled_at DESC", []))
 
     async def image(self, manifest: Digest) -> ImageRecord | None:
         """The image with this manifest."""
         found = await self._database.run(
-            lambda db: _images_where(db, "WHERE manifest = ?", [str(manifest)])
+            lambda db: images_where(db, "WHERE manifest = ?", [str(manifest)])
         )
         return found[0] if found else None
 
@@ -132,22 +123,10 @@ class ImageTable(Table):
             return [
                 (image, Digest.parse(target))
                 for manifest, target in rows
-                for image in _images_where(db, "WHERE manifest = ?", [manifest])
+                for image in images_where(db, "WHERE manifest = ?", [manifest])
             ]
 
         return await self._database.run(find)
-
-    async def unnamed_images(self) -> list[Digest]:
-        """Manifests of images that have neither a name nor a volume any more."""
-        return await self._database.run(
-            lambda db: [
-                Digest.parse(manifest)
-                for (manifest,) in db.execute(
-                    "SELECT manifest FROM image WHERE manifest NOT IN"
-                    " (SELECT manifest FROM name UNION SELECT manifest FROM volume)"
-                )
-            ]
-        )
 
     async def remove_name(self, name: str) -> None:
         """Forgets a name on every platform."""
@@ -159,17 +138,29 @@ class ImageTable(Table):
             lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
         )
 
-    async def documents(self) -> set[Digest]:
-        """The documents that names and images need: indexes, manifests, configs."""
-        return await self._database.run(
-            lambda db: {
-                Digest.parse(digest)
-                for (digest,) in db.execute(
-                    "SELECT target FROM name"
-                    " UNION SELECT manifest FROM image UNION SELECT config FROM image"
-                )
-            }
-        )
+
+def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:
+    """Records an image and its layers, without a name, as part of a transaction."""
+    key = str(image.manifest)
+    db.execute(
+        "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
+        [
+            key,
+            str(image.id),
+            image.media_type,
+            image.platform,
+            str(image.chain_id),
+            image.size,
+            image.created,
+            image.pulled_at,
+        ],
+    )
+    db.execute("DELETE FROM image_layer WHERE manifest = ?", [key])
+    db.executemany(
+        "INSERT INTO image_layer VALUES (?, ?, ?)",
+        [(key, position, str(layer.digest)) for position, layer in enumerate(image.layers)],
+    )
 
 
 _SELECT_IMAGE: Final = (
@@ -177,9 +168,7 @@ _SELECT_IMAGE: Final = (
 )
 
 
-def _images_where(
-    db: sqlite3.Connection, rest: str, parameters: Sequence[str]
-) -> list[ImageRecord]:
+def images_where(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> list[ImageRecord]:
     """Images with their layers and names. `rest` is one of this module's own clauses."""
     rows = db.execute(_SELECT_IMAGE + rest, parameters).fetchall()
     images = []

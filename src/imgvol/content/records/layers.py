@@ -2,12 +2,12 @@
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from imgvol.content.records.table import Row, Table
-from imgvol.errors import ContentError, DigestMismatch, InvalidLayer
+from imgvol.errors import DigestMismatch, ImgvolError, InvalidLayer, StoreDamaged
 from imgvol.oci.digest import DiffID, Digest
 
 # The format of layers that are read where they lie.
@@ -29,10 +29,13 @@ class FaultKind(StrEnum):
     TOC = "toc"
     """Blob and diff ID are right, but the table of contents told something else than the tar."""
 
+    DAMAGED = "damaged"
+    """It was right once: what the store has of it has changed since."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFault:
-    """Why a layer's table of contents is not believed any more.
+    """Why a layer, or its table of contents, is not believed any more.
 
     Attributes:
         reason: In words, for people.
@@ -41,8 +44,15 @@ class LayerFault:
     kind: FaultKind
     reason: str
 
-    def refusal(self, digest: Digest) -> ContentError:
-        """What whoever wants to read the layer lazily is told."""
+    def refusal(self, digest: Digest) -> ImgvolError:
+        """What whoever wants to read the layer is told."""
+        if self.kind is FaultKind.DAMAGED:
+            return StoreDamaged(
+                "a stored layer has changed since it was verified",
+                hint="Pull the image again: imgvol pull IMAGE.",
+                digest=digest,
+                reason=self.reason,
+            )
         is_mismatch = self.kind in {FaultKind.BLOB, FaultKind.DIFF_ID}
         return (DigestMismatch if is_mismatch else InvalidLayer)(
             "a layer turned out to be bad when all of it had been fetched",
@@ -67,9 +77,9 @@ class LayerRecord:
             "eStargz", "zstd:chunked" or "SOCI".
         is_complete: Whether all of it is at hand and verified; False: it is lazy.
         slot: Its number in inode numbers; 0 until the database has given one.
-        fault: What it turned out to be, if it was lazy and not what it had promised. If it is
-            complete all the same, its tar is right; if not, it is refused until it is pulled as a
-            whole.
+        fault: What it turned out to be, if it was lazy and not what it had promised, or what has
+            become of it since. If it is complete all the same, its tar is right; if not, it is
+            refused until it is pulled as a whole.
     """
 
     digest: Digest
@@ -118,14 +128,12 @@ class LayerTable(Table):
         )
 
     async def refresh_layers(self, layers: Sequence[LayerRecord]) -> list[LayerRecord]:
-        """What some layers are by now; one that was forgotten meanwhile is as it was."""
+        """What some layers are by now, without those that were forgotten meanwhile."""
 
         def find(db: sqlite3.Connection) -> list[LayerRecord]:
             select = f"{_SELECT_LAYER} WHERE digest = ?"
             rows = [db.execute(select, [str(layer.digest)]).fetchone() for layer in layers]
-            return [
-                layer_from(row) if row else layer for row, layer in zip(rows, layers, strict=True)
-            ]
+            return [layer_from(row) for row in rows if row]
 
         return await self._database.run(find)
 
@@ -137,34 +145,22 @@ class LayerTable(Table):
         """
         return await self._database.run(lambda db: put_layer(db, layer))
 
+    async def mark_damaged(self, layer: LayerRecord, fault: LayerFault) -> bool:
+        """Refuses a stored layer from now on; False if it is not what it was any more."""
+
+        def mark(db: sqlite3.Connection) -> bool:
+            row = db.execute(f"{_SELECT_LAYER} WHERE slot = ?", [layer.slot]).fetchone()
+            if row is None or layer_from(row) != layer:
+                return False
+            put_layer(db, replace(layer, is_complete=False, fault=fault))
+            return True
+
+        return await self._database.run(mark)
+
     async def forget_layer(self, digest: Digest) -> None:
         """Forgets a layer whose files are gone, whatever needs it."""
         await self._database.run(
             lambda db: db.execute("DELETE FROM layer WHERE digest = ?", [str(digest)])
-        )
-
-    async def remove_unreferenced_layer(self, digest: Digest) -> bool:
-        """Forgets a layer that no image needs; False when one does, or it is forgotten already."""
-
-        def remove(db: sqlite3.Connection) -> bool:
-            cursor = db.execute(
-                "DELETE FROM layer WHERE digest = ?"
-                " AND digest NOT IN (SELECT digest FROM image_layer)",
-                [str(digest)],
-            )
-            return cursor.rowcount > 0
-
-        return await self._database.run(remove)
-
-    async def unreferenced_layers(self) -> list[Digest]:
-        """Layers that no image needs."""
-        return await self._database.run(
-            lambda db: [
-                Digest.parse(digest)
-                for (digest,) in db.execute(
-                    "SELECT digest FROM layer WHERE digest NOT IN (SELECT digest FROM image_layer)"
-                )
-            ]
         )
 
 

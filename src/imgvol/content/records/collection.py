@@ -1,0 +1,149 @@
+"""What the records say of who needs what, and how those that nobody needs are removed."""
+
+import sqlite3
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind, World, unreachable
+from imgvol.content.records.images import images_where
+from imgvol.content.records.table import Table
+from imgvol.oci.digest import Digest
+
+Holds = Mapping[Root, Collection[Thing]]
+
+# Things that are rows, the first to go first: an image's row refers to nothing that must outlive
+# it, but a layer without its row is not read any more.
+_ROWS: Final = {
+    ThingKind.IMAGE: "DELETE FROM image WHERE manifest = ?",
+    ThingKind.LAYER: "DELETE FROM layer WHERE digest = ?",
+    ThingKind.VIEW: "DELETE FROM chain WHERE view_id = ?",
+}
+
+
+class CollectionTable(Table):
+    """All tables at once, as far as collection is concerned."""
+
+    async def world(self, holds: Callable[[], Holds]) -> World:
+        """What is recorded and who needs it.
+
+        Args:
+            holds: Tells what else needs things; asked inside of the transaction.
+        """
+        return await self._database.run(lambda db: _world(db, holds()))
+
+    async def sweep(self, holds: Callable[[], Holds]) -> frozenset[Thing]:
+        """Removes the records that nothing leads to; returns what they were of.
+
+        Finding and removing are one transaction, and `holds` is asked inside of it: what is held
+        before that stays.
+        """
+
+        def remove(db: sqlite3.Connection) -> frozenset[Thing]:
+            garbage = unreachable(_world(db, holds()))
+            for kind, statement in _ROWS.items():
+                rows = [[str(thing.digest)] for thing in garbage if thing.kind is kind]
+                db.executemany(statement, rows)
+            return garbage
+
+        return await self._database.run(remove)
+
+    async def check(self) -> list[str]:
+        """What is wrong with the database itself, in sqlite's words."""
+
+        def examine(db: sqlite3.Connection) -> list[str]:
+            found = [str(row[0]) for row in db.execute("PRAGMA integrity_check")]
+            return [] if found == ["ok"] else found
+
+        return await self._database.run(examine)
+
+    async def dangling(self) -> set[tuple[str, str]]:
+        """Tables with rows that refer to rows of others that are not there; which others."""
+        return await self._database.run(_dangling)
+
+    async def drop_dangling(self) -> None:
+        """Removes such rows."""
+
+        def drop(db: sqlite3.Connection) -> None:
+            for table, parent in _dangling(db):
+                # Our keys have the same name on both sides.
+                keys = db.execute(
+                    'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" = ?',
+                    [table, parent],
+                ).fetchall()
+                for (key,) in keys:
+                    parents = f"SELECT {key} FROM {parent}"
+                    db.execute(f"DELETE FROM {table} WHERE {key} NOT IN ({parents})")
+
+        await self._database.run(drop)
+
+    async def documents(self) -> dict[Digest, frozenset[Digest]]:
+        """The documents that each image needs: index, manifest and config, by its manifest."""
+
+        def find(db: sqlite3.Connection) -> dict[Digest, frozenset[Digest]]:
+            needed: dict[Digest, set[Digest]] = {}
+            for manifest, document in db.execute(
+                "SELECT manifest, manifest FROM image UNION SELECT manifest, config FROM image"
+                " UNION SELECT manifest, target FROM name"
+            ):
+                needed.setdefault(Digest.parse(manifest), set()).add(Digest.parse(document))
+            return {manifest: frozenset(documents) for manifest, documents in needed.items()}
+
+        return await self._database.run(find)
+
+    async def incomplete_images(self) -> list[Digest]:
+        """Manifests of images that lack a layer."""
+        return await self._database.run(
+            lambda db: [
+                Digest.parse(manifest)
+                for (manifest,) in db.execute(
+                    "SELECT DISTINCT manifest FROM image_layer"
+                    " WHERE digest NOT IN (SELECT digest FROM layer)"
+                )
+            ]
+        )
+
+
+def _dangling(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    return {(row[0], row[2]) for row in db.execute("PRAGMA foreign_key_check")}
+
+
+def _world(db: sqlite3.Connection, holds: Holds) -> World:
+    roots: dict[Root, set[Thing]] = {root: set(things) for root, things in holds.items()}
+    references: dict[Thing, set[Thing]] = {}
+
+    def hold(kind: RootKind, name: str, *things: Thing) -> None:
+        roots.setdefault(Root(kind, name), set()).update(things)
+
+    for name, target, manifest in db.execute("SELECT name, target, manifest FROM name"):
+        hold(RootKind.NAME, name, _image(manifest), _document(target))
+    for (manifest,) in db.execute("SELECT manifest FROM pin"):
+        hold(RootKind.PIN, manifest, _image(manifest))
+    for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
+        hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
+
+    stored = {_view(view) for (view,) in db.execute("SELECT view_id FROM chain")}
+    stored |= {_layer(digest) for (digest,) in db.execute("SELECT digest FROM layer")}
+    for manifest, config in db.execute("SELECT manifest, config FROM image"):
+        stored.add(_image(manifest))
+        references[_image(manifest)] = {_document(manifest), _document(config)}
+    for manifest, layer in db.execute("SELECT manifest, digest FROM image_layer"):
+        references[_image(manifest)].add(_layer(layer))
+    for image in images_where(db, "", []):
+        references[Thing(ThingKind.IMAGE, image.manifest)].add(Thing(ThingKind.VIEW, image.view_id))
+    return World(roots=roots, references=references, stored=frozenset(stored))
+
+
+def _image(manifest: str) -> Thing:
+    return Thing(ThingKind.IMAGE, Digest.parse(manifest))
+
+
+def _layer(digest: str) -> Thing:
+    return Thing(ThingKind.LAYER, Digest.parse(digest))
+
+
+def _document(digest: str) -> Thing:
+    return Thing(ThingKind.DOCUMENT, Digest.parse(digest))
+
+
+def _view(view_id: str) -> Thing:
+    return Thing(ThingKind.VIEW, Digest.parse(view_id))

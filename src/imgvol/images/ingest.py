@@ -18,7 +18,7 @@ import hashlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,7 +28,7 @@ from imgvol.errors import DigestMismatch, InternalError
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, open_decoder, sniff
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.tar import TarMember, TarParser
+from imgvol.layers.tar import TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.sources.base import BlobReader
@@ -107,7 +107,6 @@ class LayerIngest:
         diff_id: What the uncompressed tar has to hash to; None: whatever it does, for nobody has
             said.
         progress: Told how far it is.
-        adapt: Changes members to what users are to see, or leaves them out.
         is_verified: Whether what `open_blob` gives has been verified, so that the descriptor's
             digest need not be its hash.
     """
@@ -121,7 +120,6 @@ class LayerIngest:
         compression: Compression | None,
         diff_id: DiffID | None,
         progress: LayerProgress,
-        adapt: Callable[[TarMember], TarMember | None] | None = None,
         is_verified: bool = False,
     ) -> None:
         self._open_blob = open_blob
@@ -130,7 +128,6 @@ class LayerIngest:
         self._compression = compression
         self._diff_id = diff_id
         self._progress = progress
-        self._adapt = adapt
         self._is_verified = is_verified
         self._pieces = _PieceQueue()
         self._reader: BlobReader | None = None
@@ -230,7 +227,7 @@ class LayerIngest:
                 clock.lap("idle")
                 hasher.update(piece)
                 members = parser.feed(piece)
-                for member in self._adapted(members):
+                for member in members:
                     number = builder.add(member)
                     if number is not None:
                         writer.expect(number, member)
@@ -254,12 +251,6 @@ class LayerIngest:
             unpacked_size=position,
             entries=LayerIndex(index).entry_count,
         )
-
-    def _adapted(self, members: Iterable[TarMember]) -> Iterable[TarMember]:
-        """The members as users are to see them."""
-        if self._adapt is None:
-            return members
-        return [adapted for member in members if (adapted := self._adapt(member)) is not None]
 
     def _check(self, actual: Digest, expected: Digest, message: str) -> None:
         if actual != expected:

@@ -24,11 +24,9 @@ from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.resolve import ResolvedImage
+from imgvol.layers.artifact import Artifact
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.reserved import as_stargz
-from imgvol.oci.artifact import Artifact
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -236,8 +234,6 @@ class Puller:
                 compression=Compression(compression) if compression else None,
                 diff_id=diff_id,
                 progress=progress,
-                # What is no file to a lazy reader is none after a full pull, either.
-                adapt=as_stargz if TOC_DIGEST in descriptor.annotations else None,
             )
             return await self._run(ingest, stored)
 

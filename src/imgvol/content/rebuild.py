@@ -26,7 +26,7 @@ from imgvol.content.durable import sync_directory, translate_os_errors
 from imgvol.content.layout import StoreLayout
 from imgvol.content.records import ANY_PLATFORM, ImageRecord, LayerRecord, Records
 from imgvol.errors import ImgvolError, StoreDamaged
-from imgvol.oci.artifact import parse_artifact
+from imgvol.layers.artifact import parse_artifact
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest

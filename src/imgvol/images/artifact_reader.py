@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from imgvol.errors import DigestMismatch, RegistryUnavailable
+from imgvol.layers.artifact import Artifact
 from imgvol.layers.lazy.rfc3339 import parse_rfc3339
-from imgvol.oci.artifact import Artifact
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.sources.base import BlobReader

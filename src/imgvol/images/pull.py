@@ -24,9 +24,9 @@ from imgvol.images.finding import LazyFinder, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.resolve import ResolvedImage
+from imgvol.layers.artifact import Artifact
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
-from imgvol.oci.artifact import Artifact
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from imgvol import limits
 from imgvol.content.records import ANY_PLATFORM
 from imgvol.errors import InvalidDocument, LimitExceeded, NoMatchingPlatform
-from imgvol.oci.artifact import Artifact, parse_artifact
+from imgvol.layers.artifact import Artifact, parse_artifact
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.oci.image_config import ImageConfig, parse_image_config

@@ -36,7 +36,7 @@ from imgvol.layers.records import IMPLICIT_DIRECTORY, Records, exceeded, rounded
 from imgvol.layers.reserved import RESERVED_NAMES
 from imgvol.layers.tar import MemberType, TarMember
 
-_WHITEOUT_PREFIX: Final = b".wh."
+WHITEOUT_PREFIX: Final = b".wh."
 _OPAQUE_MARK: Final = b".wh..wh..opq"
 # Parents remembered by the text of their path, which may be long.
 _REMEMBERED_PARENTS: Final = 1024
@@ -139,7 +139,7 @@ class IndexBuilder:
                 self._root.record = self._records.describe_directory(member)
             return None  # nothing else may take the root's place (CVE-2021-29136)
         parent, name = located
-        if name.startswith(_WHITEOUT_PREFIX) and self._mark(parent, name):
+        if name.startswith(WHITEOUT_PREFIX) and self._mark(parent, name):
             return None
         match member.type:
             case MemberType.DIRECTORY:
@@ -166,7 +166,7 @@ class IndexBuilder:
             # An entry like others, so that hard links into it find their target; `flatten` leaves
             # it out.
             return False
-        hidden = name.removeprefix(_WHITEOUT_PREFIX)
+        hidden = name.removeprefix(WHITEOUT_PREFIX)
         if hidden in (b"", b".", b".."):
             raise InvalidLayer("a whiteout of no name")
         if hidden not in parent.whiteouts:

@@ -14,6 +14,8 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.errors import InvalidDocument, LimitExceeded
+from imgvol.layers.builder import WHITEOUT_PREFIX
+from imgvol.layers.reserved import RESERVED_NAMES
 from imgvol.oci import media_types
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -118,12 +120,14 @@ def _fault_of(title: str) -> str:
         return f"it is longer than {limits.PATH_LENGTH - 1} bytes"
     if any(byte < 0x20 or byte == 0x7F for byte in encoded):
         return "it has control characters"
+    if encoded in RESERVED_NAMES:
+        return "layers keep this one for tables of contents, and do not show it"
     for component in encoded.split(b"/"):
         if component in {b"", b".", b".."}:
             return "it is not a plain path"
         if len(component) > limits.NAME_LENGTH:
             return f"a component is longer than {limits.NAME_LENGTH} bytes"
-        if component.startswith(b".wh."):
+        if component.startswith(WHITEOUT_PREFIX):
             return "a component is a whiteout of image layers"
     return ""
 

@@ -4,7 +4,7 @@ import pytest
 
 from imgvol import limits
 from imgvol.errors import InvalidDocument, LimitExceeded
-from imgvol.oci.artifact import parse_artifact
+from imgvol.layers.artifact import parse_artifact
 from imgvol.oci.manifest import parse_manifest
 from support.artifacts import EMPTY, Artifact, Blob
 
@@ -73,6 +73,8 @@ def test_what_is_there_for_form_is_no_file():
         "/".join(["d" * 200] * 21),
         ".wh.a",
         "d/.wh..wh..opq",
+        "stargz.index.json",
+        ".no.prefetch.landmark",
     ],
 )
 def test_a_title_that_is_no_plain_path_refuses_the_artifact(title):

@@ -17,7 +17,7 @@ from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUna
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.volumes.manager import Volume
-from imgvol.volumes.options import BindOptions
+from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
 from support.api_fakes import FakeDaemon, broken_content, digest, invalid_reference
 
 ALPINE = "image=alpine:3.20"
@@ -174,6 +174,53 @@ async def test_cancelling_a_pull_reaches_the_service(daemon):
             await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert daemon.images.pull_cancelled.is_set()
+
+
+async def test_mount_passes_on_what_is_bound_and_how(daemon):
+    body = {
+        "image": "a:1",
+        "target": "/mnt",
+        "nosymfollow": True,
+        "sub_path": "etc/\udcff",
+        "escapes": "refuse",
+        "dirs_only": True,
+        "uid_mappings": "0:100000:65536",
+        "gid_mappings": "0:200000:65536",
+        "propagation": "PROPAGATION_HOST_TO_CONTAINER",
+        "selinux_relabel": True,
+    }
+    events = await call(daemon, "POST", "/volumes", body=body)
+    assert daemon.volumes.calls[-1]["bind"] == BindOptions(
+        nosymfollow=True,
+        sub_path=b"etc/\xff",
+        escapes=Escapes.REFUSE,
+        dirs_only=True,
+        uid_mappings=parse_mappings("0:100000:65536"),
+        gid_mappings=parse_mappings("0:200000:65536"),
+        propagation=Propagation.HOST_TO_CONTAINER,
+        selinux_relabel=True,
+    )
+    told = events[-1]["volume"]["options"]
+    assert told["uid_mappings"] == ["0:100000:65536"]
+    assert told["sub_path"] == "etc/\udcff"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uid_mappings": "0:1"},
+        {"uid_mappings": "0:0:1"},
+        {"propagation": "rshared"},
+        {"propagation": "up"},
+        {"escapes": "yes"},
+        {"sub_path": "a\0b"},
+        {"sub_path": "a" * 5000},
+    ],
+)
+async def test_mount_refuses_options_that_make_no_sense(daemon, wrong):
+    with pytest.raises(InvalidArgument):
+        await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt"} | wrong)
+    assert daemon.volumes.calls == []
 
 
 async def test_mount_wants_absolute_targets_and_passes_habits(daemon):

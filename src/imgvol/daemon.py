@@ -32,6 +32,7 @@ from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
+from imgvol.images.leases import Leases
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
@@ -90,7 +91,8 @@ class _Daemon:
             stack.callback(os.close, lock)
             await trio.to_thread.run_sync(detach_dead_mounts, config.views)
             views = Views(store)
-            images = ImageService(store, views, soci_referrers=config.soci_referrers)
+            leases = Leases(store.records)
+            images = ImageService(store, views, leases=leases, soci_referrers=config.soci_referrers)
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(

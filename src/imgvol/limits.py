@@ -207,9 +207,8 @@ READAHEAD_CHECK: Final = 1.0
 # --- leases and volumes ---------------------------------------------------------------------------
 # CRI runtimes use 64 hex digits, containerd allows 76 of [A-Za-z0-9._-]: names of directories, too.
 LEASE_ID_LENGTH: Final = 128
-# Kubernetes: at most 63 characters of a value, 253 + 1 + 63 of a key; containerd: 4096 in all.
+# As many as anybody gives a pod; a request's size bounds their length.
 LABELS: Final = 64
-LABEL_LENGTH: Final = 4096
 # A lease that ends by itself does so within a year.
 LEASE_DURATION: Final = 366 * 86_400.0
 # What a pull has brought is kept for so long when the network ends it (containerd's default).
@@ -220,6 +219,9 @@ LEASE_NOTE: Final = 60.0
 LEASE_RETRY: Final = 10.0
 # Mounts of one sandbox in one request; a pod has at most some tens of volumes.
 SANDBOX_MOUNTS: Final = 256
+# Ranges of IDs that one mount is mapped by: what the kernel allows (user_namespaces(7)).
+ID_MAPPINGS: Final = 340
+MOUNT_OPTIONS: Final = 32
 # Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
 # the caller says otherwise. The kubelet waits for two minutes.
 DRAIN: Final = 60.0

@@ -83,14 +83,14 @@ class Leases:
         return self._counted(lease)
 
     async def renew(self, lease_id: str, duration: float | None) -> LeaseRecord:
-        """Lets a lease last for so many seconds from now on; None: until it is dropped.
+        """Lets a lease last for so many seconds from now on; None: as it was to last before.
 
         Raises:
             NotFound: There is none.
         """
         async with self._changing:
             lease = await self._records.renew_lease(lease_id, duration)
-            self._start_clock(lease_id, duration)
+            self._start_clock(lease_id, lease.remaining)
         return self._counted(lease)
 
     async def list(self, label: str | None = None) -> list[LeaseRecord]:

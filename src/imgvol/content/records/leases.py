@@ -68,7 +68,7 @@ class LeaseTable(Table):
         return await self._database.run(ensure)
 
     async def renew_lease(self, lease_id: str, duration: float | None) -> LeaseRecord:
-        """Lets a lease last for so long from now on.
+        """Lets a lease last for so long from now on; None: as long as it was to last before.
 
         Raises:
             NotFound: There is none.
@@ -76,7 +76,8 @@ class LeaseTable(Table):
 
         def renew(db: sqlite3.Connection) -> LeaseRecord:
             db.execute(
-                "UPDATE lease SET duration = ?, remaining = ? WHERE id = ?",
+                "UPDATE lease SET duration = coalesce(?, duration),"
+                " remaining = coalesce(?, duration) WHERE id = ?",
                 [duration, duration, lease_id],
             )
             found = _leases_where(db, "WHERE id = ?", [lease_id])

@@ -7,6 +7,7 @@ schema. `Records` is all tables together.
 from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.images import ImageRecord, ImageTable
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
+from imgvol.content.records.leases import LeaseRecord, LeaseTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.places import PlaceTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
@@ -17,11 +18,12 @@ __all__ = [
     "ImageRecord",
     "LayerFault",
     "LayerRecord",
+    "LeaseRecord",
     "Origin",
     "Records",
     "VolumeRecord",
 ]
 
 
-class Records(LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, VolumeTable):
+class Records(LayerTable, OriginTable, PlaceTable, ImageTable, ChainTable, LeaseTable, VolumeTable):
     """Typed operations over the database; each method is one transaction."""

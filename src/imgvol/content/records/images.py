@@ -122,13 +122,14 @@ class ImageTable(Table):
         return await self._database.run(find)
 
     async def unnamed_images(self) -> list[Digest]:
-        """Manifests of images that have neither a name nor a volume any more."""
+        """Manifests of images that have neither a name nor a volume nor a lease any more."""
         return await self._database.run(
             lambda db: [
                 Digest.parse(manifest)
                 for (manifest,) in db.execute(
                     "SELECT manifest FROM image WHERE manifest NOT IN"
-                    " (SELECT manifest FROM name UNION SELECT manifest FROM volume)"
+                    " (SELECT manifest FROM name UNION SELECT manifest FROM volume"
+                    " UNION SELECT digest FROM lease_hold)"
                 )
             ]
         )
@@ -144,13 +145,14 @@ class ImageTable(Table):
         )
 
     async def documents(self) -> set[Digest]:
-        """The documents that names and images need: indexes, manifests, configs."""
+        """The documents that names, images and leases need: indexes, manifests, configs."""
         return await self._database.run(
             lambda db: {
                 Digest.parse(digest)
                 for (digest,) in db.execute(
                     "SELECT target FROM name"
                     " UNION SELECT manifest FROM image UNION SELECT config FROM image"
+                    " UNION SELECT digest FROM lease_hold"
                 )
             }
         )

@@ -144,12 +144,11 @@ class LayerTable(Table):
         )
 
     async def remove_unreferenced_layer(self, digest: Digest) -> bool:
-        """Forgets a layer that no image needs; False when one does, or it is forgotten already."""
+        """Forgets a layer that nobody needs; False when one does, or it is forgotten already."""
 
         def remove(db: sqlite3.Connection) -> bool:
             cursor = db.execute(
-                "DELETE FROM layer WHERE digest = ?"
-                " AND digest NOT IN (SELECT digest FROM image_layer)",
+                f"DELETE FROM layer WHERE digest = ? AND digest NOT IN ({_NEEDED})",
                 [str(digest)],
             )
             return cursor.rowcount > 0
@@ -157,12 +156,12 @@ class LayerTable(Table):
         return await self._database.run(remove)
 
     async def unreferenced_layers(self) -> list[Digest]:
-        """Layers that no image needs."""
+        """Layers that neither an image nor a lease needs."""
         return await self._database.run(
             lambda db: [
                 Digest.parse(digest)
                 for (digest,) in db.execute(
-                    "SELECT digest FROM layer WHERE digest NOT IN (SELECT digest FROM image_layer)"
+                    f"SELECT digest FROM layer WHERE digest NOT IN ({_NEEDED})"
                 )
             ]
         )
@@ -171,6 +170,7 @@ class LayerTable(Table):
 LAYER_COLUMNS: Final = (
     "slot, digest, diff_id, media_type, size, unpacked, entries, format, is_complete, fault, reason"
 )
+_NEEDED: Final = "SELECT digest FROM image_layer UNION SELECT digest FROM lease_hold"
 _SELECT_LAYER: Final = f"SELECT {LAYER_COLUMNS} FROM layer"
 
 

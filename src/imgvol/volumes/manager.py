@@ -12,6 +12,7 @@ Everything that may touch a mount runs in threads: a system call on our own file
 answer that only the event loop can give.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -342,7 +343,9 @@ class VolumeManager:
             mounts.bind(source, target, volume.noexec)
         except BaseException:
             if has_home:
-                self._homes.remove(volume.target)
+                # What is in its way is in the error's way no less.
+                with contextlib.suppress(ImgvolError):
+                    self._homes.remove(volume.target)
             raise
 
     def _displace(self, held: HeldVolume, lazily: bool) -> None:
@@ -351,6 +354,9 @@ class VolumeManager:
         target = os.fsencode(held.record.target)
         if held.view is not None:
             mounts.unbind(target, self._views_directory, held.view.name, lazily)
+        else:
+            # A dead mount may have been left below somebody else's.
+            mounts.detach(target, self._views_directory, mounts.mounts_at(target))
         if self._homes.owns(held.record.target):
             self._homes.remove(held.record.target)
 

@@ -12,6 +12,7 @@ Everything that may touch a mount runs in threads: a system call on our own file
 answer that only the event loop can give.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -365,14 +366,20 @@ class VolumeManager:
             return mounts.bind(view, part, target, options)
         except BaseException:
             if has_home:
-                self._homes.remove(volume.target)
+                # What is in its way is in the error's way no less.
+                with contextlib.suppress(ImgvolError):
+                    self._homes.remove(volume.target)
             raise
 
     def _displace(self, held: HeldVolume, lazily: bool) -> None:
         """Unmounts a target, and removes its directory if it is ours. Blocks."""
         assert held.record.target is not None
+        target = os.fsencode(held.record.target)
         if held.bound is not None:
             mounts.unbind(held.bound, self._views_directory, lazily)
+        elif held.view is None:
+            # A dead mount may have been left below somebody else's.
+            mounts.detach(target, self._views_directory, mounts.mounts_at(target))
         if self._homes.owns(held.record.target):
             self._homes.remove(held.record.target)
 

@@ -98,19 +98,18 @@ class _Recovery:
             await self.volumes.restore(record, image, there)
         except (ImgvolError, OSError) as exc:
             log.error("cannot mount %s again at %s: %s", record.image, record.target, exc)
-            await self._give_up(record, image, there, str(exc))
+            await self._give_up(record, image, str(exc))
 
     async def _give_up(
         self,
         record: VolumeRecord,
         image: ImageRecord | None,
-        there: Sequence[MountInfo],
         reason: str,
     ) -> None:
         has_home = record.target is not None and self.homes.owns(record.target)
         try:
             if record.target is not None:
-                await self.volumes.in_thread(self._clear, record.target, there, has_home)
+                await self.volumes.in_thread(self._clear, record.target, has_home)
         except (ImgvolError, OSError) as exc:
             log.error("cannot take away what is left at %s: %s", record.target, exc)
         if has_home:
@@ -118,14 +117,14 @@ class _Recovery:
         else:
             await self.records.remove_volume(record.id)
 
-    def _clear(self, target: str, there: Sequence[MountInfo], has_home: bool) -> None:
+    def _clear(self, target: str, has_home: bool) -> None:
         """Takes a dead mount away, if the attempt to replace it has not. Blocks."""
         path = os.fsencode(target)
-        left = [mount for mount in mounts.mounts_at(path) if mount in there]
+        left = mounts.mounts_at(path)
         if all(is_ours(mount, self.views_directory) for mount in left):
             mounts.detach(path, self.views_directory, left)
-        if has_home:
-            self.homes.remove(target)
+            if has_home:
+                self.homes.remove(target)
 
 
 def _by_target(table: Sequence[MountInfo]) -> dict[bytes, list[MountInfo]]:

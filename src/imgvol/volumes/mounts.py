@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from imgvol.errors import Conflict, InvalidArgument, LocalError, NotFound
-from imgvol.volumes import syscalls
+from imgvol.volumes import mountinfo, syscalls
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
 
 
@@ -110,7 +110,7 @@ def unbind(target: bytes, views_directory: Path, view_name: bytes, lazily: bool)
 
 def mounts_at(target: bytes) -> list[MountInfo]:
     """What is mounted at a path, the topmost last."""
-    return [mount for mount in read_mountinfo() if mount.mount_point == target]
+    return [mount for mount in mountinfo.mounts_at({target}) if mount.mount_point == target]
 
 
 def detach(target: bytes, views_directory: Path, there: Sequence[MountInfo]) -> None:

@@ -115,6 +115,7 @@ CREATE TABLE volume (
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
 ) STRICT;
+CREATE INDEX volume_sandbox ON volume (sandbox);
 """
 
 

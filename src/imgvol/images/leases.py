@@ -109,6 +109,10 @@ class Leases:
             if key in lease.labels and (not has_value or lease.labels[key] == value)
         ]
 
+    async def exists(self, lease_id: str) -> bool:
+        """Whether there is a lease with this ID."""
+        return await self._records.lease(lease_id) is not None
+
     async def drop(self, lease_id: str) -> bool:
         """Forgets a lease that has no volumes; returns whether there is none (any more)."""
         async with self._changing:

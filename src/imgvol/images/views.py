@@ -212,7 +212,7 @@ class Views:
         self._pinned.update(digests)
         try:
             view_id = view_id or image.view_id
-            slot = await self.store.records.view_slot(view_id)
+            slot = await self._slot_of(view_id)
             async with self._turn_to_open(digests):
                 view = self._by_slot.get(slot)
                 if view is None:
@@ -226,6 +226,12 @@ class Views:
         finally:
             self._pinned.subtract(digests)
             self._pinned += Counter()
+
+    async def _slot_of(self, view_id: Digest) -> int:
+        for view in self._by_slot.values():
+            if view.id == view_id:
+                return view.slot
+        return await self.store.records.view_slot(view_id)
 
     @asynccontextmanager
     async def _turn_to_open(self, digests: Collection[Digest]) -> AsyncIterator[None]:

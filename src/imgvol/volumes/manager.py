@@ -35,7 +35,7 @@ from imgvol.images.service import ImageService, PullOptions
 from imgvol.images.views import OpenView, Views
 from imgvol.volumes import mounts
 from imgvol.volumes.homes import Homes, check_lease_id
-from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
 from imgvol.volumes.obtaining import PullPolicy, obtain
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions
 from imgvol.volumes.subpaths import SubPath, resolve_sub_path
@@ -286,11 +286,10 @@ class VolumeManager:
         Args:
             forget: Also drop the records, so that the next start does not mount them again.
         """
-        for held in list(self._volumes.values()):
-            try:
-                await self._detach(held, lazily=True)
-            except (ImgvolError, OSError) as exc:
-                log.error("cannot unmount %s: %s", held.record.target, exc)
+        volumes = list(self._volumes.values())
+        await self.in_thread(self._displace_all, volumes)
+        for held in volumes:
+            self._close(held)
             try:
                 if forget:
                     await self._records.remove_volume(held.record.id)
@@ -339,6 +338,9 @@ class VolumeManager:
     async def _detach(self, held: HeldVolume, *, lazily: bool) -> None:
         if held.record.target is not None:
             await self.in_thread(self._displace, held, lazily)
+        self._close(held)
+
+    def _close(self, held: HeldVolume) -> None:
         del self._volumes[held.record.id]
         if held.view is not None:
             self._views.withdraw(held.view, held.record.patience)
@@ -382,6 +384,18 @@ class VolumeManager:
             mounts.detach(target, self._views_directory, mounts.mounts_at(target))
         if self._homes.owns(held.record.target):
             self._homes.remove(held.record.target)
+
+    def _displace_all(self, volumes: Sequence[HeldVolume]) -> None:
+        """Unmounts targets at the daemon's end, in use or not; goes on over failures. Blocks."""
+        table = by_target(read_mountinfo())
+        for target in (held.record.target for held in volumes if held.record.target is not None):
+            path = os.fsencode(target)
+            try:
+                mounts.detach(path, self._views_directory, table.get(path, ()))
+                if self._homes.owns(target):
+                    self._homes.remove(target)
+            except (ImgvolError, OSError) as exc:
+                log.error("cannot unmount %s: %s", target, exc)
 
     def _find(self, target_or_id: str) -> HeldVolume:
         if target_or_id in self._volumes:

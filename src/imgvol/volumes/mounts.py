@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from imgvol.errors import Conflict, InvalidArgument, LocalError, MachineLacks, NotFound
-from imgvol.volumes import syscalls
+from imgvol.volumes import mountinfo, syscalls
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
 from imgvol.volumes.options import BindOptions, Propagation
 from imgvol.volumes.subpaths import SubPath
@@ -162,7 +162,7 @@ def unbind(bound: Bound, views_directory: Path, lazily: bool) -> None:
 
 def mounts_at(target: bytes) -> list[MountInfo]:
     """What is mounted at a path, the topmost last."""
-    return [mount for mount in read_mountinfo() if mount.mount_point == target]
+    return [mount for mount in mountinfo.mounts_at({target}) if mount.mount_point == target]
 
 
 def detach(target: bytes, views_directory: Path, there: Sequence[MountInfo]) -> None:

@@ -25,7 +25,7 @@ from imgvol.oci.digest import Digest
 from imgvol.volumes import mounts
 from imgvol.volumes.homes import Homes
 from imgvol.volumes.manager import VolumeManager
-from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ async def recover(
         homes=homes,
         views_directory=views_directory,
         images={image.manifest: image for image in await records.images()},
-        mounts=_by_target(await volumes.in_thread(read_mountinfo)),
+        mounts=by_target(await volumes.in_thread(read_mountinfo)),
     )
     limiter = trio.CapacityLimiter(RECOVERIES)
     async with trio.open_nursery() as nursery:
@@ -125,10 +125,3 @@ class _Recovery:
             mounts.detach(path, self.views_directory, left)
             if has_home:
                 self.homes.remove(target)
-
-
-def _by_target(table: Sequence[MountInfo]) -> dict[bytes, list[MountInfo]]:
-    found: dict[bytes, list[MountInfo]] = {}
-    for mount in table:
-        found.setdefault(mount.mount_point, []).append(mount)
-    return found

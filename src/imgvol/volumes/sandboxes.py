@@ -10,6 +10,7 @@ done.
 """
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from imgvol.images.leases import Leases
 from imgvol.images.service import ImageService
 from imgvol.volumes.homes import Homes, check_lease_id
 from imgvol.volumes.manager import VolumeManager
-from imgvol.volumes.mountinfo import read_mountinfo
+from imgvol.volumes.mountinfo import mounts_at
 from imgvol.volumes.plan import (
     BindAgain,
     Create,
@@ -165,10 +166,12 @@ class Sandboxes:
             for request in requests
         ]
         await self._leases.ensure(sandbox)
+        volumes = [volume for volume in wanted if volume is not None]
+        targets = {os.fsencode(volume.target) for volume in volumes}
         steps = plan_mounts(
-            [volume for volume in wanted if volume is not None],
+            volumes,
             {v.record.target: v for v in self._volumes.of_sandbox(sandbox) if v.record.target},
-            await self._volumes.in_thread(read_mountinfo),
+            await self._volumes.in_thread(mounts_at, targets),
             self._views_directory,
         )
         await self._take(sandbox, steps)
@@ -242,7 +245,7 @@ class Sandboxes:
                 log.info("lease %s has run out", lease_id)
 
     async def _delete(self, lease_id: str, *, drain: float, detach: bool) -> LeaseDeletion:
-        existed = any(lease.id == lease_id for lease in await self._leases.list())
+        existed = await self._leases.exists(lease_id)
         volumes = self._volumes.of_sandbox(lease_id)
         failures = await self._drain(volumes, drain)
         busy = [volume for volume in volumes if volume.record.id in failures]

@@ -41,6 +41,11 @@ class LeaseTable(Table):
         """Every lease, the oldest first, with all that it keeps."""
         return await self._database.run(lambda db: _leases_where(db, "", []))
 
+    async def lease(self, lease_id: str) -> LeaseRecord | None:
+        """The lease with this ID."""
+        found = await self._database.run(lambda db: _leases_where(db, "WHERE id = ?", [lease_id]))
+        return found[0] if found else None
+
     async def ensure_lease(
         self, lease: LeaseRecord, *, images: Collection[Digest] = ()
     ) -> LeaseRecord:

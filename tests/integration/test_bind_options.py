@@ -240,6 +240,88 @@ def test_options_outlive_the_daemon(daemon, image, agent):
     daemon.run("unmount", target)
 
 
+# --- sandboxes --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pulled(shared_daemon, image):
+    shared_daemon.run("pull", image)
+    return image
+
+
+def ask_sandbox(daemon, *mounts, **options):
+    client = Client(str(daemon.run_dir / "imgvol.sock"))
+    body = {"sandbox": "pod", "mounts": [{"readonly": True, **mount} for mount in mounts]}
+    answer = client.call("POST", "/sandboxes/mounts", body={**body, **options})
+    return [mount["host_path"] for mount in answer["mounts"]]
+
+
+def test_containers_share_a_volume_and_get_the_parts_that_they_want(shared_daemon, pulled, agent):
+    whole, etc, motd, relative = ask_sandbox(
+        shared_daemon,
+        {"image": pulled},
+        {"image": pulled, "image_sub_path": "etc"},
+        {"image": pulled, "image_sub_path": "motd"},
+        {"image": pulled, "image_sub_path": "usr/bin/../../etc/empty"},
+    )
+    assert [etc, motd, relative] == [f"{whole}/{path}" for path in ("etc", "etc/motd", "etc/empty")]
+    assert agent.ask_bytes("content", path=motd) == b"hello"
+    ours = {m.mount_point for m in read_mountinfo() if b"/volumes/pod/" in m.mount_point}
+    assert ours == {os.fsencode(whole)}
+    assert ask_sandbox(shared_daemon, {"image": pulled, "image_sub_path": "etc"}) == [etc]
+    shared_daemon.run("lease", "rm", "pod")
+    assert not os.path.lexists(whole)
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "text"),
+    [
+        ("not-existing", {}, "no such file or directory"),
+        ("/etc", {}, "path escapes from parent"),
+        ("etc/../../..", {}, "path escapes from parent"),
+        ("bin/greet", {}, "path escapes from parent"),
+        ("etc/motd", {"dirs_only": True}, "only directory subpath is supported"),
+        ("null", {}, "neither a directory nor a file"),
+    ],
+)
+def test_a_sub_path_that_a_kubelet_must_not_get_fails_the_whole_call(
+    shared_daemon, pulled, path, options, text
+):
+    mounts = [{"image": pulled}, {"image": pulled, "image_sub_path": path}]
+    with pytest.raises(ImgvolError) as refused:
+        ask_sandbox(shared_daemon, *mounts, **options)
+    assert refused.value.code == "image-volume-mount-failed"
+    assert refused.value.message == f"ImageVolumeMountFailed: sub path: {text}"
+    assert not any(b"/volumes/pod/" in m.mount_point for m in read_mountinfo())
+    assert shared_daemon.json("ps") == []
+    shared_daemon.run("lease", "rm", "pod")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ({"propagation": "bidirectional"}, "a volume cannot have bidirectional propagation"),
+        (
+            {"uid_mappings": [{"host_id": 100000, "container_id": 0, "length": 65536}]},
+            "user and group mappings come together",
+        ),
+        (
+            {
+                f"{kind}_mappings": [{"host_id": 100000, "container_id": 0, "length": 65536}]
+                for kind in ("uid", "gid")
+            },
+            "the kernel does not map owners in a view",
+        ),
+    ],
+    ids=["bidirectional", "users only", "mapped"],
+)
+def test_what_a_volume_of_a_sandbox_cannot_be_is_told(shared_daemon, pulled, wrong, text):
+    with pytest.raises(ImgvolError, match=text):
+        ask_sandbox(shared_daemon, {"image": pulled, **wrong})
+    assert shared_daemon.json("ps") == []
+    shared_daemon.run("lease", "rm", "pod", check=False)
+
+
 # --- propagation ------------------------------------------------------------------------------
 
 

@@ -400,7 +400,7 @@ class FakeSandboxes:
         unmounted = ("/run/imgvol/volumes/pod/333",) if existed else ()
         return LeaseDeletion(lease=lease_id, existed=existed, unmounted=unmounted)
 
-    async def mount(self, sandbox, requests, *, platform=None):
+    async def mount(self, sandbox, requests, *, platform=None, dirs_only=False):
         self.calls.append(("mount", sandbox, requests, platform))
         if self.mount_error is not None:
             raise self.mount_error

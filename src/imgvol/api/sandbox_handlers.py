@@ -7,7 +7,8 @@ from imgvol.api import encoding
 from imgvol.api.fields import Values
 from imgvol.api.http import Response, json_response
 from imgvol.api.services import Services
-from imgvol.volumes.plan import IDMapping, MountRequest
+from imgvol.volumes.options import IDMapping
+from imgvol.volumes.plan import MountRequest
 
 
 async def mount_for_sandbox(services: Services, values: Values) -> Response:
@@ -17,6 +18,7 @@ async def mount_for_sandbox(services: Services, values: Values) -> Response:
         sandbox,
         [_request(mount) for mount in values.records("mounts")],
         platform=values.optional("platform"),
+        dirs_only=values.flag("dirs_only"),
     )
     encoded = [encoding.encode_mount(mount) for mount in mounts]
     return json_response({"sandbox": sandbox, "mounts": encoded})

@@ -53,7 +53,7 @@ _MOUNT: Final = (
     Field(name="readonly", kind="boolean", description="Must be true for an image."),
     Field(
         name="image_sub_path",
-        description="What of the image is wanted.",
+        description="What of the image is wanted. One that leaves the image is refused.",
         default="",
         is_path=True,
     ),
@@ -112,6 +112,11 @@ SANDBOX_ROUTES: Final[tuple[Route, ...]] = (
                 description="`os/architecture[/variant]` of the sandbox; the daemon's own when "
                 "absent.",
                 example="linux/arm64",
+            ),
+            Field(
+                name="dirs_only",
+                kind="boolean",
+                description="Refuse sub paths that are no directories, as containerd does.",
             ),
             Field(
                 name="mounts",

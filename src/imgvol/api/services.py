@@ -119,7 +119,12 @@ class Sandboxes(Protocol):
         """Unmounts its volumes and forgets it; raises Conflict when some are busy."""
 
     async def mount(
-        self, sandbox: str, requests: Sequence[MountRequest], *, platform: str | None = None
+        self,
+        sandbox: str,
+        requests: Sequence[MountRequest],
+        *,
+        platform: str | None = None,
+        dirs_only: bool = False,
     ) -> Sequence[MountRequest]:
         """All volumes of a container, or none; raises ImageVolumeMountFailed."""
 

@@ -20,18 +20,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imgvol.content.records import ImageRecord
-from imgvol.errors import Conflict, InvalidArgument, Unsupported
+from imgvol.errors import Conflict, InvalidArgument
 from imgvol.volumes.mountinfo import MountInfo, is_ours
+from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Escapes, IDMapping, Propagation
 from imgvol.volumes.volume import HeldVolume
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IDMapping:
-    """A range of user or group IDs of the host, and where it is in a container."""
-
-    host_id: int
-    container_id: int
-    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +34,7 @@ class MountRequest:
         container_path: Where it will be in the container; of no meaning here.
         image: A reference or an ID; None: the mount of something else, which is left alone.
         host_path: What the runtime binds. Empty in a request for an image, filled in in the answer.
-        image_sub_path: Of the image, what is wanted.
+        image_sub_path: Of the image, what is wanted; text with surrogate escapes.
         propagation: As the CRI names it, in lower case.
         mount_options: For the runtime, when it binds the host path.
     """
@@ -64,8 +56,8 @@ def check_request(request: MountRequest) -> None:
     """Refuses a request for an image that contradicts itself. The texts are what kubelets know.
 
     Raises:
-        InvalidArgument: It names a host path, is not read-only, or names no image.
-        Unsupported: It asks for what is not there yet.
+        InvalidArgument: It names a host path, is not read-only, names no image, or contradicts
+            itself in how it is to be mounted.
     """
     where = request.container_path
     if request.host_path:
@@ -78,10 +70,33 @@ def check_request(request: MountRequest) -> None:
         raise InvalidArgument("readonly must be true while mount image", container_path=where)
     if not request.image:
         raise InvalidArgument("image not specified", container_path=where)
-    if request.image_sub_path:
-        raise Unsupported("sub paths of images cannot be mounted yet", container_path=where)
-    if request.uid_mappings or request.gid_mappings:
-        raise Unsupported("volumes cannot be idmapped yet", container_path=where)
+    volume_options(request)
+    sub_path_options(request)
+
+
+def volume_options(request: MountRequest) -> BindOptions:
+    """How the volume that a request needs is bound. All of the image: it is shared.
+
+    Raises:
+        InvalidArgument: The mappings make no sense, or a container could mount on the host.
+    """
+    return BindOptions(
+        uid_mappings=request.uid_mappings,
+        gid_mappings=request.gid_mappings,
+        propagation=Propagation.parse(request.propagation),
+        selinux_relabel=request.selinux_relabel,
+    )
+
+
+def sub_path_options(request: MountRequest, *, dirs_only: bool = False) -> BindOptions:
+    """Which part of the volume a request is for, with a kubelet's rules.
+
+    Raises:
+        InvalidArgument: It is no path.
+    """
+    return BindOptions(
+        sub_path=os.fsencode(request.image_sub_path), escapes=Escapes.REFUSE, dirs_only=dirs_only
+    )
 
 
 def answer(request: MountRequest, host_path: str) -> MountRequest:
@@ -94,11 +109,12 @@ def answer(request: MountRequest, host_path: str) -> MountRequest:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A volume that a sandbox shall have: an image, as it was named, at a target."""
+    """A volume that a sandbox shall have: an image, as it was named, at a target, and how."""
 
     name: str
     image: ImageRecord
     target: str
+    options: BindOptions = WHOLE_VIEW
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +160,20 @@ def plan_mounts(
         views_directory: Of our filesystem.
 
     Raises:
-        Conflict: Something else is mounted at a target.
+        Conflict: Something else is mounted at a target, or containers of the sandbox want an
+            image with different ID mappings.
     """
     by_target: dict[str, Wanted] = {}
     for volume in wanted:
-        by_target.setdefault(volume.target, volume)
+        shared = by_target.setdefault(volume.target, volume)
+        _check_mappings(shared.options, volume)
     live = _device(mounts, views_directory)
     steps: list[Step] = []
     for target, volume in by_target.items():
         there = tuple(mount for mount in mounts if mount.mount_point == os.fsencode(target))
         known = held.get(target)
+        if known is not None:
+            _check_mappings(known.options, volume)
         if known is not None and known.view is not None:
             if there and _shows(there[-1], views_directory, known.view.name, live):
                 continue
@@ -166,6 +186,13 @@ def plan_mounts(
             raise Conflict("something else is mounted there", target=target)
         steps.append(step)
     return tuple(steps)
+
+
+def _check_mappings(shared: BindOptions, wanted: Wanted) -> None:
+    """One mount has one mapping, and a sandbox one mount of an image."""
+    ours = (shared.uid_mappings, shared.gid_mappings)
+    if ours != (wanted.options.uid_mappings, wanted.options.gid_mappings):
+        raise Conflict("the sandbox has the image with other ID mappings", target=wanted.target)
 
 
 def _device(mounts: Sequence[MountInfo], views_directory: Path) -> tuple[int, int] | None:

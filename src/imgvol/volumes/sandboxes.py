@@ -11,8 +11,8 @@ done.
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from imgvol.errors import (
 )
 from imgvol.images.leases import Leases
 from imgvol.images.service import ImageService
+from imgvol.volumes import mounts
 from imgvol.volumes.homes import Homes, check_lease_id
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mountinfo import mounts_at
@@ -43,7 +44,10 @@ from imgvol.volumes.plan import (
     answer,
     check_request,
     plan_mounts,
+    sub_path_options,
+    volume_options,
 )
+from imgvol.volumes.subpaths import resolve_sub_path
 from imgvol.volumes.volume import HeldVolume
 
 log = logging.getLogger(__name__)
@@ -120,7 +124,12 @@ class Sandboxes:
         return await self._leases.list(label)
 
     async def mount(
-        self, sandbox: str, requests: Sequence[MountRequest], *, platform: str | None = None
+        self,
+        sandbox: str,
+        requests: Sequence[MountRequest],
+        *,
+        platform: str | None = None,
+        dirs_only: bool = False,
     ) -> list[MountRequest]:
         """Gives a sandbox the volumes of one of its containers: all of them, or none.
 
@@ -131,6 +140,7 @@ class Sandboxes:
             requests: Every mount of the container; those of something else than images are
                 returned as they are.
             platform: Of the sandbox; None: this machine's.
+            dirs_only: Refuse sub paths that are no directories.
 
         Returns:
             The same mounts, with the paths that the runtime has to bind.
@@ -145,9 +155,10 @@ class Sandboxes:
             for request in requests:
                 if request.image is not None:
                     check_request(request)
+                    mounts.refuse_impossible(volume_options(request))
             self._volumes.require_bind()
             async with self._volumes.turns.turn(sandbox):
-                targets = await self._mount(sandbox, requests, platform)
+                targets = await self._mount(sandbox, requests, platform, dirs_only)
         except ImgvolError as exc:
             raise ImageVolumeMountFailed(
                 f"ImageVolumeMountFailed: {exc.message}", hint=exc.hint, **exc.fields
@@ -158,13 +169,14 @@ class Sandboxes:
         ]
 
     async def _mount(
-        self, sandbox: str, requests: Sequence[MountRequest], platform: str | None
+        self,
+        sandbox: str,
+        requests: Sequence[MountRequest],
+        platform: str | None,
+        dirs_only: bool,
     ) -> list[str | None]:
         """The host path of each request."""
-        wanted = [
-            None if request.image is None else await self._find(sandbox, request.image, platform)
-            for request in requests
-        ]
+        wanted = [await self._find(sandbox, request, platform) for request in requests]
         await self._leases.ensure(sandbox)
         volumes = [volume for volume in wanted if volume is not None]
         targets = {os.fsencode(volume.target) for volume in volumes}
@@ -174,23 +186,35 @@ class Sandboxes:
             await self._volumes.in_thread(mounts_at, targets),
             self._views_directory,
         )
-        await self._take(sandbox, steps)
-        return [None if volume is None else volume.target for volume in wanted]
+        async with self._taken(sandbox, steps):
+            held = {v.record.target: v for v in self._volumes.of_sandbox(sandbox)}
+            return [
+                None if volume is None else _host_path(held[volume.target], request, dirs_only)
+                for request, volume in zip(requests, wanted, strict=True)
+            ]
 
-    async def _find(self, sandbox: str, image: str, platform: str | None) -> Wanted:
+    async def _find(
+        self, sandbox: str, request: MountRequest, platform: str | None
+    ) -> Wanted | None:
+        image = request.image
+        if image is None:
+            return None
         try:
             found = await self._images.find(image, platform=platform)
         except NotFound as exc:
             raise NotFound(
                 f'failed to resolve image "{image}"', hint=exc.hint, **exc.fields
             ) from exc
-        return Wanted(image, found, self._homes.target(sandbox, found.manifest))
+        target = self._homes.target(sandbox, found.manifest)
+        return Wanted(image, found, target, volume_options(request))
 
-    async def _take(self, sandbox: str, steps: Sequence[Step]) -> None:
-        """Takes steps; undoes those that were taken, the last one first, when one fails."""
+    @asynccontextmanager
+    async def _taken(self, sandbox: str, steps: Sequence[Step]) -> AsyncIterator[None]:
+        """Takes steps for the block; undoes them, the last one first, when anything fails."""
         async with AsyncExitStack() as undo:
             for step in steps:
                 undo.push_async_callback(self._take_back, await self._take_one(sandbox, step))
+            yield
             undo.pop_all()
 
     async def _take_back(self, undo: Undo) -> None:
@@ -205,7 +229,9 @@ class Sandboxes:
         volumes = self._volumes
         match step:
             case Create(wanted, leftovers):
-                record = volumes.new_record(wanted.image, wanted.name, sandbox, wanted.target)
+                record = volumes.new_record(
+                    wanted.image, wanted.name, sandbox, wanted.target, bind=wanted.options
+                )
                 held = await volumes.add(record, wanted.image, leftovers)
                 return partial(volumes.remove, held, lazily=True)
             case BindAgain(held, leftovers):
@@ -286,6 +312,14 @@ class Sandboxes:
             except ImgvolError as exc:
                 failures[volume.record.id] = exc
         return failures
+
+
+def _host_path(held: HeldVolume, request: MountRequest, dirs_only: bool) -> str:
+    """What the runtime has to bind: the volume, or, by plain names, what is asked for of it."""
+    assert held.view is not None
+    assert held.record.target is not None
+    part = resolve_sub_path(held.view.tree, sub_path_options(request, dirs_only=dirs_only))
+    return os.path.join(held.record.target, os.fsdecode(part.path)).rstrip("/")
 
 
 def _together(

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from lazy import bench_lazy  # noqa: E402
+from volumes import bench_volumes  # noqa: E402
 
 from support import rootfs  # noqa: E402
 from support.daemon import Imgvol, running_daemon  # noqa: E402
@@ -33,6 +34,7 @@ from support.programs import run, stop, wait_until  # noqa: E402
 from support.registry import Registry, running_registry  # noqa: E402
 
 MIB = 1 << 20
+VOLUMES = 1000
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,7 @@ def bench_all(
         "sequential": partial(bench_sequential, bench, size),
         "small": partial(bench_small_files, bench, 5000),
         "entries": partial(bench_entries, bench, entries),
+        "volumes": partial(bench_volumes, bench.daemon, bench.work, VOLUMES, bench.compare),
         "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
     }
     assert actions.keys() == set(TASKS)
@@ -337,7 +340,7 @@ def bench_all(
         actions[task]()
 
 
-TASKS = ("pull", "tree", "sequential", "small", "entries", "lazy")
+TASKS = ("pull", "tree", "sequential", "small", "entries", "volumes", "lazy")
 USUAL = TASKS[:-1]  # lazy takes ten minutes, and other people's programs: scripts/setup-peers
 
 

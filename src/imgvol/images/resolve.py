@@ -67,6 +67,12 @@ class ResolvedImage:
         return tuple(kept)
 
     @property
+    def digests(self) -> frozenset[Digest]:
+        """Of everything that the store needs for it."""
+        documents = {self.target, *(digest for digest, _ in self.documents)}
+        return frozenset(documents | {layer.digest for layer in self.layers})
+
+    @property
     def size(self) -> int:
         """Bytes of manifest, config and layers as the source stores them."""
         layers = sum(layer.size for layer in self.layers)

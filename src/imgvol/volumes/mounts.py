@@ -10,14 +10,14 @@ Everything here blocks and may go through our own filesystem: call it from threa
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from imgvol.errors import Conflict, InvalidArgument, LocalError, MachineLacks, NotFound
-from imgvol.volumes import syscalls
+from imgvol.volumes import mountinfo, syscalls
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
 from imgvol.volumes.options import BindOptions, Propagation
 from imgvol.volumes.subpaths import SubPath
@@ -45,7 +45,7 @@ class Bound:
     mount_id: int | None
 
 
-def check_target(target: bytes, *, may_be_file: bool = False) -> None:
+def check_target(target: bytes, may_be_file: bool = False) -> None:
     """Refuses a target early, with a better reason than the kernel's.
 
     Args:
@@ -157,22 +157,55 @@ def unbind(bound: Bound, views_directory: Path, lazily: bool) -> None:
             return
         # Gone, or moved with a directory on the way to it, or covered.
         target = syscalls.mount_point(bound.mount_id)
-    raise _covered(bound)
+    raise _covered(bound.target)
 
 
-def detach_dead_mounts(views_directory: Path) -> int:
+def mounts_at(target: bytes) -> list[MountInfo]:
+    """What is mounted at a path, the topmost last."""
+    return [mount for mount in mountinfo.mounts_at({target}) if mount.mount_point == target]
+
+
+def detach(target: bytes, views_directory: Path, there: Sequence[MountInfo]) -> None:
+    """Takes our mounts away from a target, dead or alive, in use or not, and nothing else.
+
+    Args:
+        target: Where.
+        views_directory: Of our filesystem.
+        there: What is mounted there, the topmost last.
+
+    Raises:
+        Conflict: Something else is mounted over them.
+        LocalError: The kernel refuses.
+    """
+    shown = os.fsdecode(target)
+    for mount in reversed(there):
+        if not is_ours(mount, views_directory):
+            raise _covered(target)
+        try:
+            syscalls.unmount(target, detach=True)
+        except OSError as exc:
+            raise LocalError(f"cannot unmount: {exc.strerror}", target=shown) from exc
+
+
+def detach_dead_mounts(views_directory: Path, *, kept: Collection[bytes] = ()) -> int:
     """Detaches every mount that a dead daemon left: its filesystem and the binds from it.
 
     They are known by their source, which holds the path of `views_directory`: no other mount is
     ever touched. Blocks.
 
+    Args:
+        views_directory: Of our filesystem.
+        kept: Targets of binds that stay, dead as they are, until they are replaced: whoever looks
+            there meanwhile gets an error, and not an empty directory.
+
     Returns:
         How many were detached.
     """
     ours = [mount for mount in read_mountinfo() if is_ours(mount, views_directory)]
-    for mount in reversed(ours):
+    dead = [mount for mount in ours if mount.root == b"/" or mount.mount_point not in kept]
+    for mount in reversed(dead):
         syscalls.unmount(mount.mount_point, detach=True)
-    return len(ours)
+    return len(dead)
 
 
 def _unmount_at(target: bytes, mount_id: int, lazily: bool) -> bool:
@@ -207,11 +240,11 @@ def _unmount(target: bytes, name: bytes, directory: int, lazily: bool) -> None:
 
 def _unbind_listed(bound: Bound, views_directory: Path, lazily: bool) -> None:
     """Unmounts a mount that is known by what it shows and where: before Linux 6.8."""
-    there = [mount for mount in read_mountinfo() if mount.mount_point == bound.target]
+    there = mounts_at(bound.target)
     if not any(_shows(mount, bound, views_directory) for mount in there):
         return
     if not _shows(there[-1], bound, views_directory):
-        raise _covered(bound)
+        raise _covered(bound.target)
     parent, name = os.path.split(bound.target)
     try:
         with syscalls.open_place(parent) as directory:
@@ -222,8 +255,8 @@ def _unbind_listed(bound: Bound, views_directory: Path, lazily: bool) -> None:
         ) from exc
 
 
-def _covered(bound: Bound) -> Conflict:
-    shown = os.fsdecode(bound.target)
+def _covered(target: bytes) -> Conflict:
+    shown = os.fsdecode(target)
     return Conflict(
         "something else is mounted over the volume",
         hint=f"Unmount that first: umount {shown}",

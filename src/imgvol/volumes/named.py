@@ -29,8 +29,9 @@ from imgvol.errors import Conflict, ImgvolError, InvalidArgument, NotFound
 from imgvol.images.pull import PullProgress
 from imgvol.images.service import SHORT_ID, PullOptions
 from imgvol.sources.parse import RegistryImage, parse_image_argument
-from imgvol.volumes.manager import Volume, VolumeManager
+from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.options import BindOptions
+from imgvol.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ class Propagation(enum.Enum):
         Raises:
             InvalidArgument: No such word, or a container could mount on the host.
         """
-        word = text.lower().removeprefix("propagation_")
+        word = text.lower().removeprefix("propagation_").replace("-", "_")
         if word in {"rshared", "shared", "bidirectional"}:
             raise InvalidArgument(
                 "a volume cannot have bidirectional propagation",

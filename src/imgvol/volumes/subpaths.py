@@ -36,6 +36,9 @@ class SubPath:
     is_directory: bool = True
 
 
+WHOLE: Final = SubPath()
+
+
 def resolve_sub_path(tree: ChainView, options: BindOptions) -> SubPath:
     """Finds what a volume's sub path means in its view. From memory: never blocks.
 
@@ -46,7 +49,7 @@ def resolve_sub_path(tree: ChainView, options: BindOptions) -> SubPath:
     """
     path = options.sub_path
     if not path:
-        return SubPath()
+        return WHOLE
     try:
         place = locate(tree, path, beneath=options.escapes is Escapes.REFUSE)
     except PathEscapes as exc:

@@ -17,7 +17,7 @@ from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUna
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.volumes.manager import Volume
-from imgvol.volumes.options import BindOptions
+from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
 from support.api_fakes import FakeDaemon, broken_content, digest, invalid_reference
 
 ALPINE = "image=alpine:3.20"
@@ -42,6 +42,14 @@ EXAMPLES = {
     "listVolumes": ("", None),
     "mountVolume": ("", {"image": "busybox:1", "target": "/mnt/a"}),
     "unmountVolume": ("volume=/mnt/x", None),
+    "mountForSandbox": (
+        "",
+        {"sandbox": "pod", "mounts": [{"image": "a:1", "readonly": True}, {"host_path": "/x"}]},
+    ),
+    "listLeases": ("", None),
+    "createLease": ("", {"lease": "l", "labels": {"a": "b"}, "expires": 9, "images": ["a:1"]}),
+    "renewLease": ("", {"lease": "pod"}),
+    "deleteLease": ("lease=pod&drain=0.5&detach=true", None),
 }
 
 
@@ -104,6 +112,8 @@ async def test_answers_match_their_schema(route, daemon, quick_progress):
     daemon.images.pull_steps, daemon.images.pull_pause = 3, 0.03
     if route.operation == "unmountVolume":
         await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt/x"})
+    if route.operation == "renewLease":
+        await call(daemon, "POST", "/leases", body={"lease": "pod"})
     query, body = EXAMPLES[route.operation]
     answer = await call(daemon, route.method, route.path, query, body, prefix=route.prefix)
     if route.media_type == NDJSON:
@@ -178,6 +188,53 @@ async def test_cancelling_a_pull_reaches_the_service(daemon):
             await trio.sleep(0.01)
         nursery.cancel_scope.cancel()
     assert daemon.images.pull_cancelled.is_set()
+
+
+async def test_mount_passes_on_what_is_bound_and_how(daemon):
+    body = {
+        "image": "a:1",
+        "target": "/mnt",
+        "nosymfollow": True,
+        "sub_path": "etc/\udcff",
+        "escapes": "refuse",
+        "dirs_only": True,
+        "uid_mappings": "0:100000:65536",
+        "gid_mappings": "0:200000:65536",
+        "propagation": "PROPAGATION_HOST_TO_CONTAINER",
+        "selinux_relabel": True,
+    }
+    events = await call(daemon, "POST", "/volumes", body=body)
+    assert daemon.volumes.calls[-1]["bind"] == BindOptions(
+        nosymfollow=True,
+        sub_path=b"etc/\xff",
+        escapes=Escapes.REFUSE,
+        dirs_only=True,
+        uid_mappings=parse_mappings("0:100000:65536"),
+        gid_mappings=parse_mappings("0:200000:65536"),
+        propagation=Propagation.HOST_TO_CONTAINER,
+        selinux_relabel=True,
+    )
+    told = events[-1]["volume"]["options"]
+    assert told["uid_mappings"] == ["0:100000:65536"]
+    assert told["sub_path"] == "etc/\udcff"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"uid_mappings": "0:1"},
+        {"uid_mappings": "0:0:1"},
+        {"propagation": "rshared"},
+        {"propagation": "up"},
+        {"escapes": "yes"},
+        {"sub_path": "a\0b"},
+        {"sub_path": "a" * 5000},
+    ],
+)
+async def test_mount_refuses_options_that_make_no_sense(daemon, wrong):
+    with pytest.raises(InvalidArgument):
+        await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt"} | wrong)
+    assert daemon.volumes.calls == []
 
 
 async def test_mount_wants_absolute_targets_and_passes_habits(daemon):
@@ -287,6 +344,7 @@ def test_the_rooms_own_records_match_the_schemas():
         target=None,
         view="/v",
         state="lost",
+        reason="image is not in the store",
         created_at=1.5,
         path="/v",
         options=BindOptions(),

@@ -17,6 +17,7 @@ from imgvol.cli.main import COMMANDS, cli, main, run
 from imgvol.errors import Conflict
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Propagation, parse_mappings
 from support.api_fakes import FakeDaemon, broken_content, invalid_reference, served_in_thread
 
 ALPINE_ID = "sha256:0111" + "0" * 60
@@ -222,6 +223,22 @@ def test_du(daemon, imgvol):
 
 
 # --- volumes ----------------------------------------------------------------------------------
+
+
+def test_mount_says_what_is_bound_and_how(daemon, imgvol, tmp_path):
+    ids = ["--uidmap", "0:100000:1000", "--uidmap", "1000:0:1", "--gidmap", "0:100000:65536"]
+    options = ["--nosymfollow", "--subpath", "etc", "--dirs-only", "--propagation", "rslave", *ids]
+    assert imgvol("mount", *options, "alpine:3.20", str(tmp_path))[0] == 0
+    assert daemon.volumes.calls[-1]["bind"] == BindOptions(
+        nosymfollow=True,
+        sub_path=b"etc",
+        dirs_only=True,
+        propagation=Propagation.HOST_TO_CONTAINER,
+        uid_mappings=parse_mappings("0:100000:1000,1000:0:1"),
+        gid_mappings=parse_mappings("0:100000:65536"),
+    )
+    assert imgvol("mount", "alpine:3.20")[0] == 0
+    assert daemon.volumes.calls[-1]["bind"] == WHOLE_VIEW
 
 
 def test_mount_ps_unmount(daemon, imgvol, tmp_path, monkeypatch):

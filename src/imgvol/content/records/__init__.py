@@ -8,6 +8,7 @@ from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.collection import CollectionTable
 from imgvol.content.records.images import ANY_PLATFORM, ImageRecord, ImageTable
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
+from imgvol.content.records.leases import LeaseRecord, LeaseTable
 from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.pins import PinTable
@@ -21,6 +22,7 @@ __all__ = [
     "ImageRecord",
     "LayerFault",
     "LayerRecord",
+    "LeaseRecord",
     "NamedVolumeRecord",
     "Origin",
     "Records",
@@ -35,6 +37,7 @@ class Records(
     ImageTable,
     PinTable,
     ChainTable,
+    LeaseTable,
     VolumeTable,
     NamedVolumeTable,
     CollectionTable,

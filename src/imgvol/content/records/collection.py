@@ -65,13 +65,15 @@ class CollectionTable(Table):
 
         def drop(db: sqlite3.Connection) -> None:
             for table, parent in _dangling(db):
-                # Our keys have the same name on both sides.
+                (target,) = db.execute(
+                    "SELECT name FROM pragma_table_info(?) WHERE pk = 1", [parent]
+                ).fetchone()
                 keys = db.execute(
                     'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" = ?',
                     [table, parent],
                 ).fetchall()
                 for (key,) in keys:
-                    parents = f"SELECT {key} FROM {parent}"
+                    parents = f"SELECT {target} FROM {parent}"
                     db.execute(f"DELETE FROM {table} WHERE {key} NOT IN ({parents})")
 
         await self._database.run(drop)
@@ -118,6 +120,9 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
         hold(RootKind.NAME, name, _image(manifest), _document(target))
     for (manifest,) in db.execute("SELECT manifest FROM pin"):
         hold(RootKind.PIN, manifest, _image(manifest))
+    for lease, digest in db.execute("SELECT lease, digest FROM lease_hold"):
+        # Whatever it is of: a lease keeps images, one of a pull also parts of one.
+        hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))
     for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
         hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
 

@@ -4,7 +4,7 @@ import os
 
 from hypothesis import settings
 
-pytest_plugins = ["support.guards", "support.fixtures"]
+pytest_plugins = ["support.guards", "support.fixtures", "support.faults"]
 
 settings.register_profile("ci", max_examples=60, deadline=None, derandomize=False, print_blob=True)
 settings.register_profile("quick", parent=settings.get_profile("ci"), max_examples=10)

@@ -13,10 +13,11 @@ import pytest
 
 from imgvol import limits
 from support.artifacts import Artifact, Blob
+from support.bundle import make_rootfs
 from support.daemon import running_daemon
 from support.images import Image, Layer, directory, file, symlink, write_layout
 from support.plugins import Plugin
-from support.programs import require, require_fuse, require_root, run
+from support.programs import SEARCH, require, require_fuse, require_root, run, wait_until
 
 pytestmark = [pytest.mark.servers, pytest.mark.fuse]
 
@@ -281,21 +282,10 @@ def podman(plugin_daemon, short_path):
         f'[engine]\nvolume_path = "{short_path}/volumes"\n'
         f'[engine.volume_plugins]\nimgvol = "{socket}"\n'
     )
-    command = [
-        "podman",
-        "--root",
-        str(short_path / "podman"),
-        "--runroot",
-        str(short_path / "podman-run"),
-        "--tmpdir",
-        str(short_path / "podman-tmp"),
-        "--storage-driver",
-        "vfs",
-        "--cgroup-manager",
-        "cgroupfs",
-        "--runtime",
-        "runc",
-    ]
+    places = {name: short_path / f"podman-{name}" for name in ("root", "runroot", "tmpdir")}
+    command = ["podman", *(f"--{name}={path}" for name, path in places.items())]
+    command += ["--storage-driver=vfs", "--runtime=runc", "--cgroup-manager=cgroupfs"]
+    command += ["--events-backend=none"]
 
     def call(*arguments, check=True):
         return subprocess.run(
@@ -304,7 +294,11 @@ def podman(plugin_daemon, short_path):
             text=True,
             timeout=120,
             check=check,
-            env={**os.environ, "CONTAINERS_CONF": str(configuration)},
+            env={
+                "PATH": SEARCH,
+                "HOME": str(short_path),
+                "CONTAINERS_CONF": str(configuration),
+            },
         )
 
     yield call
@@ -328,3 +322,22 @@ def test_podman_keeps_volumes_in_the_plugin(plugin_daemon, plugin, podman, agent
     )
     assert refused.returncode != 0
     assert "UPPER" in refused.stderr
+
+
+def test_podman_runs_a_container_with_a_volume(plugin_daemon, podman, source, short_path):
+    podman("volume", "create", "--driver", "imgvol", "--opt", f"image={source}", "words")
+    # An image, for podman 4.3 does not unmount the volumes of containers that have --rootfs.
+    archive = short_path / "rootfs.tar"
+    run("tar", "-C", make_rootfs(short_path / "rootfs"), "-cf", archive, ".")
+    podman("import", "--quiet", archive, "localhost/empty:1")
+    # Not more than what whoever runs the tests may have.
+    limited = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+    done = podman(
+        *("run", "--rm", "--network=none", "--log-driver=none", *limited),
+        *("-v", "/usr:/usr:ro", "-v", "words:/data", "localhost/empty:1"),
+        *("/bin/sh", "-c", "cat /data/data/word; touch /data/new"),
+        check=False,
+    )
+    assert done.stdout == "hello", done.stderr
+    assert "Read-only file system" in done.stderr
+    wait_until(lambda: volumes_of(plugin_daemon) == [], what="the volume to be unmounted")

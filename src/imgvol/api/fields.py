@@ -133,12 +133,11 @@ class Field:
             raise InvalidArgument(f"{self.name} is empty")
         if "\0" in value:
             raise InvalidArgument(f"{self.name} contains a NUL")
-        if (
-            not self.is_path
-            and not value.isascii()
-            and any("\ud800" <= c <= "\udfff" for c in value)
-        ):
-            raise InvalidArgument(f"{self.name} is not UTF-8")
+        try:
+            # JSON can write surrogates that stand for no byte, not even in a path.
+            value.encode("utf-8", "surrogateescape" if self.is_path else "strict")
+        except UnicodeEncodeError as exc:
+            raise InvalidArgument(f"{self.name} is not UTF-8") from exc
         if self.choices and value not in self.choices:
             raise InvalidArgument(
                 f"{self.name} must be one of {', '.join(self.choices)}", got=value

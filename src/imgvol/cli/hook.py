@@ -26,9 +26,11 @@ _RELEASE_DEADLINE: Final = 10.0
 @click.command(
     "hook",
     epilog=examples(
-        '"hooks": {"createRuntime": [{"path": "/usr/bin/imgvol",',
-        '    "args": ["imgvol", "hook", "createRuntime"]}], ...}    # in config.json',
-        '"annotations": {"io.imgvol.volumes/data": "example.com/data:v1?subpath=en&pull=never"}',
+        "imgvol hook createRuntime < state.json",
+        "imgvol hook poststop < state.json",
+        after='In config.json: "annotations": {"io.imgvol.volumes/data": "debian:12?subpath=etc"}, '
+        '"hooks": {"createRuntime": [{"path": "/usr/bin/imgvol", '
+        '"args": ["imgvol", "hook", "createRuntime"]}], "poststop": ...}',
     ),
 )
 @click.argument("stage", type=click.Choice(["createRuntime", "poststop"]))

@@ -234,7 +234,7 @@ def parse_query(query: str, fields: Sequence[Field]) -> Values:
 def parse_body(body: bytes, fields: Sequence[Field]) -> Values:
     """Check a JSON body against its declaration; raises InvalidArgument."""
     try:
-        document = json.loads(body or b"{}", object_pairs_hook=_unique)
+        document = json.loads(body or b"{}", object_pairs_hook=_unique, parse_constant=_no_json)
     except (ValueError, RecursionError) as error:
         hint = "Send one JSON object, encoded as UTF-8."
         raise InvalidArgument("the request body is not JSON", hint=hint) from error
@@ -311,6 +311,11 @@ _QUERY_KINDS: Final[Mapping[str, Callable[[str, str], object]]] = {
     "boolean": _boolean,
     "number": _number,
 }
+
+
+def _no_json(_word: str) -> None:
+    """Refuses NaN and Infinity, which JSON does not have."""
+    raise ValueError
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -4,6 +4,8 @@ Values in `fields` come from outside and may be of any type: here they become JS
 is not a plain value is trusted to have a harmless `repr`.
 """
 
+from math import isfinite
+
 from imgvol.errors import ImageVolumeMountFailed, ImgvolError, InternalError
 
 # A field longer than this helps nobody and may be an attack on a log or a terminal.
@@ -70,7 +72,8 @@ def _decisive(error: ImgvolError) -> ImgvolError:
 
 
 def _plain(value: object) -> object:
-    if value is None or isinstance(value, bool | int | float):
+    # JSON has no word for infinity.
+    if value is None or isinstance(value, int) or (isinstance(value, float) and isfinite(value)):
         return value
     if isinstance(value, bytes):
         value = value.decode("utf-8", "backslashreplace")

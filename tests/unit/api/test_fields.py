@@ -65,6 +65,7 @@ def test_bad_queries(query):
         b'{"image": "\\udcff"}',
         b"[" * 100_000,
         b'{"image": NaN}',
+        b'{"image": "a", "path": "\\ud800"}',
     ],
 )
 def test_bad_bodies(body):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import socket
 
 import pytest
@@ -277,7 +278,7 @@ async def test_a_client_that_does_not_read_is_dropped():
 
 async def test_an_error_of_ours_becomes_its_status_and_document():
     async def fail(_request):
-        raise NotFound("no such image", hint="Pull it.", image="x", raw=b"\xff")
+        raise NotFound("no such image", hint="Pull it.", image="x", raw=b"\xff", got=math.inf)
 
     async with connected(fail) as peer:
         status, body = await peer.ask(GET)
@@ -287,7 +288,7 @@ async def test_an_error_of_ours_becomes_its_status_and_document():
             "message": "no such image",
             "hint": "Pull it.",
             "retryable": False,
-            "fields": {"image": "x", "raw": "\\xff"},
+            "fields": {"image": "x", "raw": "\\xff", "got": "inf"},
         }
         assert (await peer.ask(GET))[0] == 404  # the connection lives
 

@@ -8,7 +8,7 @@ import pytest
 from imgvol.oci.digest import Digest
 from support.artifacts import Artifact, Blob
 from support.images import Layer, directory, file
-from support.programs import wait_until
+from support.programs import run, wait_until
 
 pytestmark = [pytest.mark.servers, pytest.mark.fuse]
 
@@ -110,3 +110,10 @@ def test_images_as_oras_pushes_them_are_mounted(daemon, agent, registry):
     assert agent.ask_bytes("content", path=f"{target}/dir/file") == b"1"
     details = daemon.json("inspect", reference)
     assert details["image"]["layers"][0]["diff_id"] == layer.diff_id
+
+
+def test_artifacts_in_layouts_and_archives_are_read(daemon, model, tmp_path):
+    for scheme, name in (("oci", "layout"), ("oci-archive", "archive.tar")):
+        local = f"{scheme}:{tmp_path}/{name}:v1"
+        run("skopeo", "copy", "--quiet", "--src-tls-verify=false", f"docker://{model}", local)
+        assert daemon.run("cat", local, "/config.json").stdout == '{"layers": 2}'

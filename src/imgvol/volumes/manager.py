@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
@@ -35,7 +35,7 @@ from imgvol.volumes import mounts
 from imgvol.volumes.homes import Homes, check_lease_id
 from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
 from imgvol.volumes.obtaining import PullPolicy, obtain
-from imgvol.volumes.volume import HeldVolume, Volume
+from imgvol.volumes.volume import HeldVolume, Volume, describe
 
 log = logging.getLogger(__name__)
 
@@ -399,30 +399,15 @@ class VolumeManager:
     def _path_of(self, view: OpenView) -> str:
         return os.path.join(self._views_directory, os.fsdecode(view.name))
 
-    def _shown(self, held: HeldVolume, table: dict[bytes, MountInfo] | None = None) -> Volume:
-        record, image = held.record, held.image
-        reason = held.loss or self._absence(record, table)
-        return Volume(
-            id=record.id,
-            sandbox=record.sandbox,
-            image=record.image,
-            image_id=image.id if image else None,
-            chain_id=image.chain_id if image else None,
-            target=record.target,
-            view=self._path_of(held.view) if held.view else "",
-            state="lost" if reason else "mounted",
-            reason=reason,
-            created_at=record.created_at,
-            noexec=record.noexec,
-            patience=record.patience,
-            layers=held.view.layer_statuses() if held.view else (),
-        )
+    def _shown(self, held: HeldVolume, table: Mapping[bytes, MountInfo] | None = None) -> Volume:
+        view_path = self._path_of(held.view) if held.view else ""
+        return describe(held, view_path, "" if table is None else self._absence(held, table))
 
-    def _absence(self, record: VolumeRecord, table: dict[bytes, MountInfo] | None) -> str:
+    def _absence(self, held: HeldVolume, table: Mapping[bytes, MountInfo]) -> str:
         """Why a volume does not show at its target, if the kernel's table says so."""
-        if table is None or record.target is None:
+        if held.record.target is None:
             return ""
-        mount = table.get(os.fsencode(record.target))
+        mount = table.get(os.fsencode(held.record.target))
         if mount is None:
             return "somebody has unmounted it"
         return "" if is_ours(mount, self._views_directory) else "something else is mounted over it"

@@ -53,3 +53,30 @@ class HeldVolume:
     image: ImageRecord | None
     view: OpenView | None
     loss: str = ""
+
+
+def describe(held: HeldVolume, view_path: str, absence: str = "") -> Volume:
+    """What there is to say of a volume.
+
+    Args:
+        held: Which.
+        view_path: Of its view; empty when it has none.
+        absence: Why its target does not show the view, if it does not.
+    """
+    record, image = held.record, held.image
+    reason = held.loss or absence
+    return Volume(
+        id=record.id,
+        sandbox=record.sandbox,
+        image=record.image,
+        image_id=image.id if image else None,
+        chain_id=image.chain_id if image else None,
+        target=record.target,
+        view=view_path,
+        state="lost" if reason else "mounted",
+        reason=reason,
+        created_at=record.created_at,
+        noexec=record.noexec,
+        patience=record.patience,
+        layers=held.view.layer_statuses() if held.view else (),
+    )

@@ -75,8 +75,8 @@ def start_and_die(imgvol, prelude):
 
 
 PLACES = [
-    ("imgvol.volumes.syscalls", "bind_read_only", False),
-    ("imgvol.volumes.syscalls", "bind_read_only", True),
+    ("imgvol.volumes.syscalls", "attach", False),
+    ("imgvol.volumes.syscalls", "attach", True),
     ("imgvol.content.records.volumes", "put_lease", False),
     ("imgvol.content.records.volumes", "put_lease", True),
 ]
@@ -90,7 +90,7 @@ def test_killed_while_it_mounts_a_volume_is_there_as_a_whole_or_not_at_all(
     (first,) = mount_for(killed, "pod-1", name)
     killed.terminate()
     # The first call recovers pod-1's bind; records are written for pod-2 only.
-    number = 2 if function == "bind_read_only" else 1
+    number = 2 if function == "attach" else 1
     killed.prelude = dying(module, function, number, after=after)
     killed.start()
     with pytest.raises((OSError, HTTPException)):
@@ -114,7 +114,7 @@ def test_killed_while_it_recovers_the_next_one_recovers(killed, name, agent, num
     """F08: at the n-th of twelve binds; then, before anything has been unmounted; then not."""
     paths = [mount_for(killed, f"pod-{n}", name)[0] for n in range(12)]
     kill(killed)
-    start_and_die(killed, dying("imgvol.volumes.syscalls", "bind_read_only", number, after=after))
+    start_and_die(killed, dying("imgvol.volumes.syscalls", "attach", number, after=after))
     start_and_die(killed, dying("imgvol.volumes.syscalls", "unmount", after=after))
     for path in paths:
         found = agent.errno_of("content", path=f"{path}/motd")

@@ -30,7 +30,6 @@ from imgvol.images.lazy import LazyLayers
 from imgvol.images.views import Views
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import ROOT, LayerIndex
-from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -571,13 +570,12 @@ async def pull_whole(case: Case) -> LayerRecord:
         compression=Compression.GZIP,
         diff_id=case.record.diff_id,
         progress=LayerProgress(digest=str(case.record.digest), size=case.record.size),
-        adapt=as_stargz,
     )
     return await case.store.complete_layer(await trio.to_thread.run_sync(ingest.run))
 
 
 async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda *_: trio.sleep_forever())
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
         await lazy.attach(layer, case.record)
@@ -594,7 +592,7 @@ async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path
 async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda *_: trio.sleep_forever())
     stargz = lying(other_mode)
     async with case_of(tmp_path, stargz, monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()

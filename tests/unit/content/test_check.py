@@ -14,7 +14,7 @@ from imgvol.content.check import Remedy
 from imgvol.content.records import Origin
 from imgvol.content.span_map import SpanMap
 from imgvol.content.store import open_store
-from imgvol.errors import StoreLocked
+from imgvol.errors import StoreDamaged, StoreLocked
 from imgvol.images.collection import Collector
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.views import Views
@@ -236,6 +236,26 @@ async def test_what_is_younger_than_the_copy_is_found_by_its_files_and_pinned(co
         assert image.manifest not in {
             thing.digest for thing in (await Collector(store).collect()).removed
         }
+
+
+async def test_a_database_of_another_version_is_left_alone(config):
+    await filled(config)
+    with sqlite3.connect(config.root / "imgvol.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreDamaged, match="another version"):
+        await offline.check(config, repair=True)
+    assert not list(config.root.glob("imgvol.db.damaged-*"))
+
+
+async def test_a_copy_that_is_damaged_itself_is_not_believed(config):
+    image = await filled(config)
+    ruin(config, "garbage")
+    shutil.copy(config.root / "imgvol.db", config.root / "imgvol.db.copy")
+    assert (await offline.check(config, repair=True)).wrong == ()
+    async with open_store(config.root) as store:
+        (found,) = await store.records.images()
+        assert (found.manifest, found.names) == (image.manifest, ())
 
 
 async def test_a_row_that_belongs_to_nothing_is_told(config):

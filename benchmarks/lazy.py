@@ -1,10 +1,11 @@
 """Lazy mounts against full pulls: how soon work begins, over lines of several qualities.
 
 One image of more than 400 MB (Debian, python3, numpy and scipy), as plain gzip, gzip with a SOCI
-index, eStargz and zstd:chunked, behind a line with a given round-trip time and bandwidth. For
-each: the time until `imgvol mount` returns, until `import numpy` has run out of the view, and until
-every file has been read; and the bytes that had crossed the line by then. Against skopeo and umoci,
-who have to finish before anything can run.
+index, eStargz and zstd:chunked as their own tools make them, behind a line with a given round-trip
+time and bandwidth. For each: the time until `imgvol mount` returns, until `import numpy` has run
+out of the view, how long that takes once more, and the time until every file has been read; the
+bytes that had crossed the line when the work was done, and those of them that it needed. Against
+skopeo and umoci, who have to finish before anything can run.
 """
 
 import json
@@ -24,7 +25,8 @@ import httpx
 from support import images, rootfs
 from support.daemon import Imgvol, running_daemon
 from support.images import Image, Layer, push, sha256, to_json, write_layout
-from support.peers import stargz_layer
+from support.lazy_images import as_layer
+from support.peers import podman_layer, stargz_layer
 from support.programs import run
 from support.proxy import Proxy, running_proxy
 from support.registry import Registry
@@ -64,8 +66,8 @@ def bench_lazy(registry: Registry, work: Path, lines: Sequence[str] = ()) -> Non
     """
     references = make_images(registry, work)
     print(
-        f"{'LINE':<10}{'FORMAT':<14}{'MOUNT':>9}{'FIRST WORK':>12}{'FETCHED':>10}"
-        f"{'ALL READ':>10}{'FETCHED':>10}   AGAINST umoci"
+        f"{'LINE':<10}{'FORMAT':<14}{'MOUNT':>9}{'WORK':>9}{'AGAIN':>9}{'FETCHED':>10}{'NEEDED':>10}"
+        f"{'ALL READ':>10}   AGAINST umoci: WORK, ALL READ"
     )
     for line in LINES:
         if lines and line.name not in lines:
@@ -75,15 +77,37 @@ def bench_lazy(registry: Registry, work: Path, lines: Sequence[str] = ()) -> Non
                 proxy.delay(line.round_trip)
             if line.rate:
                 proxy.throttle(line.rate, shared=True)
-            unpacked = measure_umoci(proxy.reference(references["gzip"]), work)
-            print(f"{line.name:<10}{'umoci':<14}{'':>9}{unpacked:>10.2f} s")
+            other = measure_umoci(proxy.reference(references["gzip"]), line, work)
+            print(format_row(line, "umoci", other), flush=True)
             for kind in FORMATS:
-                measure(proxy, kind, references[kind], line, work, unpacked)
+                ours = measure(proxy, references[kind], line, work)
+                print(format_row(line, kind, ours, other), flush=True)
 
 
-def measure(
-    proxy: Proxy, kind: str, reference: str, line: Line, work: Path, unpacked: float
-) -> None:
+@dataclass(frozen=True)
+class Figures:
+    """Seconds since the beginning, and bytes that had crossed the line when the work was done."""
+
+    work: float
+    again: float
+    mount: float | None = None
+    everything: float | None = None
+    fetched: int | None = None
+    needed: int | None = None
+
+
+def format_row(line: Line, kind: str, figures: Figures, other: Figures | None = None) -> str:
+    row = f"{line.name:<10}{kind:<14}{_seconds(figures.mount)}{_seconds(figures.work)}"
+    row += f"{_seconds(figures.again)}{_mb(figures.fetched):>10}{_mb(figures.needed):>10}"
+    row += f"{_seconds(figures.everything, 10)}"
+    if other is not None:
+        row += f"   {other.work / figures.work:.1f} times sooner"
+    if other is not None and figures.everything and other.everything:
+        row += f", {figures.everything / other.everything:.2f} times as long"
+    return row.rstrip()
+
+
+def measure(proxy: Proxy, reference: str, line: Line, work: Path) -> Figures:
     """One format over one line, from an empty store."""
     with _directory(work) as base, running_daemon(base) as daemon:
         target = daemon.target("mnt")
@@ -91,33 +115,33 @@ def measure(
         began = time.perf_counter()
         daemon.run("mount", proxy.reference(reference), target, timeout=600)
         mounted = time.perf_counter() - began
-        run("chroot", target, "/usr/bin/python3", "-c", WORK, timeout=600)
-        worked = time.perf_counter() - began
-        fetched = proxy.blob_bytes(seen)
-        everything = after = ""
-        if line.reads_all:
-            run("sh", "-c", f"find {target} -type f -print0 | xargs -0 cat >/dev/null", timeout=900)
-            everything = f"{time.perf_counter() - began:.2f} s"
-            after = _mb(proxy.blob_bytes(seen))
-        print(
-            f"{line.name:<10}{kind:<14}{mounted:>7.2f} s{worked:>10.2f} s{_mb(fetched):>10}"
-            f"{everything:>10}{after:>10}   {unpacked / worked:.1f} times sooner",
-            flush=True,
-        )
-        _report_needed(daemon)
+        worked = _work_in(target) + mounted
+        fetched, needed = proxy.blob_bytes(seen), _needed(daemon)
+        again = _work_in(target)
+        everything = worked + again + _read_all(target) if line.reads_all else None
         daemon.run("unmount", target)
+        return Figures(worked, again, mounted, everything, fetched, needed or None)
 
 
-def _report_needed(daemon: Imgvol) -> None:
+def _needed(daemon: Imgvol) -> int:
     (volume,) = daemon.json("ps")
-    needed = sum(layer["needed"] for layer in volume["layers"])
-    fetched = sum(layer["fetched"] for layer in volume["layers"])
-    if needed:
-        print(f"{'':<24}readers waited for {_mb(needed)}, {_mb(fetched)} fetched in all")
+    return sum(layer["needed"] for layer in volume["layers"])
 
 
-def measure_umoci(reference: str, work: Path) -> float:
-    """Seconds until the same work has run out of an unpacked tree."""
+def _work_in(tree: Path | str) -> float:
+    began = time.perf_counter()
+    run("chroot", tree, "/usr/bin/python3", "-c", WORK, timeout=600)
+    return time.perf_counter() - began
+
+
+def _read_all(tree: Path | str) -> float:
+    began = time.perf_counter()
+    run("sh", "-c", f"find {tree} -type f -print0 | xargs -0 cat >/dev/null", timeout=900)
+    return time.perf_counter() - began
+
+
+def measure_umoci(reference: str, line: Line, work: Path) -> Figures:
+    """The same out of an unpacked tree."""
     with _directory(work) as base:
         began = time.perf_counter()
         run(
@@ -125,8 +149,11 @@ def measure_umoci(reference: str, work: Path) -> float:
             f"docker://{reference}", f"oci:{base}/layout:x", timeout=900,
         )  # fmt: skip
         run("umoci", "raw", "unpack", "--image", f"{base}/layout:x", base / "tree", timeout=900)
-        run("chroot", base / "tree", "/usr/bin/python3", "-c", WORK, timeout=600)
-        return time.perf_counter() - began
+        unpacked = time.perf_counter() - began
+        worked = _work_in(base / "tree") + unpacked
+        again = _work_in(base / "tree")
+        everything = worked + again + _read_all(base / "tree") if line.reads_all else None
+        return Figures(worked, again, everything=everything)
 
 
 # --- the images --------------------------------------------------------------------------------
@@ -141,9 +168,10 @@ def make_images(registry: Registry, work: Path) -> dict[str, str]:
     names = {"gzip": "lazy:gzip", "soci": "lazy:soci"}
     push(write_layout(work / "plain", {"x": plain}), "x", registry.reference(names["gzip"]))
     push_soci(registry, plain, "soci", work)
-    for kind, name in (("estargz", "gzip"), ("zstd:chunked", "zstd")):
-        layers = [converted(layer, name, work) for layer in plain.layers]
-        names[kind] = f"lazy:{name}-toc"
+    for kind, convert in (("estargz", converted), ("zstd:chunked", rechunked)):
+        name = kind.replace(":", "-")
+        layers = [convert(layer, work) for layer in plain.layers]
+        names[kind] = f"lazy:{name}"
         layout = write_layout(work / f"layout-{name}", {"x": Image(layers)})
         push(layout, "x", registry.reference(names[kind]))
     return names
@@ -166,19 +194,16 @@ def science_tar() -> bytes:
     return kept.read_bytes()
 
 
-def converted(layer: Layer, name: str, work: Path) -> Layer:
-    """The same layer with a table of contents, by stargz's own library."""
+def converted(layer: Layer, work: Path) -> Layer:
+    """The same layer as eStargz, by stargz's own library, with its chunks of 4 MiB."""
     with _directory(work) as directory:
-        made = stargz_layer(directory, layer.tar, "-format", name)
-        diff_id = json.loads(
-            run(
-                PEERS / "estargz", "-format", name, directory / "source.tar", directory / "again"
-            ).stdout
-        )["diff_id"]
-    result = Layer(b"", name)
-    result.blob, result.annotations = made.blob, made.annotations
-    result.digest, result.size, result.diff_id = sha256(made.blob), len(made.blob), diff_id
-    return result
+        return as_layer(stargz_layer(directory, layer.tar), "gzip")
+
+
+def rechunked(layer: Layer, work: Path) -> Layer:
+    """The same layer as podman pushes it, with its chunks of 64 KiB on average."""
+    with _directory(work) as directory:
+        return as_layer(podman_layer(directory, layer.tar), "zstd")
 
 
 def push_soci(registry: Registry, image: Image, tag: str, work: Path) -> None:
@@ -240,5 +265,9 @@ def _directory(work: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _mb(size: float) -> str:
-    return f"{size / 1e6:.1f} MB"
+def _mb(size: int | None) -> str:
+    return "" if size is None else f"{size / 1e6:.1f} MB"
+
+
+def _seconds(seconds: float | None, width: int = 9) -> str:
+    return " " * width if seconds is None else f"{seconds:>{width - 2}.2f} s"

@@ -131,6 +131,8 @@ TOKEN_LONGEST_LIFETIME: Final = 86_400.0
 CHALLENGE_SIZE: Final = 8 * KIB
 # Other places of one blob that are tried: those who name any name one or two.
 FOREIGN_URLS: Final = 8
+# Blobs of one registry whose place at an object store is remembered.
+LOCATIONS: Final = 1024
 # Signed URLs of object stores reach about 2 KiB.
 LOCATION_LENGTH: Final = 16 * KIB
 # What an error message repeats of a registry's own words.
@@ -161,6 +163,8 @@ FETCH_AT_ONCE: Final = 12
 FETCH_PER_HOST: Final = 6
 # The latest flights tell what a line is like; those that brought more than this, how wide it is.
 LINE_SAMPLES: Final = 8
+# A flight that has been in the air for less time says nothing about its speed.
+LINE_JUDGED_AFTER: Final = 0.1
 # Until then: a home's line to a registry on the same continent.
 LINE_ROUND_TRIP: Final = 0.05
 LINE_BANDWIDTH: Final = 10 * MIB

@@ -177,7 +177,12 @@ def soci_indexes() -> Sequence[bytes]:
             _descriptor("application/vnd.amazon.soci.prefetch.v1+json", annotations=layer),
         ],
     }
-    return [json.dumps(index).encode()]
+    referrer = {
+        **index,
+        "config": _descriptor("application/vnd.amazon.soci.index.v1+json"),
+        "subject": _descriptor("application/vnd.oci.image.manifest.v1+json"),
+    }
+    return [json.dumps(each).encode() for each in (index, referrer)]
 
 
 def prefetch_artifacts() -> Sequence[bytes]:

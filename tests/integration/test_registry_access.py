@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from itertools import chain
 
+import httpx
 import pytest
 import trio
 import trustme
@@ -24,6 +25,7 @@ from imgvol.errors import (
     Unauthorized,
 )
 from imgvol.registry import Credential, Lookup, RegistryOptions, Secret, StaticCredentials
+from support.programs import free_port
 from support.remote_images import BOUNDS, RemoteImage, client_of, read_blob, reference
 from support.scripted_registry import (
     ScriptedServer,
@@ -570,6 +572,56 @@ async def test_resumed_blob_asks_the_second_host_directly(image):
             assert await read_blob(client, registry, image.layer_descriptor) == image.layer
         assert other.fired == ["eof"]
         assert len(registry.seen) == 1
+
+
+async def test_the_next_range_asks_the_second_host_directly(image):
+    with two_servers() as (registry, other):
+        registry.on("GET", image.layer_path, redirect(f"{other.url}/data"))
+        other.on("GET", "/data", serve(image.layer))
+        async with client_of(registry) as client:
+            for start in (0, 100, 200):
+                got = await read_blob(
+                    client, registry, image.layer_descriptor, offset=start, end=start + 100
+                )
+                assert got == image.layer[start : start + 100]
+        assert len(registry.seen) == 1
+        assert [seen.range[0] for seen in other.seen] == [0, 100, 200]
+
+
+async def test_a_place_that_other_readers_found_and_that_has_gone_is_asked_for_again(image):
+    with two_servers() as (registry, other):
+        gone = f"http://localhost:{free_port()}/data"
+        registry.on("GET", image.layer_path, redirect(f"{other.url}/data"))
+        other.on("GET", "/data", serve(image.layer))
+        blob = httpx.URL(f"{registry.url}{image.layer_path}")
+        async with client_of(registry) as client:
+            for start in (0, 100, 200):
+                part = {"offset": start, "end": start + 100}
+                got = await read_blob(client, registry, image.layer_descriptor, **part)
+                assert got == image.layer[start : start + 100]
+                if start == 0:
+                    client._session.hops.locations.note(blob, httpx.URL(gone))
+            assert client._session.hops.locations.get(blob) == httpx.URL(f"{other.url}/data")
+        assert len(registry.seen) == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+async def test_an_expired_place_that_another_reader_found_is_asked_for_again(image, status):
+    with two_servers() as (registry, other):
+        registry.on(
+            "GET", image.layer_path, redirect(f"{other.url}/old"), redirect(f"{other.url}/new")
+        )
+        expired = respond(status, fault="expired")
+        other.on("GET", "/old", serve(image.layer), expired)
+        other.on("GET", "/new", serve(image.layer))
+        async with client_of(registry) as client:
+            for start in (0, 100, 200):
+                got = await read_blob(
+                    client, registry, image.layer_descriptor, offset=start, end=start + 100
+                )
+                assert got == image.layer[start : start + 100]
+        assert other.fired == ["expired"]
+        assert len(registry.seen) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410])

@@ -9,7 +9,6 @@ from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import iter_decoded
 from imgvol.layers.index import ROOT, WHITEOUT, Extent, LayerIndex
 from imgvol.layers.lazy.locate import ExternalToc, NeedTail, Toc, TocRange, find_toc, open_layer
-from imgvol.layers.lazy.reserved import is_reserved
 from imgvol.layers.lazy.spans import LazyLayer, SpanTable
 from imgvol.layers.tar import TarParser
 
@@ -89,11 +88,10 @@ def _describe_leaf(index: LayerIndex, node: int, read: Callable[[Extent], bytes]
 
 
 def describe_tar(archive: bytes) -> dict[bytes, object]:
-    """The same of a plain tar, read by the parser that streams use; reserved names left out."""
+    """The same of a plain tar, read by the parser that streams use."""
     parser, builder = TarParser(), IndexBuilder(own_files=False)
     for member in parser.feed(archive):
-        if not is_reserved(member):
-            builder.add(member)
+        builder.add(member)
     parser.finish()
     index = LayerIndex(builder.finish())
     return describe(index, lambda e: archive[e.position : e.position + e.size])

@@ -12,10 +12,10 @@ import zstandard
 
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy import estargz
-from imgvol.layers.lazy.reserved import TOC_NAME
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.layers.lazy.toc import read_toc
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ, Family
+from imgvol.layers.reserved import TOC_NAME
 
 
 def sha256(data: bytes) -> str:
@@ -74,7 +74,7 @@ class Body:
     def toc(self) -> bytes:
         return json.dumps({"version": 1, "entries": self.entries}).encode()
 
-    def read(self, toc: bytes | None = None, *, is_stargz: bool = True) -> LazyLayer:
+    def read(self, toc: bytes | None = None) -> LazyLayer:
         """Reads the table of contents, as if its digest had been checked."""
         size = len(self.data)
         return read_toc(
@@ -82,7 +82,6 @@ class Body:
             compression=self.compression,
             blob_size=size,
             data_end=size,
-            is_stargz=is_stargz,
         )
 
 

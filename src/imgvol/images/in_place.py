@@ -19,9 +19,7 @@ from imgvol.images.ingest import LayerProgress
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, sniff
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.reserved import as_stargz
-from imgvol.layers.tar import TarMember, TarParser
+from imgvol.layers.tar import TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.sources.base import BlobPlace, ImageSource
@@ -120,7 +118,7 @@ class InPlaceIngest:
                 hasher.update(piece)
             members = parser.feed(piece)
             for member in members:
-                self._add(builder, member)
+                builder.add(member)
             self._progress.received += len(piece)
             self._progress.unpacked += len(piece)
             self._progress.entries += len(members)
@@ -128,12 +126,6 @@ class InPlaceIngest:
             self._check(Digest.from_hasher(hashers[digest.algorithm]), digest)
         parser.finish()
         return builder.finish()
-
-    def _add(self, builder: IndexBuilder, member: TarMember) -> None:
-        # As an ordinary pull would show it.
-        shown = as_stargz(member) if TOC_DIGEST in self._descriptor.annotations else member
-        if shown is not None:
-            builder.add(shown)
 
     def _check(self, actual: Digest, expected: Digest) -> None:
         if actual != expected:

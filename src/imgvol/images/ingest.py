@@ -17,7 +17,7 @@ thread's wait for bytes, and through the queue the storing thread.
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -27,7 +27,7 @@ from imgvol.errors import DigestMismatch, InternalError
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, open_decoder, sniff
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.tar import TarMember, TarParser
+from imgvol.layers.tar import TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.sources.base import BlobReader
@@ -109,7 +109,6 @@ class LayerIngest:
         compression: Compression | None,
         diff_id: DiffID,
         progress: LayerProgress,
-        adapt: Callable[[TarMember], TarMember | None] | None = None,
     ) -> None:
         self._open_blob = open_blob
         self._store = store
@@ -117,7 +116,6 @@ class LayerIngest:
         self._compression = compression
         self._diff_id = diff_id
         self._progress = progress
-        self._adapt = adapt
         self._pieces = _PieceQueue()
         self._reader: BlobReader | None = None
         self._is_cancelled = False
@@ -214,7 +212,7 @@ class LayerIngest:
                 clock.lap("idle")
                 hasher.update(piece)
                 members = parser.feed(piece)
-                for member in self._adapted(members):
+                for member in members:
                     number = builder.add(member)
                     if number is not None:
                         writer.expect(number, member)
@@ -241,12 +239,6 @@ class LayerIngest:
             writer.publish(record, index, builder.referenced_files)
             clock.lap("publish")
         return record
-
-    def _adapted(self, members: Iterable[TarMember]) -> Iterable[TarMember]:
-        """The members as users are to see them."""
-        if self._adapt is None:
-            return members
-        return [adapted for member in members if (adapted := self._adapt(member)) is not None]
 
     def _check(self, actual: Digest, expected: Digest, message: str) -> None:
         if actual != expected:

@@ -36,10 +36,8 @@ from imgvol.images.comparison import first_difference
 from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.rest import fetch_rest
-from imgvol.images.finding import STARGZ
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
-from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import layer_compression
@@ -217,7 +215,6 @@ class LazyLayers:
             compression=Compression(compression) if compression else None,
             diff_id=record.diff_id,
             progress=LayerProgress(digest=str(record.digest), size=record.size),
-            adapt=as_stargz if record.format.startswith(STARGZ) else None,
         )
         try:
             verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)

@@ -32,8 +32,6 @@ from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.lazy.estargz import TOC_DIGEST
-from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.oci.chain import chain_id
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -341,8 +339,6 @@ class Puller:
                 compression=Compression(compression) if compression else None,
                 diff_id=diff_id,
                 progress=progress,
-                # What is no file to a lazy reader is none after a full pull, either.
-                adapt=as_stargz if TOC_DIGEST in descriptor.annotations else None,
             )
             record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
             if stored is None or stored.is_stored:

@@ -19,6 +19,9 @@ Rule 4: Whiteouts and opaque marks speak about lower layers, wherever in the lay
 they are kept apart from the entries and meet them only at the end: a whiteout beside a directory of
 the same name makes that opaque; beside anything else it says nothing new.
 
+Rule 5: What eStargz keeps in the root for itself is left out, and the times of a layer that has
+such a file are rounded to seconds (see `reserved`).
+
 The tree that grows here is small: dictionaries of names for directories, and for everything else a
 number, the place of its record (`records`). How the tree becomes tables is told in `flatten`.
 """
@@ -29,7 +32,8 @@ from imgvol import limits
 from imgvol.errors import InvalidLayer, LimitExceeded
 from imgvol.layers.flatten import AUFS_PREFIX, TreeDirectory, flatten
 from imgvol.layers.paths import clean_path, join_path, split_path
-from imgvol.layers.records import IMPLICIT_DIRECTORY, Records, exceeded
+from imgvol.layers.records import IMPLICIT_DIRECTORY, Records, exceeded, rounded
+from imgvol.layers.reserved import RESERVED_NAMES
 from imgvol.layers.tar import MemberType, TarMember
 
 _WHITEOUT_PREFIX: Final = b".wh."
@@ -90,6 +94,7 @@ class IndexBuilder:
 
     def finish(self) -> bytes:
         """The index of all members, for LayerIndex. The builder is of no use afterwards."""
+        self._leave_out_reserved()
         data, leaves = flatten(self._root, self._records)
         self._referenced_files = frozenset(
             number for leaf, number in self._own_files.items() if leaf in leaves
@@ -106,6 +111,24 @@ class IndexBuilder:
     def dropped_xattrs(self) -> int:
         """Extended attributes left out because no image may bring them."""
         return self._records.dropped_xattrs
+
+    def _leave_out_reserved(self) -> None:
+        """Rule 5."""
+        children = self._root.children
+        reserved = [name for name in RESERVED_NAMES if self._is_file(children.get(name))]
+        if not reserved:
+            return
+        for name in reserved:
+            del children[name]
+        self._records.round_times()
+        directories = [self._root]
+        for directory in directories:
+            directory.record = rounded(directory.record)
+            below = directory.children.values()
+            directories += [child for child in below if isinstance(child, TreeDirectory)]
+
+    def _is_file(self, child: TreeDirectory | int | None) -> bool:
+        return isinstance(child, int) and self._records.is_file(child)
 
     # --- entries ----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Final
 from imgvol import limits
 from imgvol.errors import InvalidLayer, LimitExceeded
 from imgvol.layers import wire
+from imgvol.layers.reserved import whole_seconds
 from imgvol.layers.tar import MemberType, TarMember
 from imgvol.layers.wire import FOREIGN_LINK, NODE, Flag, NodeType
 
@@ -85,6 +86,15 @@ class Records:
             return None
         *_, size, at = NODE.unpack_from(self.leaves, leaf * NODE.size)
         return bytes(self.strings[at : at + size])
+
+    def is_file(self, leaf: int) -> bool:
+        """Whether a leaf is a regular file."""
+        return self.leaves[leaf * NODE.size] == NodeType.FILE
+
+    def round_times(self) -> None:
+        """Makes the times of all leaves whole seconds."""
+        for at in range(0, len(self.leaves), NODE.size):
+            self.leaves[at : at + NODE.size] = rounded(self.leaves[at : at + NODE.size])
 
     def spend(self, count: int) -> None:
         """Count bytes that the index will hold beside its records.
@@ -170,6 +180,13 @@ class Records:
             known = self._xattr_sets[kept] = len(self.xattrs) + 1
             self.xattrs += encoded
         return known
+
+
+def rounded(record: bytes | bytearray) -> bytes:
+    """A NODE with a time of whole seconds."""
+    fields = list(NODE.unpack(record))
+    fields[wire.MTIME_FIELD] = whole_seconds(fields[wire.MTIME_FIELD])
+    return NODE.pack(*fields)
 
 
 def exceeded(limit: str, allowed: int, *, size: int | None = None) -> LimitExceeded:

@@ -78,6 +78,7 @@ class Flag(enum.IntFlag):
 NODE: Final = struct.Struct("<BBHIIIIIQQQ")
 NAMES_OFFSET: Final = 12  # of the fields names and name, which are known last
 VALUE_OFFSET: Final = NODE.size - 8
+MTIME_FIELD: Final = 8
 
 # offset in the file, size, position. The first record of a run is no extent: it says how many
 # follow, and 0 or one more than the number of the own file.

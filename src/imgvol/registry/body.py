@@ -21,7 +21,7 @@ from imgvol.errors import DigestMismatch, ImgvolError, ProtocolError, RegistryUn
 from imgvol.oci.descriptor import Descriptor
 from imgvol.registry.channel import Channel, ChannelPool
 from imgvol.registry.failures import NETWORK_ERRORS, translate
-from imgvol.registry.hops import Hops, Request, discard, public_errors, refuse_encoding
+from imgvol.registry.hops import Hops, Request, TryAgain, discard, public_errors, refuse_encoding
 from imgvol.registry.network import EndedEarly
 from imgvol.registry.operation import Operation
 from imgvol.registry.redaction import quote_remote, redact_url
@@ -146,8 +146,8 @@ class RemoteBlobReader:
         self._start = start
         self._end = end
         self._operation = Operation()
-        # Where redirects led: asked directly the next time, as long as it works.
-        self._location: httpx.URL | None = None
+        # Where redirects led, us or another reader: asked directly, as long as it works.
+        self._location = server.hops.locations.get(request.url)
         self._pieces = self._generate()
 
     @property
@@ -243,20 +243,34 @@ class RemoteBlobReader:
         """An answer that begins at `position`, or at 0 if the server knows no ranges."""
         self._operation.allow_within(self._bounds.document_deadline)
         hops = self._server.hops
-        request = self._ask_for(position)
-        response = hops.insist(channel, request, attempts, lambda: self._send(channel, request))
+        response = hops.insist(
+            channel, self._request, attempts, lambda: self._send(channel, position)
+        )
         if self._has_expired(response):
             discard(response)
-            self._location = None
-            again = self._ask_for(position)
-            response = hops.insist(channel, again, attempts, lambda: self._send(channel, again))
+            self._forget_location()
+            response = hops.insist(
+                channel, self._request, attempts, lambda: self._send(channel, position)
+            )
         self._check(response, position)
-        self._location = response.url if self._is_elsewhere(response) else None
+        if self._is_elsewhere(response):
+            self._location = response.url
+            hops.locations.note(self._request.url, response.url)
         self._operation.allow_within(math.inf)
         return response
 
-    def _send(self, channel: Channel, request: Request) -> httpx.Response:
-        return self._server.send(channel, request, self._repository)
+    def _forget_location(self) -> None:
+        if self._location is not None:
+            self._server.hops.locations.forget(self._request.url, self._location)
+        self._location = None
+
+    def _send(self, channel: Channel, position: int) -> httpx.Response:
+        try:
+            return self._server.send(channel, self._ask_for(position), self._repository)
+        except (TryAgain, *NETWORK_ERRORS):
+            # The registry may know a better place by now.
+            self._forget_location()
+            raise
 
     def _ask_for(self, position: int) -> Request:
         url = self._location or self._request.url

@@ -23,6 +23,7 @@ from imgvol.registry.failures import (
     registry_words,
     translate,
 )
+from imgvol.registry.locations import Locations
 from imgvol.registry.operation import OperationCancelled
 from imgvol.registry.redaction import Secret, quote_remote, redact_url
 from imgvol.registry.redirects import REDIRECT_STATUSES, Origin, next_hop
@@ -73,11 +74,15 @@ class Hops:
         registry: The registry's origin.
         bounds: How far to go, and how often to try.
         random: Spreads retries.
+
+    Attributes:
+        locations: Where blobs were found.
     """
 
     def __init__(self, registry: Origin, bounds: Bounds, random: Random) -> None:
         self.registry = registry
         self.bounds = bounds
+        self.locations = Locations()
         self._random = random
         self._budget = RetryBudget(bounds.retry_budget)
         self._registry_address: IPAddress | None = None

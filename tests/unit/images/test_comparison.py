@@ -16,7 +16,6 @@ from imgvol.images.comparison import first_difference
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -222,7 +221,6 @@ async def difference(store: Store, format_: str, layer: images.Layer, lazy: Lazy
         compression=Compression(layer.compression),
         diff_id=diff_id,
         progress=LayerProgress(digest=layer.digest, size=layer.size),
-        adapt=as_stargz if format_ == "eStargz" else None,
     )
     record = await store.complete_layer(await trio.to_thread.run_sync(ingest.run))
     complete = await store.open_layer(record)

@@ -82,6 +82,8 @@ def small(monkeypatch):
     monkeypatch.setattr(limits, "FETCH_SMALLEST", 1)
     monkeypatch.setattr(limits, "FETCH_LARGEST", 200 * KIB)
     monkeypatch.setattr(limits, "FETCH_GAP", 2 * KIB)
+    monkeypatch.setattr(limits, "FETCH_ALONG_FREE", 0)
+    monkeypatch.setattr(limits, "FETCH_ALONG_SHARE", 0.0)
     monkeypatch.setattr(Line, "worthwhile", property(lambda _: limits.FETCH_SMALLEST))
 
 
@@ -175,6 +177,7 @@ async def test_amplification_stops_at_gaps_and_at_the_largest_range(
     autojump_clock, tmp_path, source, monkeypatch
 ):
     monkeypatch.setattr(limits, "FETCH_LARGEST", 25 * KIB)
+    monkeypatch.setattr(limits, "FETCH_ALONG_FREE", 10**9)
     monkeypatch.setattr(Line, "worthwhile", property(lambda _: 10**9))
     ranges = [*cut(40 * KIB, 10 * KIB), (50 * KIB, 60 * KIB)]
     async with attached(tmp_path, ranges) as (_, fetcher):
@@ -186,15 +189,15 @@ async def test_amplification_stops_at_gaps_and_at_the_largest_range(
 def test_the_more_asking_costs_the_more_is_worth_taking():
     near, far = Line(), Line()
     for _ in range(30):
-        near.learn(0.0001, limits.MIB, 0.0101)
-        far.learn(0.05, limits.MIB, 0.15)
+        near.learn(0.0001, limits.MIB, 0.0101, 0.01)
+        far.learn(0.05, limits.MIB, 0.15, 0.15)
     assert near.worthwhile == limits.FETCH_SMALLEST
     assert far.worthwhile == pytest.approx(0.05 * limits.MIB / 0.15, rel=0.01)
-    far.learn(30.0, limits.MIB, 0.15)  # a pause before a retry is no round trip
-    far.learn(0.05, 100, 1e-6)  # too little to tell a bandwidth
+    far.learn(30.0, limits.MIB, 0.15, 0.15)  # a pause before a retry is no round trip
+    far.learn(0.05, 100, 1e-6, 1e-6)  # too little to tell a bandwidth
     assert far.worthwhile == pytest.approx(0.05 * limits.MIB / 0.15, rel=0.01)
     for _ in range(30):
-        far.learn(60.0, 100 * limits.MIB, 1.0)
+        far.learn(60.0, 100 * limits.MIB, 1.0, 1.0)
     assert far.worthwhile == limits.FETCH_LARGEST
 
 
@@ -207,9 +210,19 @@ def test_a_line_that_nobody_knows_brings_little_along():
     assert not line.is_worth_asking(100_000, ahead=200_000, rate=None)
 
 
+def test_a_line_is_slow_if_one_waits_for_it_not_if_there_is_much_to_do():
+    line = Line()
+    assert line.is_slow, "nobody knows"
+    line.learn(0.01, limits.MIB, 1.0, 0.001)
+    assert not line.is_slow
+    for _ in range(limits.LINE_SAMPLES // 2):
+        line.learn(0.01, limits.MIB, 1.0, 0.9)
+    assert line.is_slow
+
+
 def test_waiting_for_a_stream_is_worth_it_while_it_is_near_and_comes():
     line = Line()
-    line.learn(0.1, 10 * limits.MIB, 1.0)
+    line.learn(0.1, 10 * limits.MIB, 1.0, 1.0)
     assert not line.is_worth_asking(limits.MIB // 4, ahead=limits.MIB, rate=None)
     assert line.is_worth_asking(limits.MIB, ahead=3 * limits.MIB, rate=None)
     assert line.is_worth_asking(limits.MIB // 4, ahead=limits.MIB, rate=limits.MIB)
@@ -415,6 +428,26 @@ async def test_wrong_bytes_fail_their_readers_and_are_not_stored(autojump_clock,
         assert await read(layer, 10 * KIB, 30 * KIB) == BLOB[10 * KIB : 40 * KIB]
 
 
+@pytest.mark.usefixtures("line", "small")
+async def test_what_is_wrong_once_is_asked_for_again_and_nobody_notices(
+    autojump_clock, tmp_path, source
+):
+    source_open = source.open_blob
+    source.blob[25 * KIB] ^= 1
+
+    def heal(descriptor, *, offset, end):
+        if source.opened:
+            source.blob[25 * KIB] = BLOB[25 * KIB]
+        return source_open(descriptor, offset=offset, end=end)
+
+    source.open_blob = heal
+    async with attached(tmp_path) as (layer, fetcher):
+        await fetcher.ensure([1, 2, 3])
+        assert await read(layer, 10 * KIB, 30 * KIB) == BLOB[10 * KIB : 40 * KIB]
+        # From the wrong span on; what came before is good.
+        assert source.opened == [(10 * KIB, 40 * KIB), (20 * KIB, 40 * KIB)]
+
+
 @pytest.mark.expects_log("its registry fails")
 @pytest.mark.usefixtures("line", "small")
 async def test_a_source_that_cannot_be_opened_fails_the_readers_and_recovers(
@@ -610,6 +643,51 @@ async def test_what_is_taken_along_in_vain_has_a_bound(
         await fetcher.ensure([40])
         assert source.opened[-1] == (400 * KIB, 440 * KIB)
         assert fetcher.statistics.needed == (4 + 4 + 1) * 10 * KIB
+
+
+@pytest.mark.usefixtures("line")
+async def test_who_goes_through_files_in_the_blob_s_order_waits_ever_less(
+    autojump_clock, tmp_path, source, monkeypatch
+):
+    """Each span is a file of its own: nobody reads one of them on."""
+    monkeypatch.setattr(limits, "FETCH_SMALLEST", 20 * KIB)
+    monkeypatch.setattr(limits, "FETCH_LARGEST", 160 * KIB)
+    monkeypatch.setattr(Line, "round_trip", property(lambda _: 1.0))  # what a flight takes here
+    monkeypatch.setattr(fetch_layer.LayerFetcher, "is_slow", False)
+    async with attached(tmp_path) as (layer, fetcher):
+        waited = []
+        for span in range(len(SPANS)):
+            begun = trio.current_time()
+            if layer.missing([span]):
+                await fetcher.ensure([span])
+            else:
+                fetcher.note_wanted([span])
+            waited.append(trio.current_time() - begun)
+            await trio.sleep(0.2)
+        assert sum(wait > 0 for wait in waited) <= 6
+        assert not any(waited[30:]), "the line is always ahead"
+        sizes = [(end - start) // KIB for start, end in source.opened]
+        assert max(sizes) == 160
+        assert all(a[1] <= b[0] for a, b in pairwise(sorted(source.opened))), "no byte twice"
+        assert fetcher.statistics.needed == fetcher.statistics.fetched == len(BLOB)
+
+
+@pytest.mark.usefixtures("line")
+async def test_a_sweep_that_ends_has_fetched_little_in_vain(
+    autojump_clock, tmp_path, source, monkeypatch
+):
+    monkeypatch.setattr(limits, "FETCH_ALONG_FREE", 100 * KIB)
+    monkeypatch.setattr(fetch_layer.LayerFetcher, "is_slow", False)
+    async with attached(tmp_path) as (_, fetcher):
+        for span in range(20):
+            await fetcher.ensure([span])
+        await trio.sleep(10)
+        vain = fetcher.statistics.fetched - fetcher.statistics.needed
+        assert 0 < vain <= 100 * KIB + 0.25 * fetcher.statistics.needed
+        before = len(source.opened)
+        await fetcher.ensure([90])
+        await fetcher.ensure([80])
+        assert len(source.opened) - before == 2
 
 
 @pytest.mark.usefixtures("line", "small")

@@ -30,7 +30,6 @@ from imgvol.images.lazy import LazyLayers
 from imgvol.images.views import Views
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import ROOT, LayerIndex
-from imgvol.layers.lazy.reserved import as_stargz
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
@@ -571,7 +570,6 @@ async def pull_whole(case: Case) -> LayerRecord:
         compression=Compression.GZIP,
         diff_id=case.record.diff_id,
         progress=LayerProgress(digest=str(case.record.digest), size=case.record.size),
-        adapt=as_stargz,
     )
     return await case.store.complete_layer(await trio.to_thread.run_sync(ingest.run))
 

@@ -577,3 +577,56 @@ def test_without_own_files_large_files_stay_in_the_data_file():
     assert (index.own_file(large), index.own_file(sparse_node)) == (None, None)
     assert index.extents(large) == ((0, limits.LARGE_FILE, 700),)
     assert index.extents(sparse_node) == ((5, 10, 9000), (limits.LARGE_FILE, 20, 9010))
+
+
+# --- what eStargz keeps for itself (rule 5) -------------------------------------------------------
+
+HALF = 1_700_000_000_500_000_000
+RESERVED = [b"stargz.index.json", b".prefetch.landmark", b".no.prefetch.landmark"]
+
+
+@pytest.mark.parametrize("name", [*RESERVED, b"./stargz.index.json", b"/x/../.prefetch.landmark"])
+def test_reserved_files_of_the_root_are_left_out_and_times_are_whole_seconds(name):
+    index = build(
+        directory(b"d", mtime_ns=HALF),
+        file(b"d/a", mtime_ns=HALF - 1),
+        symlink(b"b", b"d", mtime_ns=HALF + 1),
+        file(name, mtime_ns=HALF),
+    )
+    tree = tree_of(index)
+    assert tree.keys() == {b"d", b"d/a", b"b"} | ({b"x"} & tree.keys())
+    times = {path: index.record(node).mtime_ns - HALF for path, node in tree.items()}
+    assert times[b"d"] == times[b"b"] == 500_000_000
+    assert times[b"d/a"] == -500_000_000
+
+
+def test_a_second_name_of_a_reserved_file_stays():
+    index = build(file(b"stargz.index.json", 7), hardlink(b"kept", b"stargz.index.json"))
+    assert tree_of(index).keys() == {b"kept"}
+    assert index.record(tree_of(index)[b"kept"]).size == 7
+
+
+def test_other_things_of_these_names_are_shown_and_change_nothing():
+    index = build(
+        file(b"sub/stargz.index.json", mtime_ns=HALF),
+        directory(b".prefetch.landmark", mtime_ns=HALF),
+        symlink(b".no.prefetch.landmark", b"x", mtime_ns=HALF),
+    )
+    tree = tree_of(index)
+    assert tree.keys() >= {
+        b"sub/stargz.index.json",
+        b".prefetch.landmark",
+        b".no.prefetch.landmark",
+    }
+    assert index.record(tree[b"sub/stargz.index.json"]).mtime_ns == HALF
+
+
+def test_a_reserved_file_that_was_replaced_or_of_its_own_is_no_file_of_the_layer(monkeypatch):
+    monkeypatch.setattr(limits, "LARGE_FILE", 5)
+    builder = IndexBuilder()
+    assert builder.add(file(b"stargz.index.json", 10)) == 0
+    assert builder.add(file(b"large", 10)) == 1
+    index = LayerIndex(builder.finish())
+    assert builder.referenced_files == {1}
+    assert index.file_bytes == 10
+    assert index.entry_count == build(file(b"large", 10)).entry_count

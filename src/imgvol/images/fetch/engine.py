@@ -115,6 +115,10 @@ class FetchEngine:
 
     # --- for the fetchers of layers --------------------------------------------------------------
 
+    def note_reader(self) -> None:
+        """A reader is at work, though it may not have to wait for anything."""
+        self._last_reader = trio.current_time()
+
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Around the time that a reader waits, of whatever layer."""

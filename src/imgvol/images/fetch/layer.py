@@ -17,6 +17,7 @@ from imgvol.errors import (
     RegistryUnavailable,
     RemoteError,
 )
+from imgvol.images.fetch.amplify import Amplification
 from imgvol.images.fetch.flight import Flight, Landing, Purpose
 from imgvol.images.fetch.range_fetch import RangeFetch
 from imgvol.oci.descriptor import Descriptor
@@ -54,14 +55,12 @@ class LayerFetcher:
         self._recovered = trio.Event()
         # Spans that readers have wanted, and those that nobody has to fetch any more.
         self._wanted = set(layer.present)
-        # Bytes of spans that were taken along, and that nobody has wanted so far.
-        self._along: dict[int, int] = {}
-        self._along_bytes = 0
+        self._amplification = Amplification(layer.table, self._is_missing)
 
     @property
     def is_slow(self) -> bool:
         """Whether the line is too slow to bring more than what is asked for, or not known."""
-        return not self.line.is_known or self.line.bandwidth < limits.FAST_LINE
+        return self.line.is_slow
 
     # --- for readers -----------------------------------------------------------------------------
 
@@ -70,10 +69,12 @@ class LayerFetcher:
         for span in spans:
             if span not in self._wanted:
                 self._wanted.add(span)
-                self._along_bytes -= self._along.pop(span, 0)
-                size = self._size(span)
+                size = self._amplification.want(span)
                 self.statistics.needed += size
                 self._engine.tallies.needed += size
+                self._engine.note_reader()
+                if span == self._amplification.mark:
+                    self._launch_ahead(self._amplification.ahead())
 
     async def ensure(self, spans: Collection[int]) -> None:
         """Returns when all of these spans are present.
@@ -122,7 +123,8 @@ class LayerFetcher:
         if flight is None or flight.waiters:
             return flight
         _, end = self._layer.table.compressed_range(span)
-        rate = flight.rate(trio.current_time(), 2 * self.line.round_trip)
+        least = max(limits.LINE_JUDGED_AFTER, 2 * self.line.round_trip)
+        rate = flight.rate(trio.current_time(), least)
         ahead = end - flight.reached
         if self.line.is_worth_asking(self._size(span), ahead=ahead, rate=rate):
             self.end(flight)
@@ -131,13 +133,18 @@ class LayerFetcher:
 
     def read_ahead(self, spans: Collection[int]) -> None:
         """A sequential reader will want these spans: begins to bring them, if there is room."""
+        for group in self._grouped([span for span in spans if self._is_missing(span)]):
+            self._launch_ahead(group)
+
+    def _launch_ahead(self, spans: Sequence[int]) -> None:
         is_failing = trio.current_time() < self._failed_until
-        if is_failing or self._count(Purpose.READAHEAD) >= limits.READAHEAD_FLIGHTS:
-            return
-        fresh = [span for span in self._layer.missing(list(spans)) if span not in self._flights]
-        for group in self._grouped(fresh):
-            start, end = self._extent(group)
-            self._launch(Flight(start, end, tuple(group), Purpose.READAHEAD))
+        is_busy = self._count(Purpose.READAHEAD) >= limits.READAHEAD_FLIGHTS
+        if spans and not is_failing and not is_busy:
+            self._launch(Flight(*self._extent(spans), tuple(spans), Purpose.READAHEAD))
+
+    def _is_missing(self, span: int) -> bool:
+        """Whether a span is neither here nor under way."""
+        return span not in self._layer.present and span not in self._flights
 
     def _count(self, purpose: Purpose) -> int:
         return len({id(f) for f in self._flights.values() if f.purpose is purpose})
@@ -193,37 +200,14 @@ class LayerFetcher:
             yield group
 
     def _launch_read(self, group: list[int]) -> Flight:
-        along = self._along_with(group)
-        for span in along:
-            self._along[span] = self._size(span)
-            self._along_bytes += self._along[span]
-        start, end = self._extent([*group, *along])
-        flight = Flight(start, end, (*group, *along), Purpose.READ, waiters=1)
+        along = self._amplification.behind(group, self.line.worthwhile, may_sweep=not self.is_slow)
+        spans = [*group, *along]
+        flight = Flight(*self._extent(spans), tuple(spans), Purpose.READ, waiters=1)
         self._engine.make_way()
         self._launch(flight)
+        if self._amplification.mark is not None:
+            self._launch_ahead(self._amplification.ahead())
         return flight
-
-    def _along_with(self, group: Sequence[int]) -> list[int]:
-        """The missing spans behind a group that a small flight takes along."""
-        ranges = self._layer.table.compressed_range
-        start, end = self._extent(group)
-        worthwhile = start + self.line.worthwhile
-        # What was taken along in vain is bounded by what was needed.
-        share = int(self.statistics.needed * limits.FETCH_ALONG_SHARE)
-        allowed = end + limits.FETCH_ALONG_FREE + share - self._along_bytes
-        along: list[int] = []
-        following = group[-1] + 1
-        while following < self._layer.table.span_count and end < worthwhile:
-            next_start, next_end = ranges(following)
-            is_far = next_start - end > limits.FETCH_GAP
-            is_known = following in self._layer.present or following in self._flights
-            is_much = next_end > allowed or next_end - start > limits.FETCH_LARGEST
-            if is_far or is_known or is_much:
-                break
-            along.append(following)
-            end = next_end
-            following += 1
-        return along
 
     # --- flying ----------------------------------------------------------------------------------
 
@@ -242,9 +226,10 @@ class LayerFetcher:
         is_served = False
         try:
             for flight in flights:
-                while not (flight.landed.is_set() or self._has_brought(flight, wanted)):
+                spans = [span for span in flight.spans if span in wanted]
+                while not flight.landed.is_set() and self._layer.missing(spans):
                     await flight.changed.wait()
-                if flight.error is not None and not self._has_brought(flight, wanted):
+                if flight.error is not None and self._layer.missing(spans):
                     raise flight.error.with_traceback(None)
             is_served = True
         finally:
@@ -252,9 +237,6 @@ class LayerFetcher:
                 flight.waiters -= 1
                 if not is_served and flight.waiters == 0:
                     self.end(flight)
-
-    def _has_brought(self, flight: Flight, wanted: Collection[int]) -> bool:
-        return all(span in self._layer.present for span in flight.spans if span in wanted)
 
     def end(self, flight: Flight) -> None:
         """Ends a flight before its time; what it has brought is kept, and nobody joins it now."""
@@ -324,6 +306,7 @@ class LayerFetcher:
                         fetch.first_byte,
                         fetch.received - fetch.first_size,
                         fetch.seconds - fetch.first_byte,
+                        fetch.waited,
                     )
                     engine.tallies.seconds.observe(fetch.seconds)
             except NotFound as exc:

@@ -16,23 +16,31 @@ class Line:
     def __init__(self) -> None:
         self._round_trips: deque[float] = deque(maxlen=limits.LINE_SAMPLES)
         self._bandwidths: deque[float] = deque(maxlen=limits.LINE_SAMPLES)
+        self._is_slow: deque[bool] = deque(maxlen=limits.LINE_SAMPLES)
 
-    def learn(self, first_byte: float, size: int, seconds: float) -> None:
+    def learn(self, first_byte: float, size: int, seconds: float, waited: float) -> None:
         """Takes one flight into account.
 
         Args:
             first_byte: Until the first bytes came.
             size: Bytes that came after these.
-            seconds: How long they took.
+            seconds: How long they took, with what was done with them.
+            waited: How much of this was spent on waiting for more of them.
         """
         self._round_trips.append(first_byte)
         if size >= limits.LINE_MEASURABLE and seconds > 0:
             self._bandwidths.append(size / seconds)
+            self._is_slow.append(size < limits.FAST_LINE * waited)
 
     @property
     def is_known(self) -> bool:
         """Whether the bandwidth has been measured."""
         return bool(self._bandwidths)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it brings less than limits.FAST_LINE, or is not known."""
+        return sum(self._is_slow) >= len(self._is_slow) / 2
 
     @property
     def round_trip(self) -> float:
@@ -41,7 +49,7 @@ class Line:
 
     @property
     def bandwidth(self) -> float:
-        """Bytes per second."""
+        """Bytes per second that are received, verified and stored."""
         return median(self._bandwidths) if self._bandwidths else limits.LINE_BANDWIDTH
 
     @property

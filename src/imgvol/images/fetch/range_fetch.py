@@ -28,6 +28,7 @@ class RangeFetch:
         first_byte: Seconds until the first of them came; 0 if none did.
         first_size: How many came first.
         seconds: How long it took in all.
+        waited: How much of this was spent on waiting for more bytes, after the first.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RangeFetch:
         self.first_byte = 0.0
         self.first_size = 0
         self.seconds = 0.0
+        self.waited = 0.0
 
     def cancel(self) -> None:
         """Ends `run` soon."""
@@ -72,12 +74,18 @@ class RangeFetch:
             LocalError: The disk does not take it.
         """
         flight = self._flight
+        was_wrong = False
         while True:
             try:
                 self._pass()
                 break
             except _KeptWasDamaged:
                 continue  # it has been dropped, and now comes over the line
+            except (ContentError, ProtocolError):
+                # Once may be the line's fault, or that of a cache on the way; good spans are kept.
+                if was_wrong or self._cancelled.is_set():
+                    raise
+                was_wrong = True
         if flight.reached != flight.end:
             raise ProtocolError(
                 "a source sent a range of another size than was asked for",
@@ -106,9 +114,13 @@ class RangeFetch:
             self._reader = reader
             if self._cancelled.is_set():
                 reader.cancel()
+            asked = began
             for piece in reader.iter_pieces():
-                if not self.received:
-                    self.first_byte = time.perf_counter() - began
+                now = time.perf_counter()
+                if self.received:
+                    self.waited += now - asked
+                else:
+                    self.first_byte = now - began
                     self.first_size = len(piece)
                 self.received += len(piece)
                 # Before it is verified: whoever goes on after us has it, or it is dropped.
@@ -116,6 +128,7 @@ class RangeFetch:
                 self._take(piece)
                 if self._flight.rank is Rank.BACKGROUND:
                     self._cancelled.wait(self._pace.pause_after(len(piece)))
+                asked = time.perf_counter()
         self.seconds += time.perf_counter() - began
 
     def _take(self, piece: bytes) -> None:
@@ -123,8 +136,13 @@ class RangeFetch:
         flight, ranges = self._flight, self._layer.table.compressed_range
         self._held += piece
         flight.reached += len(piece)
+        has_more = False
         while self._waiting and ranges(self._waiting[-1])[1] <= flight.reached:
             self._store(self._waiting.pop())
+            has_more = True
+        # Once per piece, and only if somebody waits: waking the loop costs more than a small span.
+        if has_more and flight.waiters:
+            self._loop.run_sync_soon(flight.note_change)
         # Spans may share a byte, so it is the next one that tells what is still needed.
         next_start = ranges(self._waiting[-1])[0] if self._waiting else flight.end
         needed_from = min(next_start, flight.reached)
@@ -145,4 +163,3 @@ class RangeFetch:
                 raise _KeptWasDamaged from exc
             raise
         self._layer.put_span(span, regions)
-        self._loop.run_sync_soon(self._flight.note_change)

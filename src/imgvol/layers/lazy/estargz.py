@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from imgvol import limits
 from imgvol.errors import InvalidLayer, LimitExceeded
 from imgvol.layers.compression import Compression, open_decoder
-from imgvol.layers.lazy.reserved import TOC_NAME
+from imgvol.layers.reserved import TOC_NAME
 from imgvol.layers.tar import TarMember, TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest

@@ -208,7 +208,6 @@ def open_layer(toc: Toc, data: bytes) -> LazyLayer:
         compression=compression,
         blob_size=toc.blob_size,
         data_end=toc.data_end,
-        is_stargz=toc.json_digest is not None,
     )
 
 

@@ -33,9 +33,10 @@ from imgvol.layers.header import INT64_MAX
 from imgvol.layers.lazy.chunks import ChunkTableBuilder
 from imgvol.layers.lazy.entries import Entry, iter_entries
 from imgvol.layers.lazy.links import LinkOrder
-from imgvol.layers.lazy.reserved import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, reserved_name
 from imgvol.layers.lazy.rfc3339 import parse_rfc3339
 from imgvol.layers.lazy.spans import LazyLayer
+from imgvol.layers.paths import clean_path
+from imgvol.layers.reserved import NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK
 from imgvol.layers.tar import MemberType, TarMember
 from imgvol.oci.json import field_names
 
@@ -100,9 +101,7 @@ class _File:
     pieces: list[tuple[int, int]] = field(default_factory=list)
 
 
-def read_toc(
-    data: bytes, *, compression: Compression, blob_size: int, data_end: int, is_stargz: bool
-) -> LazyLayer:
+def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end: int) -> LazyLayer:
     """Make a lazy layer of a table of contents whose digest has been checked.
 
     Args:
@@ -110,7 +109,6 @@ def read_toc(
         compression: Of the blob's spans.
         blob_size: Bytes of the blob.
         data_end: Where in the blob content ends and the table of contents begins.
-        is_stargz: Whether it is one of stargz's tools that keep files of their own in the tar.
 
     Raises:
         InvalidDocument: It is no table of contents. Field `entry`: which entry, from 0.
@@ -120,7 +118,7 @@ def read_toc(
         Unsupported: It leaves out digests, or says what we do not know.
     """
     table = ChunkTableBuilder(compression, blob_size=blob_size, data_end=data_end)
-    reader = _Reader(table, is_stargz=is_stargz)
+    reader = _Reader(table)
     number = 0
     try:
         for number, entry in enumerate(iter_entries(data)):  # noqa: B007 (for the error)
@@ -134,13 +132,11 @@ def read_toc(
 class _Reader:
     """Takes entries in order, and knows which file the next chunk belongs to."""
 
-    def __init__(self, table: ChunkTableBuilder, *, is_stargz: bool) -> None:
+    def __init__(self, table: ChunkTableBuilder) -> None:
         self._table = table
-        self._is_stargz = is_stargz
         self._index = IndexBuilder(own_files=False)
         self._links = LinkOrder(self._index.add)
         self._file: _File | None = None
-        self._is_skipping = False  # the chunks of a file that is not shown
         self._prefetch_end = 0
         self._has_no_prefetch = False
         self._entries = 0
@@ -158,12 +154,10 @@ class _Reader:
             return
         self._complete_file()
         member = _member(entry, kind)
-        self._is_skipping = self._is_stargz and self._is_reserved(member, entry)
-        if self._is_skipping:
-            return
         if member.type is not MemberType.FILE:
             self._links.add(member)
         else:
+            self._note_landmark(member, entry)
             position = self._table.data_size
             self._file = _File(member, _string(entry, "digest"), position, _chunk(entry))
 
@@ -174,17 +168,16 @@ class _Reader:
         table = self._table.finish(prefetch_end=prefetch_end)
         return LazyLayer(self._index.finish(), table)
 
-    def _is_reserved(self, member: TarMember, entry: Entry) -> bool:
-        name = reserved_name(member)
-        if name == PREFETCH_LANDMARK:
-            self._prefetch_end = _integer(entry, "offset")
-        elif name == NO_PREFETCH_LANDMARK:
-            self._has_no_prefetch = True
-        return name is not None
+    def _note_landmark(self, member: TarMember, entry: Entry) -> None:
+        # Most files are told by their last letters.
+        if member.name.endswith(b".landmark"):
+            match clean_path(member.name):
+                case [name] if name == PREFETCH_LANDMARK:
+                    self._prefetch_end = _integer(entry, "offset")
+                case [name] if name == NO_PREFETCH_LANDMARK:
+                    self._has_no_prefetch = True
 
     def _add_chunk(self, entry: Entry) -> None:
-        if self._is_skipping:
-            return
         name = _text(entry, "name")
         if self._file is None or (name and name != self._file.member.name):
             raise InvalidLayer("a chunk that belongs to no file", path=name)

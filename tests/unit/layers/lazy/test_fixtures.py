@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imgvol.layers.lazy.locate import Format
-from imgvol.layers.lazy.reserved import RESERVED_NAMES
+from imgvol.layers.reserved import RESERVED_NAMES
 from support.lazy import decompress, describe_lazy, describe_tar, locate, open_lazy
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "lazy"

@@ -88,6 +88,11 @@ class Config:
         return self.run / "views"
 
     @property
+    def volumes(self) -> Path:
+        """Where volumes of sandboxes are bound: <sandbox>/<image>."""
+        return self.run / "volumes"
+
+    @property
     def log(self) -> Path:
         """Where a daemon that was started on demand writes its log."""
         return self.root / "daemon.log"

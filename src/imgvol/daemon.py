@@ -35,13 +35,16 @@ from imgvol.images import inspection
 from imgvol.images.collection import Collector
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers
+from imgvol.images.leases import Leases
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
+from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
+from imgvol.volumes.homes import Homes
 from imgvol.volumes.manager import VolumeManager
-from imgvol.volumes.mounts import detach_dead_mounts
+from imgvol.volumes.sandboxes import Sandboxes
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +96,19 @@ class _Daemon:
             store = await stack.enter_async_context(open_store(config.root))
             lock = await trio.to_thread.run_sync(own_directory, config.run)
             stack.callback(os.close, lock)
-            await trio.to_thread.run_sync(detach_dead_mounts, config.views)
+            await recovery.detach_dead(store.records, config.views)
             views = Views(store)
+            leases = Leases(store.records)
+            await leases.recover()
+            # As the kernel tells mount points.
+            homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
             collector = Collector(store)
             images = ImageService(
-                store, views, collector=collector, soci_referrers=config.soci_referrers
+                store,
+                views,
+                leases=leases,
+                collector=collector,
+                soci_referrers=config.soci_referrers,
             )
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
@@ -106,11 +117,21 @@ class _Daemon:
                 views=views,
                 records=store.records,
                 views_directory=config.views,
+                homes=homes,
                 obstacle=obstacle,
                 may_bind=config.is_system,
             )
             stack.push_async_callback(self._detach_volumes, volumes)
-            await volumes.recover()
+            await recovery.recover(
+                volumes, records=store.records, homes=homes, views_directory=config.views
+            )
+            sandboxes = Sandboxes(
+                images=images,
+                leases=leases,
+                volumes=volumes,
+                homes=homes,
+                views_directory=config.views,
+            )
             scrubber = Scrubber(store, views, images)
             services = Services(
                 images=images,
@@ -118,6 +139,7 @@ class _Daemon:
                 volumes=volumes,
                 check=partial(self._check, store, volumes),
                 scrub=scrubber.scrub,
+                sandboxes=sandboxes,
                 info=lambda: self._info(can_mount=obstacle is None),
                 statistics=lambda: Statistics(
                     requests=self._requests.snapshot(),
@@ -132,8 +154,10 @@ class _Daemon:
                 stop=self._stop,
             )
             server = ApiServer(config.socket, make_dispatch(services))
+            stack.push_async_callback(self._note_leases, leases)
             nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(nursery.cancel_scope.cancel)
+            nursery.start_soon(leases.run, sandboxes.end_lease)
             await nursery.start(server.run)
             nursery.start_soon(collector.run)
             nursery.start_soon(store.save_copies)
@@ -221,6 +245,13 @@ class _Daemon:
         targets = [volume.target for volume in await volumes.list() if volume.target is not None]
         mounts = partial(check_mounts, self._config.views, targets, is_served=True)
         return [*await store.check(), *await trio.to_thread.run_sync(mounts)]
+
+    async def _note_leases(self, leases: Leases) -> None:
+        with trio.CancelScope(shield=True):
+            try:
+                await leases.note()
+            except ImgvolError as exc:
+                log.error("what is left of the leases cannot be written down: %s", exc)
 
     def _stop(self) -> None:
         self._forget_volumes = True

@@ -29,6 +29,7 @@ Two questions choose the class: whose fault is it, and can the same call succeed
     │   ├── StoreLocked             another daemon owns the root
     │   ├── DaemonUnavailable       the command cannot reach or start a daemon
     │   └── MachineLacks            to be installed or granted first: /dev/fuse, root, a program
+    ├── ImageVolumeMountFailed      a sandbox does not get a volume; its cause is one of the others
     └── InternalError               a defect of imgvol
 
 Errors carry data (`fields`) beside a one-line `message`; `hint` says what to do next. No secret
@@ -254,6 +255,20 @@ class MachineLacks(LocalError):
 
     http_status = 501
     grpc_code = "UNIMPLEMENTED"
+
+
+class ImageVolumeMountFailed(ImgvolError):
+    """A sandbox does not get a volume. CRI clients know the name, and look for it in the text.
+
+    Its cause (`__cause__`) tells whose fault that is; answers of the API have the cause's status.
+    """
+
+    grpc_code = "FAILED_PRECONDITION"
+
+    @property
+    def decisive(self) -> ImgvolError:
+        """The error to go by: the cause, if it is one of ours."""
+        return self.__cause__ if isinstance(self.__cause__, ImgvolError) else self
 
 
 class InternalError(ImgvolError):

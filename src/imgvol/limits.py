@@ -85,8 +85,8 @@ TOC_TAIL_SIZE: Final = 64 * KIB
 # Entries of this size and more get a file of their own in the store.
 LARGE_FILE: Final = 1 * MIB
 
-# Seconds between collections that nobody has asked for. What a pull that failed has left serves the
-# next try until then; what users remove is collected at once.
+# Seconds between collections that nobody has asked for: what users remove is collected at once, and
+# leases that end are not in a hurry.
 COLLECTION_INTERVAL: Final = 3600.0
 
 # Seconds between copies of the database, if it has changed: the most that a damaged one loses. A
@@ -213,6 +213,30 @@ READAHEAD_SLOW_KIB: Final = 128
 FAST_LINE: Final = 30 * MIB
 # Seconds between looks at whether that has changed.
 READAHEAD_CHECK: Final = 1.0
+
+# --- leases and volumes ---------------------------------------------------------------------------
+# CRI runtimes use 64 hex digits, containerd allows 76 of [A-Za-z0-9._-]: names of directories, too.
+LEASE_ID_LENGTH: Final = 128
+# As many as anybody gives a pod; a request's size bounds their length.
+LABELS: Final = 64
+# A lease that ends by itself does so within a year.
+LEASE_DURATION: Final = 366 * 86_400.0
+# What a pull has brought is kept for so long when the network ends it (containerd's default).
+PULL_LEASE: Final = 86_400.0
+# What is left of leases is written down so often: so much longer may they last after a crash.
+LEASE_NOTE: Final = 60.0
+# A lease that has run out while its volumes are in use: between tries to end it.
+LEASE_RETRY: Final = 10.0
+# Mounts of one sandbox in one request; a pod has at most some tens of volumes.
+SANDBOX_MOUNTS: Final = 256
+# Ranges of IDs that one mount is mapped by: what the kernel allows (user_namespaces(7)).
+ID_MAPPINGS: Final = 340
+MOUNT_OPTIONS: Final = 32
+# Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
+# the caller says otherwise. The kubelet waits for two minutes.
+DRAIN: Final = 60.0
+DRAIN_DEFAULT: Final = 2.0
+DRAIN_PAUSE: Final = 0.1
 
 # --- control API
 # ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.content.check import Finding, Remedy
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
+from imgvol.content.records import LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
@@ -40,6 +41,8 @@ from imgvol.tallies import (
     Result,
     WaitCounts,
 )
+from imgvol.volumes.plan import answer
+from imgvol.volumes.sandboxes import LeaseDeletion
 
 
 def digest(number: int) -> str:
@@ -345,6 +348,7 @@ class FakeVolumes:
             target=target,
             view="/run/imgvol/views/333",
             state="mounted",
+            reason="",
             created_at=1_714_000_000.0,
             noexec=habits["noexec"],
             patience=habits["patience"],
@@ -374,6 +378,52 @@ class FakeVolumes:
         return list(self.volumes.values())
 
 
+class FakeSandboxes:
+    """Leases in memory; mounts get a path each."""
+
+    def __init__(self) -> None:
+        self.leases: dict[str, LeaseRecord] = {}
+        self.calls: list[tuple] = []
+        self.mount_error: Exception | None = None
+
+    async def create_lease(self, lease_id, *, labels, duration, images=()):
+        self.calls.append(("create", lease_id, labels, duration, images))
+        lease = LeaseRecord(
+            id=lease_id,
+            created_at=1_714_000_000.0,
+            labels=labels,
+            duration=duration,
+            remaining=duration,
+            digests=frozenset({Digest.parse(digest(0x222 << 240))} if images else ()),
+        )
+        return self.leases.setdefault(lease_id, lease)
+
+    async def renew_lease(self, lease_id, duration):
+        self.calls.append(("renew", lease_id, duration))
+        if lease_id not in self.leases:
+            raise NotFound("no such lease", lease=lease_id)
+        return self.leases[lease_id]
+
+    async def list_leases(self, label=None):
+        self.calls.append(("list", label))
+        return list(self.leases.values())
+
+    async def delete_lease(self, lease_id, *, drain, detach=False):
+        self.calls.append(("delete", lease_id, drain, detach))
+        existed = self.leases.pop(lease_id, None) is not None
+        unmounted = ("/run/imgvol/volumes/pod/333",) if existed else ()
+        return LeaseDeletion(lease=lease_id, existed=existed, unmounted=unmounted)
+
+    async def mount(self, sandbox, requests, *, platform=None):
+        self.calls.append(("mount", sandbox, requests, platform))
+        if self.mount_error is not None:
+            raise self.mount_error
+        return [
+            request if request.image is None else answer(request, f"/volumes/{sandbox}/{number}")
+            for number, request in enumerate(requests)
+        ]
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -381,6 +431,7 @@ class FakeDaemon:
         self.images = FakeImages()
         self.inspection = FakeInspection()
         self.volumes = FakeVolumes(self.images)
+        self.sandboxes = FakeSandboxes()
         self.stopped = False
         self.statistics = statistics()
         self.on_stop = lambda: None
@@ -390,6 +441,7 @@ class FakeDaemon:
             volumes=self.volumes,
             check=self.check,
             scrub=self.scrub,
+            sandboxes=self.sandboxes,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from imgvol.api.services import DaemonInfo
 from imgvol.content.check import Finding
 from imgvol.content.reachability import Thing
-from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, LeaseRecord
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
@@ -14,7 +14,9 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.service import RemovalReport
 from imgvol.images.views import LayerStatus
 from imgvol.oci.digest import Digest
-from imgvol.volumes.manager import Volume
+from imgvol.volumes.plan import MountRequest
+from imgvol.volumes.sandboxes import LeaseDeletion
+from imgvol.volumes.volume import Volume
 
 Document = dict[str, object]
 
@@ -107,12 +109,13 @@ def encode_volume(volume: Volume) -> Document:
         "id": volume.id,
         "sandbox": volume.sandbox,
         "image": volume.image,
-        "image_id": str(volume.image_id),
-        "chain_id": str(volume.chain_id),
+        "image_id": str(volume.image_id) if volume.image_id else None,
+        "chain_id": str(volume.chain_id) if volume.chain_id else None,
         "target": volume.target,
         "view": str(volume.view),
         "path": volume.target or str(volume.view),
         "state": volume.state,
+        "reason": volume.reason,
         "created_at": volume.created_at,
         "noexec": volume.noexec,
         "patience": volume.patience,
@@ -123,6 +126,28 @@ def encode_volume(volume: Volume) -> Document:
 def encode_layer_status(layer: LayerStatus) -> Document:
     """`LayerStatus`."""
     return {**dataclasses.asdict(layer), "digest": str(layer.digest)}
+
+
+def encode_mount(mount: MountRequest) -> Document:
+    """`SandboxMount`."""
+    return dataclasses.asdict(mount)
+
+
+def encode_lease(lease: LeaseRecord) -> Document:
+    """`Lease`."""
+    return {
+        "id": lease.id,
+        "labels": dict(lease.labels),
+        "created_at": lease.created_at,
+        "expires": lease.duration,
+        "remaining": lease.remaining,
+        "digests": sorted(map(str, lease.digests)),
+    }
+
+
+def encode_deletion(deletion: LeaseDeletion) -> Document:
+    """`LeaseDeletion`."""
+    return dataclasses.asdict(deletion)
 
 
 def encode_entry(entry: EntryInfo) -> Document:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import parse_qsl
@@ -17,7 +17,23 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "string": (str,),
     "boolean": (bool,),
     "number": (int, float),
+    "integer": (int,),
+    "strings": (list,),
+    "labels": (dict,),
+    "records": (list,),
 }
+# Which word of JSON Schema bounds them.
+_MAXIMUM: Final[Mapping[str, str]] = {
+    "string": "maxLength",
+    "number": "maximum",
+    "integer": "maximum",
+    "strings": "maxItems",
+    "labels": "maxProperties",
+    "records": "maxItems",
+}
+
+
+Kind = Literal["string", "boolean", "number", "integer", "strings", "labels", "records"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +42,13 @@ class Field:
 
     Attributes:
         name: As it is written.
-        kind: JSON type.
+        kind: JSON type; "strings" is an array of them, "labels" an object whose members are
+            strings, "records" an array of objects. The last three are for bodies only.
         description: For people, one sentence.
         required: Whether it must be there.
         default: What is taken when it is not.
-        maximum: Of a number, which is never less than 0.
+        maximum: Of a number, which is never less than 0; of a string's characters; of elements.
+        members: Of each record.
         choices: The only values allowed, when there are any.
         example: For the document.
         is_path: Bytes in the file system's sense: text decoded with surrogateescape.
@@ -38,21 +56,20 @@ class Field:
 
     name: str
     description: str
-    kind: Literal["string", "boolean", "number"] = "string"
+    kind: Kind = "string"
     required: bool = False
     default: str | bool | float | None = None
     maximum: float | None = None
     choices: tuple[str, ...] = ()
+    members: tuple["Field", ...] = ()
     example: str | bool | float | None = None
     is_path: bool = False
 
     def schema(self) -> dict[str, object]:
         """JSON Schema of the value."""
-        schema: dict[str, object] = {"type": self.kind}
-        if self.kind == "number":
-            schema["minimum"] = 0
+        schema = self._shape()
         if self.maximum is not None:
-            schema["maximum"] = self.maximum
+            schema[_MAXIMUM[self.kind]] = self.maximum
         if self.choices:
             schema["enum"] = list(self.choices)
         if self.default is not None:
@@ -61,25 +78,57 @@ class Field:
             schema["minLength"] = 1
         return schema
 
-    def check(self, value: object) -> str | bool | float:
+    def _shape(self) -> dict[str, object]:
+        match self.kind:
+            case "number" | "integer":
+                return {"type": self.kind, "minimum": 0}
+            case "strings":
+                return {"type": "array", "items": {"type": "string"}}
+            case "labels":
+                return {"type": "object", "additionalProperties": {"type": "string"}}
+            case "records":
+                return {"type": "array", "items": object_schema(self.members)}
+            case _:
+                return {"type": self.kind}
+
+    def check(self, value: object) -> "Value":
         """Return the value, or raise InvalidArgument that says what would be right."""
         if not isinstance(value, _TYPES[self.kind]) or (
-            isinstance(value, bool) and self.kind == "number"
+            isinstance(value, bool) and self.kind != "boolean"
         ):
             raise InvalidArgument(f"{self.name} must be a {self.kind}", got=type(value).__name__)
-        assert isinstance(value, str | bool | int | float)
-        if isinstance(value, str):
-            self._check_text(value)
-        elif not isinstance(value, bool):
-            self._check_number(value)
-        return value
+        match value:
+            case bool():
+                return value
+            case int() | float():
+                self._check_number(value)
+                return value
+            case str():
+                self._check_length(value)
+                return self._check_text(value)
+            case dict():
+                self._check_length(value)
+                return {self._check_text(key): self._check_text(v) for key, v in value.items()}
+            case list() if self.kind == "records":
+                self._check_length(value)
+                return [_record(element, self) for element in value]
+            case list():
+                self._check_length(value)
+                return [self._check_text(element) for element in value]
+        raise AssertionError
+
+    def _check_length(self, value: Sized) -> None:
+        if self.maximum is not None and len(value) > self.maximum:
+            raise InvalidArgument(f"{self.name} is too long", allowed=self.maximum, got=len(value))
 
     def _check_number(self, value: float) -> None:
         # NaN is in no range.
         if not 0 <= value <= (math.inf if self.maximum is None else self.maximum):
             raise InvalidArgument(f"{self.name} is out of range", got=value, maximum=self.maximum)
 
-    def _check_text(self, value: str) -> None:
+    def _check_text(self, value: object) -> str:
+        if not isinstance(value, str):
+            raise InvalidArgument(f"{self.name} has to hold strings", got=type(value).__name__)
         if self.required and not value:
             raise InvalidArgument(f"{self.name} is empty")
         if "\0" in value:
@@ -94,12 +143,13 @@ class Field:
             raise InvalidArgument(
                 f"{self.name} must be one of {', '.join(self.choices)}", got=value
             )
+        return value
 
 
 class Values:
     """Checked values of a request, with typed access by name."""
 
-    def __init__(self, values: Mapping[str, str | bool | float | None]) -> None:
+    def __init__(self, values: Mapping[str, "Value | None"]) -> None:
         self._values = values
 
     def text(self, name: str) -> str:
@@ -114,6 +164,31 @@ class Values:
         assert value is None or isinstance(value, str)
         return value or None
 
+    def given(self, name: str) -> str | None:
+        """A string as it was given, perhaps empty; None when it was not."""
+        value = self._values[name]
+        assert value is None or isinstance(value, str)
+        return value
+
+    def strings(self, name: str) -> list[str]:
+        """Strings; none when they were not given."""
+        return [element for element in self._elements(name) if isinstance(element, str)]
+
+    def records(self, name: str) -> list["Values"]:
+        """Records; none when they were not given."""
+        return [element for element in self._elements(name) if isinstance(element, Values)]
+
+    def _elements(self, name: str) -> Sequence["str | Values"]:
+        value = self._values[name]
+        assert value is None or isinstance(value, list)
+        return value or ()
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Strings by name; none when they were not given."""
+        value = self._values[name]
+        assert value is None or isinstance(value, dict)
+        return value or {}
+
     def flag(self, name: str) -> bool:
         """A boolean; False when it was not given."""
         return self._values[name] is True
@@ -124,9 +199,16 @@ class Values:
         assert value is None or isinstance(value, int | float)
         return float(value or 0)
 
+    def optional_number(self, name: str) -> float | None:
+        """A number, or None when it was not given."""
+        return None if self._values[name] is None else self.number(name)
+
     def path(self, name: str) -> bytes:
         """A path, as bytes."""
         return self.text(name).encode("utf-8", "surrogateescape")
+
+
+Value = str | bool | float | list[str] | list[Values] | dict[str, str]
 
 
 def parse_query(query: str, fields: Sequence[Field]) -> Values:
@@ -146,7 +228,7 @@ def parse_query(query: str, fields: Sequence[Field]) -> Values:
     for name, text in pairs:
         if name in given:
             raise InvalidArgument("a query parameter is given twice", parameter=name)
-        given[name] = _boolean(name, text) if kinds.get(name) == "boolean" else text
+        given[name] = _QUERY_KINDS.get(kinds.get(name, "string"), _text)(name, text)
     return _checked(given, fields, "query parameter")
 
 
@@ -159,9 +241,33 @@ def parse_body(body: bytes, fields: Sequence[Field]) -> Values:
         raise InvalidArgument("the request body is not JSON", hint=hint) from error
     if not isinstance(document, dict):
         raise InvalidArgument("the request body is not a JSON object")
-    # A member that is null is a member that is not there.
-    given = {name: value for name, value in document.items() if value is not None}
-    return _checked(given, fields, "member of the request body")
+    return _checked(_members(document), fields, "member of the request body")
+
+
+def object_schema(fields: Sequence[Field]) -> dict[str, object]:
+    """JSON Schema of an object with these members and no others."""
+    return {
+        "type": "object",
+        "properties": {field.name: _member_schema(field) for field in fields},
+        "required": [field.name for field in fields if field.required],
+        "additionalProperties": False,
+    }
+
+
+def _member_schema(field: Field) -> dict[str, object]:
+    examples = {} if field.example is None else {"examples": [field.example]}
+    return {**field.schema(), "description": field.description, **examples}
+
+
+def _record(value: object, field: Field) -> Values:
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{field.name} has to hold objects", got=type(value).__name__)
+    return _checked(_members(value), field.members, f"member of {field.name}")
+
+
+def _members(document: Mapping[str, object]) -> dict[str, object]:
+    """A member that is null is a member that is not there."""
+    return {name: value for name, value in document.items() if value is not None}
 
 
 def _checked(given: Mapping[str, object], fields: Sequence[Field], what: str) -> Values:
@@ -173,7 +279,7 @@ def _checked(given: Mapping[str, object], fields: Sequence[Field], what: str) ->
                 hint=f"Known here: {', '.join(sorted(known)) or 'none'}.",
                 name=name,
             )
-    values: dict[str, str | bool | float | None] = {}
+    values: dict[str, Value | None] = {}
     for field in fields:
         if field.name in given:
             values[field.name] = field.check(given[field.name])
@@ -189,6 +295,23 @@ def _boolean(name: str, text: str) -> bool:
     if text not in values:
         raise InvalidArgument(f"{name} must be true or false", got=text)
     return values[text]
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InvalidArgument(f"{name} must be a number", got=text) from error
+
+
+def _text(_name: str, text: str) -> str:
+    return text
+
+
+_QUERY_KINDS: Final[Mapping[str, Callable[[str, str], object]]] = {
+    "boolean": _boolean,
+    "number": _number,
+}
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

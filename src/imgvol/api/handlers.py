@@ -24,7 +24,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubProgress
 from imgvol.images.service import PullOptions
-from imgvol.volumes.manager import PullPolicy
+from imgvol.volumes.obtaining import PullPolicy
 
 # A person sees no difference below this; a snapshot costs a few 10 us.
 PROGRESS_INTERVAL: Final = 0.1

@@ -3,9 +3,10 @@
 from http import HTTPStatus
 
 from imgvol import __version__
-from imgvol.api.fields import Field
+from imgvol.api.fields import Field, object_schema
 from imgvol.api.http import JSON, NDJSON, OCTETS, PLAIN
-from imgvol.api.routes import ROUTES, Route
+from imgvol.api.route import Route
+from imgvol.api.routes import ROUTES
 from imgvol.api.schemas import COMPONENTS, Schema, reference
 
 _ABOUT = """\
@@ -59,7 +60,7 @@ def _operation(route: Route) -> dict[str, object]:
     if route.body:
         operation["requestBody"] = {
             "required": True,
-            "content": {JSON: {"schema": _body_schema(route.body)}},
+            "content": {JSON: {"schema": object_schema(route.body)}},
         }
     return operation
 
@@ -73,21 +74,6 @@ def _parameter(field: Field) -> dict[str, object]:
         "schema": field.schema(),
         **({} if field.example is None else {"example": field.example}),
     }
-
-
-def _body_schema(fields: tuple[Field, ...]) -> Schema:
-    properties = {field.name: _member(field) for field in fields}
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": [field.name for field in fields if field.required],
-        "additionalProperties": False,
-    }
-
-
-def _member(field: Field) -> Schema:
-    examples = {} if field.example is None else {"examples": [field.example]}
-    return {**field.schema(), "description": field.description, **examples}
 
 
 def _responses(route: Route) -> dict[str, object]:

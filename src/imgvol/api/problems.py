@@ -4,7 +4,7 @@ Values in `fields` come from outside and may be of any type: here they become JS
 is not a plain value is trusted to have a harmless `repr`.
 """
 
-from imgvol.errors import ImgvolError, InternalError
+from imgvol.errors import ImageVolumeMountFailed, ImgvolError, InternalError
 
 # A field longer than this helps nobody and may be an attack on a log or a terminal.
 _FIELD_LENGTH = 4096
@@ -31,7 +31,8 @@ class RequestError(ImgvolError):
 
 def http_status(error: ImgvolError) -> int:
     """The HTTP status of an error."""
-    return error.status if isinstance(error, RequestError) else type(error).http_status
+    decisive = _decisive(error)
+    return decisive.status if isinstance(decisive, RequestError) else type(decisive).http_status
 
 
 def error_document(error: ImgvolError) -> dict[str, object]:
@@ -41,7 +42,7 @@ def error_document(error: ImgvolError) -> dict[str, object]:
             "code": error.code,
             "message": error.message,
             "hint": error.hint,
-            "retryable": type(error).retryable,
+            "retryable": type(_decisive(error)).retryable,
             "fields": {key: _plain(value) for key, value in error.fields.items()},
         }
     }
@@ -62,6 +63,10 @@ def as_imgvol_error(error: Exception) -> ImgvolError:
         hint="This is a defect: the daemon's log has the details, please report them.",
         kind=type(inner).__name__,
     )
+
+
+def _decisive(error: ImgvolError) -> ImgvolError:
+    return error.decisive if isinstance(error, ImageVolumeMountFailed) else error
 
 
 def _plain(value: object) -> object:

@@ -1,14 +1,11 @@
 """The route table: the one declaration behind the dispatch and the OpenAPI document."""
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
-    JSON,
     NDJSON,
     OCTETS,
     PLAIN,
@@ -19,50 +16,9 @@ from imgvol.api.http import (
     json_response,
 )
 from imgvol.api.problems import RequestError
+from imgvol.api.route import PREFIX, Route
+from imgvol.api.sandbox_routes import SANDBOX_ROUTES
 from imgvol.api.services import Services
-
-Handler = Callable[[Services, Values], Awaitable[Response | Stream]]
-
-PREFIX: Final = "/v1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One operation.
-
-    Attributes:
-        method: HTTP method.
-        path: Below the prefix.
-        prefix: Where it is; what is no part of the versioned API is at the top.
-        operation: Its identifier for generated clients.
-        summary: One sentence.
-        tag: The group it is shown in.
-        handler: Does it.
-        answers: Names of the component schemas of the answer; for NDJSON, of its lines.
-        media_type: Of the answer.
-        query: What the query string may carry.
-        body: What the JSON body may carry.
-        errors: Statuses that an error of this operation typically has.
-    """
-
-    method: str
-    path: str
-    operation: str
-    summary: str
-    tag: str
-    handler: Handler
-    answers: tuple[str, ...]
-    prefix: str = PREFIX
-    media_type: str = JSON
-    query: tuple[Field, ...] = ()
-    body: tuple[Field, ...] = ()
-    errors: tuple[int, ...] = ()
-
-    @property
-    def full_path(self) -> str:
-        """The path as a client asks for it."""
-        return self.prefix + self.path
-
 
 _EXAMPLE: Final = "docker.io/library/alpine:3.20"
 
@@ -374,6 +330,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         ),
         errors=(404, 409),
     ),
+    *SANDBOX_ROUTES,
 )
 
 

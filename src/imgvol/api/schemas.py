@@ -9,6 +9,7 @@ _COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
 _FLAG: Final[Schema] = {"type": "boolean"}
 _SECONDS: Final[Schema] = {"type": "number", "description": "Seconds since the epoch."}
 _DIGEST: Final[Schema] = {"type": "string", "pattern": "^[a-z0-9]+:[0-9a-f]{32,}$"}
+_DIGEST_OR_NULL: Final[Schema] = {**_DIGEST, "type": ["string", "null"]}
 _OPEN_OBJECT: Final[Schema] = {"type": "object"}
 
 
@@ -115,16 +116,55 @@ _VOLUME = record(
         "id": _TEXT,
         "sandbox": _TEXT,
         "image": _TEXT,
-        "image_id": _DIGEST,
-        "chain_id": _DIGEST,
+        "image_id": _DIGEST_OR_NULL,
+        "chain_id": _DIGEST_OR_NULL,
         "target": _or_null("string"),
         "view": _TEXT,
         "path": {"type": "string", "description": "Where the files are: the target, or the view."},
-        "state": _TEXT,
+        "state": {"enum": ["mounted", "lost"]},
+        "reason": {"type": "string", "description": "Why it is lost; it is empty otherwise."},
         "created_at": _SECONDS,
         "noexec": _FLAG,
         "patience": {"type": "number", "description": "Seconds that reads wait for a registry."},
         "layers": array_of(reference("LayerStatus")),
+    }
+)
+
+_LEASE = record(
+    {
+        "id": _TEXT,
+        "labels": {"type": "object", "additionalProperties": _TEXT},
+        "created_at": _SECONDS,
+        "expires": {
+            "type": ["number", "null"],
+            "description": "Seconds that it lasts once made or renewed; null: until it is deleted.",
+        },
+        "remaining": {
+            "type": ["number", "null"],
+            "description": "Seconds left, of a daemon that runs.",
+        },
+        "digests": {
+            **array_of(_DIGEST),
+            "description": "What it keeps: manifests of images, and content of pulls.",
+        },
+    }
+)
+
+_ID_MAPPING = record({"host_id": _COUNT, "container_id": _COUNT, "length": _COUNT})
+
+_SANDBOX_MOUNT = record(
+    {
+        "container_path": _TEXT,
+        "image": _or_null("string"),
+        "host_path": {"type": "string", "description": "What the runtime has to bind."},
+        "readonly": _FLAG,
+        "image_sub_path": _TEXT,
+        "propagation": _TEXT,
+        "selinux_relabel": _FLAG,
+        "recursive_read_only": _FLAG,
+        "uid_mappings": array_of(reference("IDMapping")),
+        "gid_mappings": array_of(reference("IDMapping")),
+        "mount_options": array_of(_TEXT),
     }
 )
 
@@ -215,6 +255,19 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Volume": _VOLUME,
     "LayerFault": _LAYER_FAULT,
     "LayerStatus": _LAYER_STATUS,
+    "Lease": _LEASE,
+    "LeaseList": record({"leases": array_of(reference("Lease"))}),
+    "LeaseDeletion": record(
+        {
+            "lease": _TEXT,
+            "existed": _FLAG,
+            "unmounted": array_of(_TEXT),
+            "detached": {**array_of(_TEXT), "description": "Those of them that were busy."},
+        }
+    ),
+    "IDMapping": _ID_MAPPING,
+    "SandboxMount": _SANDBOX_MOUNT,
+    "SandboxMounts": record({"sandbox": _TEXT, "mounts": array_of(reference("SandboxMount"))}),
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
     "TreeUsage": _numbers(
         {

@@ -5,13 +5,21 @@ that tests can give fakes. Everything is called on the event loop, and nothing m
 filesystem that the daemon serves.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from imgvol.content.check import Finding
-from imgvol.content.records import ImageRecord
+from imgvol.content.records import ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
@@ -24,7 +32,10 @@ from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import QueueLength, RequestCounts
-from imgvol.volumes.manager import PullPolicy, Volume
+from imgvol.volumes.obtaining import PullPolicy
+from imgvol.volumes.plan import MountRequest
+from imgvol.volumes.sandboxes import LeaseDeletion
+from imgvol.volumes.volume import Volume
 
 
 class Images(Protocol):
@@ -113,6 +124,36 @@ class Scrub(Protocol):
         """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
 
 
+class Sandboxes(Protocol):
+    """`volumes.sandboxes.Sandboxes`."""
+
+    async def create_lease(
+        self,
+        lease_id: str,
+        *,
+        labels: Mapping[str, str],
+        duration: float | None,
+        images: Collection[str] = (),
+    ) -> LeaseRecord:
+        """The lease with this ID, made if there is none; raises NotFound for its images."""
+
+    async def renew_lease(self, lease_id: str, duration: float | None) -> LeaseRecord:
+        """Starts its time again; raises NotFound."""
+
+    async def list_leases(self, label: str | None = None) -> Sequence[LeaseRecord]:
+        """The leases, or those with a label."""
+
+    async def delete_lease(
+        self, lease_id: str, *, drain: float, detach: bool = False
+    ) -> LeaseDeletion:
+        """Unmounts its volumes and forgets it; raises Conflict when some are busy."""
+
+    async def mount(
+        self, sandbox: str, requests: Sequence[MountRequest], *, platform: str | None = None
+    ) -> Sequence[MountRequest]:
+        """All volumes of a container, or none; raises ImageVolumeMountFailed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonInfo:
     """Who answers.
@@ -175,6 +216,7 @@ class Services:
         volumes: The volume manager.
         check: Looks for damage, without reading the data.
         scrub: Reads the data of images again, and compares it with its digests.
+        sandboxes: Leases, and the volumes of sandboxes.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -185,6 +227,7 @@ class Services:
     volumes: Volumes
     check: Callable[[], Awaitable[Sequence[Finding]]]
     scrub: Scrub
+    sandboxes: Sandboxes
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

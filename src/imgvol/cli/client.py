@@ -24,6 +24,7 @@ _SUN_PATH: Final = 108
 SILENCE: Final = 120.0
 
 Parameters = Mapping[str, str | bool | float | None]
+Body = Mapping[str, object]
 
 
 class NotRunning(DaemonUnavailable):
@@ -64,7 +65,7 @@ class Client:
         method: str,
         path: str,
         parameters: Parameters | None = None,
-        body: Parameters | None = None,
+        body: Body | None = None,
     ) -> dict[str, Any]:
         """One request with a JSON answer."""
         return _parse(b"".join(self.iter_bytes(method, path, parameters, body)))
@@ -74,7 +75,7 @@ class Client:
         method: str,
         path: str,
         parameters: Parameters | None = None,
-        body: Parameters | None = None,
+        body: Body | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The lines of an NDJSON answer; raises what an error line tells.
 
@@ -97,7 +98,7 @@ class Client:
         method: str,
         path: str,
         parameters: Parameters | None = None,
-        body: Parameters | None = None,
+        body: Body | None = None,
     ) -> Iterator[bytes]:
         """The pieces of an answer's body; complete, or raises."""
         content = b"" if body is None else _dump({k: v for k, v in body.items() if v is not None})
@@ -259,5 +260,5 @@ def _query(parameters: Parameters) -> str:
     )
 
 
-def _dump(document: Parameters) -> bytes:
+def _dump(document: Body) -> bytes:
     return json.dumps(document).encode("ascii")

@@ -28,6 +28,14 @@ def complete_volume(
     return _items(targets if incomplete.startswith("/") else targets | identifiers, incomplete)
 
 
+def complete_lease(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> "list[CompletionItem[Any]]":
+    """IDs of leases."""
+    leases = _ask(context, "/leases").get("leases", [])
+    return _items({lease["id"] for lease in leases}, incomplete)
+
+
 def complete_path(
     context: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> "list[CompletionItem[Any]]":

@@ -197,15 +197,16 @@ def ps_command(session: Session, /, *, show_layers: bool) -> None:
         [
             volume["id"],
             familiar(volume["image"]),
-            short_id(volume["image_id"]),
+            short_id(volume["image_id"] or ""),
             volume["path"],
             _state(volume),
-            _here(volume["layers"]),
+            _here(volume["layers"]) if volume["view"] else "",
             units.age(volume["created_at"]),
         ]
         for volume in volumes
     ]
     echo_table(columns, rows)
+    _echo_losses(volumes)
     if show_layers and rows:
         click.echo()
         _echo_layers(volumes)
@@ -216,6 +217,13 @@ def ps_command(session: Session, /, *, show_layers: bool) -> None:
 def _state(volume: dict[str, Any]) -> str:
     is_bad = any(layer["state"] == "bad" for layer in volume["layers"])
     return "bad" if is_bad else str(volume["state"])
+
+
+def _echo_losses(volumes: list[dict[str, Any]]) -> None:
+    lost = [[volume["id"], volume["reason"]] for volume in volumes if volume["reason"]]
+    if lost:
+        click.echo()
+        echo_table([Column("LOST"), Column("REASON", shrinks=True)], lost)
 
 
 def _here(layers: list[dict[str, Any]]) -> str:

@@ -1,5 +1,6 @@
-"""The records: images, names, layers, chains, volumes. One sqlite file, one connection, one thread.
+"""The records: images, names, layers, chains, leases, volumes.
 
+One sqlite file, one connection, one thread.
 sqlite 3.40 may damage a WAL that two connections write and checkpoint at once (fixed in 3.51.3);
 one connection cannot meet that. Every operation is one transaction in a worker thread behind a
 limiter of one, committed durably (`synchronous=FULL`) before the caller goes on.
@@ -94,9 +95,23 @@ CREATE TABLE chain (
     view_id     TEXT NOT NULL UNIQUE               -- a chain ID, or an unverified chain's own
 ) STRICT;
 
+CREATE TABLE lease (
+    id          TEXT PRIMARY KEY,   -- of a sandbox, or of a pull under way (with a colon)
+    labels      TEXT NOT NULL,      -- a JSON object of text
+    created_at  REAL NOT NULL,      -- seconds since the epoch; a record, never a deadline
+    duration    REAL,               -- seconds; NULL: until it is deleted
+    remaining   REAL                -- seconds left, of daemons that run, when last written
+) STRICT;
+
+CREATE TABLE lease_hold (
+    lease       TEXT NOT NULL REFERENCES lease ON DELETE CASCADE,
+    digest      TEXT NOT NULL,      -- of a manifest, or of what a pull under way brings
+    PRIMARY KEY (lease, digest)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE volume (
     id          TEXT PRIMARY KEY,
-    sandbox     TEXT NOT NULL,
+    sandbox     TEXT NOT NULL REFERENCES lease,
     image       TEXT NOT NULL,      -- as the caller named it, canonical
     manifest    TEXT NOT NULL,      -- digest
     target      TEXT UNIQUE,        -- absolute path of the bind mount; NULL: only the view itself
@@ -106,6 +121,7 @@ CREATE TABLE volume (
     created_at  REAL NOT NULL,      -- seconds since the epoch
     boot_id     TEXT NOT NULL       -- mounts do not outlive a boot; this tells
 ) STRICT;
+CREATE INDEX volume_sandbox ON volume (sandbox);
 """
 
 

@@ -16,8 +16,8 @@ import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -46,6 +46,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.content.turns import Turns
 from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.digest import Digest
@@ -71,12 +72,6 @@ class StoreUsage:
     disk_free: int
 
 
-@dataclass(slots=True)
-class _CountedLock:
-    lock: trio.Lock = field(default_factory=trio.Lock)
-    users: int = 0
-
-
 class Store:
     """One root directory, open. Made by `open_store`."""
 
@@ -91,21 +86,12 @@ class Store:
         self.naming = trio.Lock()
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
+        self._layer_turns = Turns[Digest]()
         self.files = StoreFiles(layout, records, self.pins, self.layer_lock, self._limiter)
-        self._layer_locks: dict[Digest, _CountedLock] = {}
 
-    @asynccontextmanager
-    async def layer_lock(self, digest: Digest) -> AsyncIterator[None]:
+    def layer_lock(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """One task at a time decides what becomes of a layer: pulled, completed, removed."""
-        counted = self._layer_locks.setdefault(digest, _CountedLock())
-        counted.users += 1
-        try:
-            async with counted.lock:
-                yield
-        finally:
-            counted.users -= 1
-            if counted.users == 0:
-                del self._layer_locks[digest]
+        return self._layer_turns.turn(digest)
 
     @property
     def layout(self) -> StoreLayout:

@@ -132,8 +132,12 @@ async def _nothing_to_do() -> None:
 
 
 def _own_mount(mount_point: Path) -> MountInfo | None:
-    """Our filesystem's line. Not by its mount point: the kernel tells that without links."""
-    return next((mount for mount in read_mountinfo() if is_ours(mount, mount_point)), None)
+    """Our filesystem's line. Not by its mount point: the kernel tells that without links.
+
+    Binds of dead filesystems of ours are still there when it is mounted: their root is a view.
+    """
+    ours = (mount for mount in read_mountinfo() if is_ours(mount, mount_point))
+    return next((mount for mount in ours if mount.root == b"/"), None)
 
 
 async def _forget_withdrawn(names: trio.MemoryReceiveChannel[bytes]) -> None:

@@ -12,15 +12,14 @@ phases leaves files without records, which the next collection removes, or the n
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.reachability import Root, RootKind, Thing, ThingKind, World, reasons
-from imgvol.content.records.collection import Holds
+from imgvol.content.reachability import Root, Thing, ThingKind, World, reasons
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError
 from imgvol.oci.digest import Digest
@@ -58,20 +57,11 @@ class CollectionReport:
     freed: int
 
 
-async def _no_leases() -> Mapping[str, Collection[Digest]]:
-    return {}
-
-
 @dataclass(eq=False, slots=True)
 class Collector:
-    """Collects a store. One per daemon.
-
-    Attributes:
-        leases: Tells which manifests each lease keeps.
-    """
+    """Collects a store. One per daemon."""
 
     store: Store
-    leases: Callable[[], Awaitable[Mapping[str, Collection[Digest]]]] = _no_leases
     _turn: trio.Lock = field(default_factory=trio.Lock)
 
     async def explain(self) -> tuple[Fate, ...]:
@@ -90,7 +80,7 @@ class Collector:
             LocalError: The store fails.
         """
         async with self._turn:
-            swept = await self.store.records.sweep(await self._holds())
+            swept = await self.store.records.sweep(self.store.pins.snapshot)
             freed = 0
             layers = {thing.digest for thing in swept if thing.kind is ThingKind.LAYER}
             strays = await self.store.files.stray_layers()
@@ -132,24 +122,16 @@ class Collector:
 
     async def _remove_documents(self) -> tuple[Collection[Digest], int]:
         async with self.store.naming:
-            world = await self.store.records.world(await self._holds())
+            world = await self.store.records.world(self.store.pins.snapshot)
             stored = await self.store.files.document_sizes()
             things = frozenset(Thing(ThingKind.DOCUMENT, digest) for digest in stored)
             known = reasons(World(roots=world.roots, references=world.references, stored=things))
             garbage = [thing.digest for thing, roots in known.items() if not roots]
             return garbage, await self.store.files.remove_documents(garbage)
 
-    async def _holds(self) -> Callable[[], Holds]:
-        """Tells what is kept without a record, at the moment it is asked."""
-        leases = {
-            Root(RootKind.LEASE, lease): [Thing(ThingKind.IMAGE, digest) for digest in manifests]
-            for lease, manifests in (await self.leases()).items()
-        }
-        return lambda: {**leases, **self.store.pins.snapshot()}
-
     async def _picture(self) -> tuple[World, dict[Thing, int]]:
         """Everything that is stored, files included, and how large it is."""
-        recorded = await self.store.records.world(await self._holds())
+        recorded = await self.store.records.world(self.store.pins.snapshot)
         layers = await self.store.files.layer_sizes()
         documents = await self.store.files.document_sizes()
         files = await self.store.files.shared_files()

@@ -78,6 +78,13 @@ class ResolvedImage:
         layers = sum(layer.size for layer in self.manifest.layers)
         return len(self.manifest.raw) + len(self.config.raw) + layers
 
+    @property
+    def digests(self) -> frozenset[Digest]:
+        """Of everything that the store needs for it."""
+        documents = {self.target, self.manifest.digest, self.config.digest}
+        documents |= {index.digest for index in self.indexes}
+        return frozenset(documents | {layer.digest for layer in self.manifest.layers})
+
 
 def wanted_platform(text: str | None) -> Matcher:
     """What a user's platform, or this machine's, accepts.

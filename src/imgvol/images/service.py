@@ -16,6 +16,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.collection import CollectionReport, Collector, Fate
+from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.readiness import Readiness
 from imgvol.images.views import OpenView, Views
@@ -125,6 +126,7 @@ class ImageService:
     Args:
         store: Where images are kept.
         views: What is open of them.
+        leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
         soci_referrers: As `Puller` takes it.
     """
@@ -134,10 +136,12 @@ class ImageService:
         store: Store,
         views: Views,
         *,
+        leases: Leases,
         collector: Collector | None = None,
         soci_referrers: bool = False,
     ) -> None:
         self._store = store
+        self._leases = leases
         self._views = views
         self._collector = collector or Collector(store)
         self._puller = Puller(store, soci_referrers=soci_referrers)
@@ -209,14 +213,15 @@ class ImageService:
                     # Local bytes are at hand: tables of contents would gain nothing.
                     is_remote = isinstance(argument, RegistryImage)
                     is_lazy = is_remote and readiness is Readiness.LAZY
-                    record = await self._puller.pull(
-                        source,
-                        resolved,
-                        str(argument),
-                        progress,
-                        _origin(str(argument), options) if is_lazy else None,
-                        in_place=not is_remote and readiness is not Readiness.STORED,
-                    )
+                    async with self._leases.pull(resolved.manifest.digest, resolved.digests):
+                        record = await self._puller.pull(
+                            source,
+                            resolved,
+                            str(argument),
+                            progress,
+                            _origin(str(argument), options) if is_lazy else None,
+                            in_place=not is_remote and readiness is not Readiness.STORED,
+                        )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
                 await self._collector.collect()
@@ -299,15 +304,14 @@ class ImageService:
 
         Raises:
             NotFound: Not in the store.
-            Conflict: The image is mounted and this was its last name.
+            Conflict: The image is mounted, or held by a lease, and this was its last name.
         """
         records = self._store.records
         by_id = await self.find_by_id(image)
         if by_id is not None:
             await self._refuse_in_use([by_id])
             await records.remove_image(by_id.manifest)
-            untagged: tuple[str, ...] = by_id.names
-            deleted: tuple[str, ...] = (str(by_id.manifest),)
+            untagged, gone = by_id.names, [by_id]
         else:
             name = str(parse_image_argument(image))
             named = [record for record, _ in await records.images_named(name)]
@@ -316,8 +320,10 @@ class ImageService:
             last = [record for record in named if record.names == (name,)]
             await self._refuse_in_use(last)
             await records.remove_name(name)
-            untagged = (name,)
-            deleted = tuple(str(record.manifest) for record in last)
+            untagged, gone = (name,), last
+        for image_record in gone:
+            await self._leases.forget_pull(image_record.manifest)
+        deleted = tuple(str(record.manifest) for record in gone)
         collected = await self._collector.collect()
         return RemovalReport(untagged=untagged, deleted=deleted, freed=collected.freed)
 
@@ -330,6 +336,14 @@ class ImageService:
                 hint=f"Unmount it first: imgvol unmount {users[0].target or users[0].id}",
                 image=users[0].image,
                 volumes=len(users),
+            )
+        leases = await self._leases.holders(manifests)
+        if leases:
+            raise Conflict(
+                "image is held by a lease",
+                hint=f"End it first: imgvol lease rm {leases[0]}",
+                lease=leases[0],
+                leases=len(leases),
             )
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:

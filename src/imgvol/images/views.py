@@ -214,7 +214,7 @@ class Views:
         # Held before the first wait, and only then looked for: what a collection removes meanwhile
         # is either seen to be gone, or stays.
         with self.store.pins.holding(Root(RootKind.MOUNT, str(view_id)), needed):
-            slot = await self.store.records.view_slot(view_id)
+            slot = await self._slot_of(view_id)
             async with self._turn_to_open(digests):
                 view = self._by_slot.get(slot)
                 if view is None:
@@ -235,6 +235,12 @@ class Views:
         new = things - view.things
         self.store.pins.hold(Root(RootKind.VIEW, str(view.id)), new)
         view.things |= new
+
+    async def _slot_of(self, view_id: Digest) -> int:
+        for view in self._by_slot.values():
+            if view.id == view_id:
+                return view.slot
+        return await self.store.records.view_slot(view_id)
 
     @asynccontextmanager
     async def _turn_to_open(self, digests: Collection[Digest]) -> AsyncIterator[None]:

@@ -1,35 +1,41 @@
-"""Volumes: views bound at paths, recorded, and found again after a restart.
+"""The table of volumes: views bound at paths, recorded, lost and restored.
 
 A volume is acknowledged in this order: view open, view shown in the filesystem, bind mount made,
 record written. It goes in this one: bind mount, which may be in use, then view and record. A daemon
 that dies in between leaves at most mounts of a dead filesystem, which the next start recognises by
-their source and detaches, and records, which it makes true again.
+their source and replaces or detaches, and records, which it makes true again (`recovery`).
+
+Volumes of sandboxes have homes: their directories come and go with them (`sandboxes` decides which
+there are). A user's own target is only ever mounted at.
 
 Everything that may touch a mount runs in threads: a system call on our own filesystem waits for an
 answer that only the event loop can give.
 """
 
+import contextlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar, TypeVarTuple
+from typing import Final, TypeVar, TypeVarTuple
 
 import trio
 
 from imgvol.content.records import ImageRecord, Records, VolumeRecord
+from imgvol.content.turns import Turns
 from imgvol.errors import Conflict, ImgvolError, InvalidArgument, MachineLacks, NotFound
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
-from imgvol.images.service import SHORT_ID, ImageService, PullOptions
-from imgvol.images.views import LayerStatus, OpenView, Views
-from imgvol.oci.digest import ChainID, Digest
+from imgvol.images.service import ImageService, PullOptions
+from imgvol.images.views import OpenView, Views
 from imgvol.volumes import mounts
-from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+from imgvol.volumes.homes import Homes, check_lease_id
+from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
+from imgvol.volumes.obtaining import PullPolicy, obtain
+from imgvol.volumes.volume import HeldVolume, Volume, describe
 
 log = logging.getLogger(__name__)
 
@@ -39,45 +45,6 @@ BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-PullPolicy = Literal["missing", "never", "always"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
-    """One volume.
-
-    Attributes:
-        image: As the caller named it, canonical.
-        image_id: Digest of the image's config.
-        target: Where it is bound; None when only the view itself is used.
-        view: Path of the view.
-        state: "mounted", or "lost" when somebody else has unmounted the target.
-        layers: How each layer is read, the bottom one first.
-        created_at: Seconds since the epoch.
-        patience: Seconds that readers wait for a registry that fails, before they are told.
-    """
-
-    id: str
-    sandbox: str
-    image: str
-    image_id: Digest
-    chain_id: ChainID
-    target: str | None
-    view: str
-    state: str
-    created_at: float
-    noexec: bool
-    patience: float
-    layers: tuple[LayerStatus, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Mounted:
-    """A volume's record with what it keeps open."""
-
-    record: VolumeRecord
-    image: ImageRecord
-    view: OpenView
 
 
 class VolumeManager:
@@ -85,8 +52,13 @@ class VolumeManager:
 
     Args:
         views_directory: Where the filesystem is mounted.
+        homes: Where volumes of sandboxes are.
         obstacle: Why nothing can be mounted here; None when all is well.
         may_bind: Whether the daemon may make mounts itself (it runs as root).
+
+    Attributes:
+        turns: Of sandboxes: whoever has one decides what becomes of the volumes in its home.
+        boot_id: Of this boot.
     """
 
     def __init__(
@@ -96,6 +68,7 @@ class VolumeManager:
         views: Views,
         records: Records,
         views_directory: Path,
+        homes: Homes,
         obstacle: MachineLacks | None,
         may_bind: bool,
     ) -> None:
@@ -103,12 +76,14 @@ class VolumeManager:
         self._views = views
         self._records = records
         self._views_directory = views_directory
+        self._homes = homes
         self._obstacle = obstacle
         self._may_bind = may_bind
-        self._volumes: dict[str, _Mounted] = {}
+        self._volumes: dict[str, HeldVolume] = {}
         self._busy_targets: set[str] = set()
         self._limiter = trio.CapacityLimiter(MOUNT_THREADS)
-        self._boot_id = BOOT_ID.read_text().strip()
+        self.turns = Turns[str]()
+        self.boot_id = BOOT_ID.read_text().strip()
 
     async def mount(
         self,
@@ -124,7 +99,7 @@ class VolumeManager:
         readiness: Readiness = Readiness.LAZY,
         progress: PullProgress,
     ) -> Volume:
-        """Mounts an image; nothing is left behind when it fails.
+        """Mounts an image at a user's target; nothing is left behind when it fails.
 
         Args:
             image: A reference, an image ID, or a local source.
@@ -139,76 +114,65 @@ class VolumeManager:
             MachineLacks: This machine or this user cannot mount.
             NotFound: No such image, or no such target.
             InvalidArgument: The target is not an absolute path of a directory, or an ID is to be
-                pulled.
+                pulled, or the sandbox's ID cannot be one.
             Conflict: The target is not empty, or has something mounted.
+        """
+        check_lease_id(sandbox)
+        self.require_filesystem()
+        async with self._reserve(target):
+            if target is not None:
+                self.require_bind("Leave the directory out: imgvol then prints the view's path.")
+                if self._homes.owns(target):
+                    raise InvalidArgument("the target is imgvol's own place", target=target)
+                await self.in_thread(mounts.check_target, os.fsencode(target))
+            found = await obtain(self._images, image, platform, pull, options, progress, readiness)
+            volume = self.new_record(
+                found, image, sandbox, target, noexec=noexec, patience=patience
+            )
+            return self._shown(await self._add(volume, found))
+
+    def new_record(
+        self,
+        image: ImageRecord,
+        name: str,
+        sandbox: str,
+        target: str | None,
+        *,
+        noexec: bool = False,
+        patience: float = 0.0,
+    ) -> VolumeRecord:
+        """What will be recorded of a volume: here its options come together."""
+        return VolumeRecord(
+            id=secrets.token_hex(6),
+            sandbox=sandbox,
+            image=name if not image.names or name in image.names else image.names[0],
+            manifest=image.manifest,
+            target=target,
+            noexec=noexec,
+            patience=patience,
+            view_id=image.view_id,
+            created_at=time.time(),
+            boot_id=self.boot_id,
+        )
+
+    def require_filesystem(self) -> None:
+        """Refuses what needs views where there can be none.
+
+        Raises:
+            MachineLacks: There is no filesystem; it says why.
         """
         if self._obstacle is not None:
             raise self._obstacle
-        async with self._reserve(target):
-            if target is not None:
-                self._refuse_without_root()
-                await self._in_thread(mounts.check_target, os.fsencode(target))
-            record = await self._obtain(image, platform, pull, options, progress, readiness)
-            volume = VolumeRecord(
-                id=secrets.token_hex(6),
-                sandbox=sandbox,
-                image=image if not record.names or image in record.names else record.names[0],
-                manifest=record.manifest,
-                target=target,
-                noexec=noexec,
-                patience=patience,
-                view_id=record.view_id,
-                created_at=time.time(),
-                boot_id=self._boot_id,
-            )
-            await self._attach(volume, record)
-            try:
-                await self._records.add_volume(volume)
-            except BaseException:
-                with trio.CancelScope(shield=True):
-                    await self._detach(self._volumes[volume.id], lazily=True)
-                raise
-            return self._shown(self._volumes[volume.id])
 
-    async def _obtain(
-        self,
-        image: str,
-        platform: str | None,
-        pull: PullPolicy,
-        options: PullOptions,
-        progress: PullProgress,
-        readiness: Readiness,
-    ) -> ImageRecord:
-        if pull == "always":
-            await self._refuse_id(image)
-        else:
-            try:
-                record = await self._images.find(image, platform=platform)
-            except NotFound:
-                if pull == "never":
-                    raise
-            else:
-                # A layout or an archive that has changed since cannot show the old image any more.
-                is_usable = pull == "never" or await self._images.is_current(image, record)
-                if record.is_stored or (is_usable and readiness.is_met_by(record)):
-                    progress.stage = "done"
-                    return record
-                image = _name_to_pull(image, record, pull)
-        return await self._images.pull(
-            image, platform=platform, options=options, progress=progress, readiness=readiness
-        )
+    def require_bind(self, hint: str = "Run imgvol as root.") -> None:
+        """Refuses what needs bind mounts where there can be none.
 
-    async def _refuse_id(self, image: str) -> None:
-        """To a registry, an ID is the name of some other image."""
-        known = await self._images.find_by_id(image)
-        if known is not None:
-            name = known.names[0] if known.names else "IMAGE"
-            raise InvalidArgument(
-                "an image ID cannot be looked for in a registry",
-                hint=f"To look for a newer image, name it: --pull=always {name}."
-                " For this very image, leave --pull=always out.",
-                image=image,
-            )
+        Raises:
+            MachineLacks: This machine or this user cannot make them.
+        """
+        self.require_filesystem()
+        if not self._may_bind:
+            raise MachineLacks("mounting at a directory of your choice needs root", hint=hint)
 
     async def unmount(self, target_or_id: str, *, detach: bool = False) -> Volume:
         """Unmounts a volume.
@@ -222,51 +186,87 @@ class VolumeManager:
             NotFound: No such volume.
             Conflict: It is in use.
         """
-        mounted = self._find(target_or_id)
-        async with self._reserve(mounted.record.target):
-            if mounted.record.id not in self._volumes:
-                raise NotFound("no such volume", volume=target_or_id)
-            # A caller who goes away in between would leave a record of what is not mounted.
-            with trio.CancelScope(shield=True):
-                await self._detach(mounted, lazily=detach)
-                await self._records.remove_volume(mounted.record.id)
-        return self._shown(mounted)
+        held = self._find(target_or_id)
+        if held.record.target is not None and self._homes.owns(held.record.target):
+            async with self.turns.turn(held.record.sandbox):
+                await self.remove(held, lazily=detach)
+        else:
+            await self.remove(held, lazily=detach)
+        return self._shown(held)
 
     async def list(self) -> list[Volume]:
         """Every volume, the oldest first, with whether it is still mounted."""
-        table = {mount.mount_point: mount for mount in await self._in_thread(read_mountinfo)}
-        return [self._shown(mounted, table) for mounted in self._volumes.values()]
+        table = {mount.mount_point: mount for mount in await self.in_thread(read_mountinfo)}
+        held = sorted(self._volumes.values(), key=lambda volume: volume.record.created_at)
+        return [self._shown(volume, table) for volume in held]
 
     @property
     def count(self) -> int:
         """How many volumes there are."""
         return len(self._volumes)
 
-    async def recover(self) -> None:
-        """Makes the records true again after a restart. Call once, before anything else.
+    def of_sandbox(self, sandbox: str) -> Sequence[HeldVolume]:
+        """A sandbox's volumes."""
+        return [held for held in self._volumes.values() if held.record.sandbox == sandbox]
 
-        Volumes of this boot are mounted again at their targets. What cannot be is reported in the
-        log and forgotten: its target then is a plain directory, as before it was mounted.
+    # --- steps: each is all or nothing. For a volume in a home, the caller has the sandbox's turn.
+
+    async def add(
+        self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo] = ()
+    ) -> HeldVolume:
+        """Mounts and records a new volume.
+
+        Args:
+            volume: What to record.
+            image: What it shows.
+            leftovers: Mounts of ours at its target, which go first.
         """
-        for record in await self._records.volumes():
-            if record.boot_id == self._boot_id:
-                try:
-                    await self._attach_again(record)
-                    continue
-                except (ImgvolError, OSError) as exc:
-                    log.error("cannot mount %s again at %s: %s", record.image, record.target, exc)
-            await self._records.remove_volume(record.id)
+        async with self._reserve(volume.target):
+            return await self._add(volume, image, leftovers)
 
-    async def _attach_again(self, record: VolumeRecord) -> None:
-        if self._obstacle is not None:
-            raise self._obstacle
-        image = await self._records.image(record.manifest)
-        if image is None:
-            raise NotFound("image is not in the store", image=record.image)
-        if record.target is not None:
-            # Somebody may have used the directory meanwhile.
-            await self._in_thread(mounts.check_target, os.fsencode(record.target))
-        await self._attach(record, image)
+    async def remove(self, held: HeldVolume, *, lazily: bool) -> None:
+        """Unmounts and forgets a volume.
+
+        Raises:
+            NotFound: It has gone meanwhile.
+            Conflict: It is in use, and `lazily` is false; or something is mounted over it.
+        """
+        async with self._reserve(held.record.target):
+            current = self._volumes.get(held.record.id)
+            if current is None:
+                raise NotFound("no such volume", volume=held.record.id)
+            # A caller who goes away in between would leave a record of what is not mounted.
+            with trio.CancelScope(shield=True):
+                await self._detach(current, lazily=lazily)
+                await self._records.remove_volume(held.record.id)
+
+    async def bind_again(self, held: HeldVolume, leftovers: Sequence[MountInfo]) -> None:
+        """Binds an open volume at its target, where it is not mounted any more."""
+        assert held.view is not None
+        async with self._reserve(held.record.target):
+            await self.in_thread(self._place, held.record, held.view.name, leftovers)
+
+    async def unbind(self, held: HeldVolume) -> None:
+        """Undoes `bind_again`: the volume stays, without its mount."""
+        async with self._reserve(held.record.target):
+            await self.in_thread(self._displace, held, True)
+
+    async def restore(
+        self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo]
+    ) -> HeldVolume:
+        """Mounts a volume that is recorded: after a restart, or when it was lost."""
+        async with self._reserve(volume.target):
+            return await self._attach(volume, image, leftovers)
+
+    async def lose(self, volume: VolumeRecord, image: ImageRecord | None, reason: str) -> None:
+        """Keeps a recorded volume that cannot be mounted, and says why.
+
+        Its directory goes: whoever wants to use it must get an error, not an empty directory.
+        """
+        current = self._volumes.get(volume.id)
+        if current is not None:
+            await self._detach(current, lazily=True)
+        self._volumes[volume.id] = HeldVolume(record=volume, image=image, view=None, loss=reason)
 
     async def detach_all(self, *, forget: bool) -> None:
         """Unmounts every volume, in use or not; for the daemon's end.
@@ -274,60 +274,112 @@ class VolumeManager:
         Args:
             forget: Also drop the records, so that the next start does not mount them again.
         """
-        for mounted in list(self._volumes.values()):
-            try:
-                await self._detach(mounted, lazily=True)
-            except (ImgvolError, OSError) as exc:
-                log.error("cannot unmount %s: %s", mounted.record.target, exc)
+        volumes = list(self._volumes.values())
+        await self.in_thread(self._displace_all, volumes)
+        for held in volumes:
+            self._close(held)
             try:
                 if forget:
-                    await self._records.remove_volume(mounted.record.id)
+                    await self._records.remove_volume(held.record.id)
             except ImgvolError as exc:
-                log.error("cannot forget the volume at %s: %s", mounted.record.target, exc)
+                log.error("cannot forget the volume at %s: %s", held.record.target, exc)
 
-    async def _attach(self, volume: VolumeRecord, image: ImageRecord) -> None:
-        """Opens the view, shows it, binds it. All or nothing."""
+    async def in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        """Does something that may touch a mount."""
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
+
+    async def _add(
+        self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo] = ()
+    ) -> HeldVolume:
+        held = await self._attach(volume, image, leftovers)
+        try:
+            await self._records.add_volume(volume)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._detach(held, lazily=True)
+            raise
+        return held
+
+    async def _attach(
+        self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo]
+    ) -> HeldVolume:
+        """Opens the view, shows it, binds it."""
         view = await self._views.acquire(image, volume.view_id)
         self._views.publish(view, volume.patience)
         try:
             if volume.target is not None:
-                source = os.path.join(bytes(self._views_directory), view.name)
-                await self._in_thread(
-                    mounts.bind, source, os.fsencode(volume.target), volume.noexec
-                )
+                await self.in_thread(self._place, volume, view.name, leftovers)
         except BaseException:
             self._views.withdraw(view, volume.patience)
             self._views.release(view)
             raise
-        self._volumes[volume.id] = _Mounted(volume, image, view)
+        held = HeldVolume(record=volume, image=image, view=view)
+        self._volumes[volume.id] = held
+        return held
 
-    async def _detach(self, mounted: _Mounted, *, lazily: bool) -> None:
-        target = mounted.record.target
-        if target is not None:
-            await self._in_thread(
-                mounts.unbind,
-                os.fsencode(target),
-                self._views_directory,
-                mounted.view.name,
-                lazily,
-            )
-        del self._volumes[mounted.record.id]
-        self._views.withdraw(mounted.view, mounted.record.patience)
-        self._views.release(mounted.view)
+    async def _detach(self, held: HeldVolume, *, lazily: bool) -> None:
+        if held.record.target is not None:
+            await self.in_thread(self._displace, held, lazily)
+        self._close(held)
 
-    def _refuse_without_root(self) -> None:
-        if not self._may_bind:
-            raise MachineLacks(
-                "mounting at a directory of your choice needs root",
-                hint="Leave the directory out: imgvol then prints the view's own path.",
-            )
+    def _close(self, held: HeldVolume) -> None:
+        del self._volumes[held.record.id]
+        if held.view is not None:
+            self._views.withdraw(held.view, held.record.patience)
+            self._views.release(held.view)
 
-    def _find(self, target_or_id: str) -> _Mounted:
+    def _place(
+        self, volume: VolumeRecord, view_name: bytes, leftovers: Sequence[MountInfo]
+    ) -> None:
+        """Binds a view at a target, with nothing of ours below. Blocks."""
+        assert volume.target is not None
+        target = os.fsencode(volume.target)
+        mounts.detach(target, self._views_directory, leftovers)
+        has_home = self._homes.owns(volume.target)
+        if has_home:
+            self._homes.make(volume.target)
+        try:
+            # A user may have used the directory meanwhile.
+            mounts.check_directory(target)
+            source = os.path.join(bytes(self._views_directory), view_name)
+            mounts.bind(source, target, volume.noexec)
+        except BaseException:
+            if has_home:
+                # What is in its way is in the error's way no less.
+                with contextlib.suppress(ImgvolError):
+                    self._homes.remove(volume.target)
+            raise
+
+    def _displace(self, held: HeldVolume, lazily: bool) -> None:
+        """Unmounts a target, and removes its directory if it is ours. Blocks."""
+        assert held.record.target is not None
+        target = os.fsencode(held.record.target)
+        if held.view is not None:
+            mounts.unbind(target, self._views_directory, held.view.name, lazily)
+        else:
+            # A dead mount may have been left below somebody else's.
+            mounts.detach(target, self._views_directory, mounts.mounts_at(target))
+        if self._homes.owns(held.record.target):
+            self._homes.remove(held.record.target)
+
+    def _displace_all(self, volumes: Sequence[HeldVolume]) -> None:
+        """Unmounts targets at the daemon's end, in use or not; goes on over failures. Blocks."""
+        table = by_target(read_mountinfo())
+        for target in (held.record.target for held in volumes if held.record.target is not None):
+            path = os.fsencode(target)
+            try:
+                mounts.detach(path, self._views_directory, table.get(path, ()))
+                if self._homes.owns(target):
+                    self._homes.remove(target)
+            except (ImgvolError, OSError) as exc:
+                log.error("cannot unmount %s: %s", target, exc)
+
+    def _find(self, target_or_id: str) -> HeldVolume:
         if target_or_id in self._volumes:
             return self._volumes[target_or_id]
-        for mounted in self._volumes.values():
-            if target_or_id == (mounted.record.target or self._path_of(mounted.view)):
-                return mounted
+        for held in self._volumes.values():
+            if target_or_id == (held.record.target or (held.view and self._path_of(held.view))):
+                return held
         raise NotFound("no such volume", hint="imgvol ps lists the volumes.", volume=target_or_id)
 
     @asynccontextmanager
@@ -347,43 +399,15 @@ class VolumeManager:
     def _path_of(self, view: OpenView) -> str:
         return os.path.join(self._views_directory, os.fsdecode(view.name))
 
-    def _shown(self, mounted: _Mounted, table: dict[bytes, MountInfo] | None = None) -> Volume:
-        record = mounted.record
-        is_lost = False
-        if table is not None and record.target is not None:
-            mount = table.get(os.fsencode(record.target))
-            is_lost = mount is None or not is_ours(mount, self._views_directory)
-        return Volume(
-            id=record.id,
-            sandbox=record.sandbox,
-            image=record.image,
-            image_id=mounted.image.id,
-            chain_id=mounted.image.chain_id,
-            target=record.target,
-            view=self._path_of(mounted.view),
-            state="lost" if is_lost else "mounted",
-            created_at=record.created_at,
-            noexec=record.noexec,
-            patience=record.patience,
-            layers=mounted.view.layer_statuses(),
-        )
+    def _shown(self, held: HeldVolume, table: Mapping[bytes, MountInfo] | None = None) -> Volume:
+        view_path = self._path_of(held.view) if held.view else ""
+        return describe(held, view_path, "" if table is None else self._absence(held, table))
 
-    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
-
-
-def _name_to_pull(image: str, record: ImageRecord, pull: PullPolicy) -> str:
-    """What to pull to complete an image: the name that was given, or, for an ID, one of its names.
-
-    Raises:
-        NotFound: It may not be pulled, or has no name.
-    """
-    if pull == "never" or not record.names:
-        raise NotFound(
-            "image is not in the store as a whole",
-            hint="Pull it first: imgvol pull IMAGE. Or mount it with --lazy=auto --verify=lazy.",
-            image=image,
-        )
-    if SHORT_ID.fullmatch(image):
-        return record.names[0]
-    return image
+    def _absence(self, held: HeldVolume, table: Mapping[bytes, MountInfo]) -> str:
+        """Why a volume does not show at its target, if the kernel's table says so."""
+        if held.record.target is None:
+            return ""
+        mount = table.get(os.fsencode(held.record.target))
+        if mount is None:
+            return "somebody has unmounted it"
+        return "" if is_ours(mount, self._views_directory) else "something else is mounted over it"

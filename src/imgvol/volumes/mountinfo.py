@@ -1,5 +1,6 @@
 """What the kernel says is mounted: /proc/self/mountinfo, parsed (proc(5))."""
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -57,6 +58,29 @@ class MountInfo:
 def read_mountinfo(path: Path = Path("/proc/self/mountinfo")) -> list[MountInfo]:
     """Every mount of this process's namespace, in the order in which they were made."""
     return [MountInfo.parse(line) for line in path.read_bytes().splitlines()]
+
+
+def mounts_at(
+    targets: Collection[bytes], path: Path = Path("/proc/self/mountinfo")
+) -> list[MountInfo]:
+    """What is mounted at some paths, the topmost last; and, anywhere, whole filesystems.
+
+    With a thousand binds, parsing all of them takes twenty times as long.
+    """
+    found = []
+    for line in path.read_bytes().splitlines():
+        root, mount_point = line.split(b" ", 5)[3:5]
+        if root == b"/" or _unescape(mount_point) in targets:
+            found.append(MountInfo.parse(line))
+    return found
+
+
+def by_target(table: Iterable[MountInfo]) -> dict[bytes, list[MountInfo]]:
+    """What is mounted at each path, the topmost last."""
+    found: dict[bytes, list[MountInfo]] = {}
+    for mount in table:
+        found.setdefault(mount.mount_point, []).append(mount)
+    return found
 
 
 def source_of(views: Path) -> bytes:

@@ -40,6 +40,14 @@ EXAMPLES = {
     "listVolumes": ("", None),
     "mountVolume": ("", {"image": "busybox:1", "target": "/mnt/a"}),
     "unmountVolume": ("volume=/mnt/x", None),
+    "mountForSandbox": (
+        "",
+        {"sandbox": "pod", "mounts": [{"image": "a:1", "readonly": True}, {"host_path": "/x"}]},
+    ),
+    "listLeases": ("", None),
+    "createLease": ("", {"lease": "l", "labels": {"a": "b"}, "expires": 9, "images": ["a:1"]}),
+    "renewLease": ("", {"lease": "pod"}),
+    "deleteLease": ("lease=pod&drain=0.5&detach=true", None),
 }
 
 
@@ -102,6 +110,8 @@ async def test_answers_match_their_schema(route, daemon, quick_progress):
     daemon.images.pull_steps, daemon.images.pull_pause = 3, 0.03
     if route.operation == "unmountVolume":
         await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt/x"})
+    if route.operation == "renewLease":
+        await call(daemon, "POST", "/leases", body={"lease": "pod"})
     query, body = EXAMPLES[route.operation]
     answer = await call(daemon, route.method, route.path, query, body, prefix=route.prefix)
     if route.media_type == NDJSON:
@@ -286,6 +296,7 @@ def test_the_rooms_own_records_match_the_schemas():
         target=None,
         view="/v",
         state="lost",
+        reason="image is not in the store",
         created_at=1.5,
         noexec=False,
         patience=0.0,

@@ -262,10 +262,14 @@ async def test_a_row_that_belongs_to_nothing_is_told(config):
     await filled(config)
     with sqlite3.connect(config.root / "imgvol.db") as db:
         db.execute("INSERT INTO pin VALUES ('sha256:nobody')")
+        db.execute("INSERT INTO lease_hold VALUES ('nobody', ?)", [str(Digest.of(b"x"))])
     db.close()
     report = await offline.check(config, repair=False)
-    assert [finding.problem for finding in report.wrong] == ["rows of pin belong to no image"]
+    assert [finding.problem for finding in report.wrong] == [
+        "rows of lease_hold belong to no lease",
+        "rows of pin belong to no image",
+    ]
     report = await offline.check(config, repair=True)
-    assert (len(report.repaired), report.wrong) == (1, ())
+    assert (len(report.repaired), report.wrong) == (2, ())
     async with open_store(config.root) as store:
         assert len(await store.records.images()) == 1

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from imgvol.content.reachability import RootKind, Thing, ThingKind
-from imgvol.content.records import VolumeRecord
+from imgvol.content.records import LeaseRecord, VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound, StoreFull
 from imgvol.images.collection import CollectionReport, Collector
@@ -94,12 +94,7 @@ async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
 @pytest.mark.parametrize("keeper", ["pin", "lease", "volume", "view"])
 async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
     async with open_store(tmp_path) as store:
-        leases = {}
-
-        async def kept_by_leases():
-            return leases
-
-        collector = Collector(store, leases=kept_by_leases)
+        collector = Collector(store)
         views = Views(store)
         image = await pull(store, ONE, "one")
         view = None
@@ -107,7 +102,8 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
             case "pin":
                 await store.records.pin_image(image.manifest)
             case "lease":
-                leases["pod"] = [image.manifest]
+                lease = LeaseRecord(id="pod", created_at=1.0)
+                await store.records.ensure_lease(lease, images=[image.manifest])
             case "volume":
                 await store.records.add_volume(volume_of(image))
             case "view":
@@ -121,7 +117,7 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
             case "pin":
                 await store.records.unpin_image(image.manifest)
             case "lease":
-                leases.clear()
+                await store.records.remove_lease("pod")
             case "volume":
                 await store.records.remove_volume("v")
             case "view":

@@ -9,6 +9,7 @@ import pytest
 from imgvol.content.place import PlacedFile
 from imgvol.content.store import open_store
 from imgvol.errors import DigestMismatch, InvalidLayer, StoreDamaged
+from imgvol.images.leases import Leases
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import ImageService, PullOptions
@@ -32,7 +33,7 @@ WRITERS = {
 async def open_service(root):
     async with open_store(root) as store:
         views = Views(store)
-        yield ImageService(store, views), views, store
+        yield ImageService(store, views, leases=Leases(store.records)), views, store
 
 
 async def pull(service, name, readiness=Readiness.LAZY):

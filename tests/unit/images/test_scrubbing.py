@@ -13,6 +13,7 @@ from imgvol.content.records import FaultKind, Origin
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound, StoreDamaged
 from imgvol.images import scrubbing
+from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.scrubbing import Scrubber, ScrubProgress
 from imgvol.images.service import ImageService, PullOptions
@@ -46,7 +47,7 @@ async def pull(store, name="x.test/one:1"):
 
 def scrubber_of(store, views=None):
     views = views or Views(store)
-    return Scrubber(store, views, ImageService(store, views))
+    return Scrubber(store, views, ImageService(store, views, leases=Leases(store.records)))
 
 
 async def scrub(scrubber, *chosen, repair=False, progress=None):
@@ -145,7 +146,7 @@ async def test_a_damaged_image_is_pulled_again_when_asked(tmp_path, short_path):
     layout = images.write_layout(short_path / "layout", {"v1": IMAGE})
     async with open_store(tmp_path) as store:
         views = Views(store)
-        service = ImageService(store, views)
+        service = ImageService(store, views, leases=Leases(store.records))
         scrubber = Scrubber(store, views, service)
         image = await service.pull(
             f"oci:{layout}:v1", options=PullOptions(), progress=PullProgress()

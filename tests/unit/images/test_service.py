@@ -4,6 +4,7 @@ import threading
 
 from imgvol.content.store import open_store
 from imgvol.images import service
+from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress, resolve_image, wanted_platform
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
@@ -25,7 +26,9 @@ async def test_documents_are_parsed_where_they_keep_no_view_waiting(tmp_path, mo
         source = MemorySource(images.Image([images.Layer([images.file("a")], "none")]))
         resolved = await resolve_image(source, wanted_platform("linux/amd64"))
         image = await Puller(store).pull(source, resolved, "x", PullProgress())
-        manifest, config = await ImageService(store, Views(store)).documents(image)
+        manifest, config = await ImageService(
+            store, Views(store), leases=Leases(store.records)
+        ).documents(image)
     assert manifest["config"]["digest"] == str(image.id)
     assert config["rootfs"]["diff_ids"] == [str(image.layers[0].diff_id)]
     assert len(threads) == 2

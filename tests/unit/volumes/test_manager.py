@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -12,7 +13,8 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
-from imgvol.volumes import manager, mounts
+from imgvol.volumes import manager, mounts, recovery
+from imgvol.volumes.homes import Homes
 from imgvol.volumes.manager import VolumeManager
 from support.records import image_record, layer_record
 
@@ -100,8 +102,8 @@ class Records:
     async def volumes(self):
         return list(self.rows.values())
 
-    async def image(self, manifest):
-        return self.known.get(manifest)
+    async def images(self):
+        return list(self.known.values())
 
     async def add_volume(self, volume):
         await trio.lowlevel.checkpoint()
@@ -132,6 +134,18 @@ class Kernel:
         if target in self.mounted or target in self.foreign:
             raise Conflict("something is mounted there already")
 
+    def check_directory(self, target):
+        if target in self.missing:
+            raise NotFound("target does not exist")
+        if target in self.foreign:
+            raise Conflict("target is not empty")
+
+    def mounts_at(self, target):
+        return []
+
+    def detach(self, target, views_directory, there):
+        self.mounted.pop(target, None)
+
     def bind(self, source, target, noexec):
         if self.fail_bind is not None:
             raise self.fail_bind
@@ -146,7 +160,7 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch) -> Kernel:
     kernel = Kernel()
-    for name in ("check_target", "bind", "unbind"):
+    for name in ("check_target", "check_directory", "mounts_at", "detach", "bind", "unbind"):
         monkeypatch.setattr(mounts, name, getattr(kernel, name))
     return kernel
 
@@ -158,6 +172,12 @@ class House:
     views: Views
     records: Records
     kernel: Kernel
+    homes: Homes
+
+    async def recover(self):
+        await recovery.recover(
+            self.manager, records=self.records, homes=self.homes, views_directory=Path("/views")
+        )
 
     async def mount(self, target: str | None = "/mnt", image: str = NAME, **options):
         return await self.manager.mount(
@@ -173,16 +193,17 @@ class House:
 
 @pytest.fixture
 def house(kernel, tmp_path) -> House:
-    images, views, records = Images(), Views(), Records()
+    images, views, records, homes = Images(), Views(), Records(), Homes(tmp_path / "volumes")
     volumes = VolumeManager(
         images=images,
         views=views,
         records=records,
         views_directory=tmp_path,
+        homes=homes,
         obstacle=None,
         may_bind=True,
     )
-    return House(volumes, images, views, records, kernel)
+    return House(volumes, images, views, records, kernel, homes)
 
 
 def row(house: House, target: str | None = "/mnt", **changes) -> VolumeRecord:
@@ -362,7 +383,7 @@ async def test_at_the_end_one_volume_that_cannot_be_forgotten_does_not_keep_the_
 
 async def test_the_next_start_mounts_again(house):
     record = row(house)
-    await house.manager.recover()
+    await house.recover()
     assert house.kernel.mounted.keys() == {b"/mnt"}
     assert house.records.rows == {record.id: record}
     assert house.manager.count == 1
@@ -380,12 +401,12 @@ async def test_what_cannot_be_mounted_again_is_told_and_forgotten(house, why, ca
         house.records.known.clear()
     else:
         house.views.failure = RemoteError("x")
-    await house.manager.recover()
+    await house.recover()
     house.assert_empty()
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
 
 
 async def test_volumes_of_another_boot_are_forgotten_in_silence(house):
     row(house, boot_id="another")
-    await house.manager.recover()
+    await house.recover()
     house.assert_empty()

@@ -8,6 +8,7 @@ from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.collection import CollectionTable
 from imgvol.content.records.images import ImageRecord, ImageTable
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
+from imgvol.content.records.leases import LeaseRecord, LeaseTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.pins import PinTable
 from imgvol.content.records.places import PlaceTable
@@ -19,6 +20,7 @@ __all__ = [
     "ImageRecord",
     "LayerFault",
     "LayerRecord",
+    "LeaseRecord",
     "Origin",
     "Records",
     "VolumeRecord",
@@ -32,6 +34,7 @@ class Records(
     ImageTable,
     PinTable,
     ChainTable,
+    LeaseTable,
     VolumeTable,
     CollectionTable,
 ):

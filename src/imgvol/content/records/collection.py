@@ -65,14 +65,14 @@ class CollectionTable(Table):
 
         def drop(db: sqlite3.Connection) -> None:
             for table, parent in _dangling(db):
-                # Our keys have the same name on both sides.
                 keys = db.execute(
-                    'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" = ?',
+                    'SELECT f."from", coalesce(f."to", t.name) FROM pragma_foreign_key_list(?) f'
+                    ' JOIN pragma_table_info(f."table") t ON t.pk = 1 WHERE f."table" = ?',
                     [table, parent],
                 ).fetchall()
-                for (key,) in keys:
-                    parents = f"SELECT {key} FROM {parent}"
-                    db.execute(f"DELETE FROM {table} WHERE {key} NOT IN ({parents})")
+                for own, theirs in keys:
+                    parents = f"SELECT {theirs} FROM {parent}"
+                    db.execute(f"DELETE FROM {table} WHERE {own} NOT IN ({parents})")
 
         await self._database.run(drop)
 
@@ -118,6 +118,8 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
         hold(RootKind.NAME, name, _image(manifest), _document(target))
     for (manifest,) in db.execute("SELECT manifest FROM pin"):
         hold(RootKind.PIN, manifest, _image(manifest))
+    for lease, digest in db.execute("SELECT lease, digest FROM lease_hold"):
+        hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))
     for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
         hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
 

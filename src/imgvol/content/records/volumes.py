@@ -4,6 +4,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Final
 
+from imgvol.content.records.leases import LeaseRecord, put_lease
 from imgvol.content.records.table import Row, Table
 from imgvol.errors import NotFound
 from imgvol.oci.digest import Digest
@@ -41,7 +42,7 @@ class VolumeTable(Table):
         )
 
     async def add_volume(self, volume: VolumeRecord) -> None:
-        """Records a volume; from then on its image is in use.
+        """Records a volume, and with it its sandbox's lease; from then on its image is in use.
 
         Raises:
             NotFound: The image has been removed meanwhile.
@@ -51,6 +52,7 @@ class VolumeTable(Table):
             manifest = str(volume.manifest)
             if not db.execute("SELECT 1 FROM image WHERE manifest = ?", [manifest]).fetchone():
                 raise NotFound("image was removed while it was being mounted", image=volume.image)
+            put_lease(db, LeaseRecord(id=volume.sandbox, created_at=volume.created_at))
             db.execute(
                 "INSERT INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [

@@ -1,0 +1,82 @@
+"""What a volume is: to those who ask, and to those who keep it."""
+
+from dataclasses import dataclass
+
+from imgvol.content.records import ImageRecord, VolumeRecord
+from imgvol.images.views import LayerStatus, OpenView
+from imgvol.oci.digest import ChainID, Digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """One volume, as it is told of.
+
+    Attributes:
+        image: As the caller named it, canonical.
+        image_id: Digest of the image's config; None when the image is lost.
+        chain_id: Of the image's layers; None when the image is lost.
+        target: Where it is bound; None when only the view itself is used.
+        view: Path of the view.
+        state: "mounted", or "lost": the target does not show the view.
+        reason: Why it is lost.
+        layers: How each layer is read, the bottom one first.
+        created_at: Seconds since the epoch.
+        patience: Seconds that readers wait for a registry that fails, before they are told.
+    """
+
+    id: str
+    sandbox: str
+    image: str
+    image_id: Digest | None
+    chain_id: ChainID | None
+    target: str | None
+    view: str
+    state: str
+    reason: str
+    created_at: float
+    noexec: bool
+    patience: float
+    layers: tuple[LayerStatus, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldVolume:
+    """A volume's record with what it keeps open.
+
+    Attributes:
+        image: What it shows; None when that is not in the store any more.
+        view: Kept open and shown in the filesystem's root; None when the volume is lost.
+        loss: Why it is lost.
+    """
+
+    record: VolumeRecord
+    image: ImageRecord | None
+    view: OpenView | None
+    loss: str = ""
+
+
+def describe(held: HeldVolume, view_path: str, absence: str = "") -> Volume:
+    """What there is to say of a volume.
+
+    Args:
+        held: Which.
+        view_path: Of its view; empty when it has none.
+        absence: Why its target does not show the view, if it does not.
+    """
+    record, image = held.record, held.image
+    reason = held.loss or absence
+    return Volume(
+        id=record.id,
+        sandbox=record.sandbox,
+        image=record.image,
+        image_id=image.id if image else None,
+        chain_id=image.chain_id if image else None,
+        target=record.target,
+        view=view_path,
+        state="lost" if reason else "mounted",
+        reason=reason,
+        created_at=record.created_at,
+        noexec=record.noexec,
+        patience=record.patience,
+        layers=held.view.layer_statuses() if held.view else (),
+    )

@@ -111,6 +111,20 @@ class Volumes(Protocol):
         """Every volume."""
 
 
+class Scrub(Protocol):
+    """`images.scrubbing.Scrubber.scrub`."""
+
+    async def __call__(
+        self,
+        images: Sequence[str],
+        *,
+        repair: bool,
+        options: PullOptions,
+        progress: ScrubProgress,
+    ) -> Sequence[ScrubFault]:
+        """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
+
+
 class Sandboxes(Protocol):
     """`volumes.sandboxes.Sandboxes`."""
 
@@ -144,20 +158,6 @@ class Sandboxes(Protocol):
         dirs_only: bool = False,
     ) -> Sequence[MountRequest]:
         """All volumes of a container, or none; raises ImageVolumeMountFailed."""
-
-
-class Scrub(Protocol):
-    """`images.scrubbing.Scrubber.scrub`."""
-
-    async def __call__(
-        self,
-        images: Sequence[str],
-        *,
-        repair: bool,
-        options: PullOptions,
-        progress: ScrubProgress,
-    ) -> Sequence[ScrubFault]:
-        """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,10 @@ import trio
 import trio.testing
 
 from imgvol import limits
-from imgvol.content.reachability import Thing, ThingKind
+from imgvol.content.reachability import Thing, ThingKind, unreachable
 from imgvol.content.records import VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import Conflict, ImgvolError, InvalidLayer, NotFound, RegistryUnavailable
-from imgvol.images.collection import Collector
 from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.resolve import resolve_image, wanted_platform
@@ -172,11 +171,10 @@ async def test_an_image_without_a_name_lives_as_long_as_its_lease(tmp_path):
         image = await pull(store)
         await leases.ensure("pod", images=[image.manifest])
         await store.records.remove_name(NAME)
-        collector = Collector(store)
-        assert (await collector.collect()).removed == ()
+        assert unreachable(await store.records.world(dict)) == set()
         await leases.drop("pod")
-        removed = (await collector.collect()).removed
-        assert Thing(ThingKind.IMAGE, image.manifest) in removed
+        garbage = unreachable(await store.records.world(dict))
+        assert Thing(ThingKind.IMAGE, image.manifest) in garbage
 
 
 @pytest.mark.parametrize(
@@ -193,15 +191,16 @@ async def test_what_a_pull_has_brought_outlives_only_the_network(
     async with open_leases(tmp_path) as (leases, store):
         image = await pull(store)
         (layer,) = image.layers
-        thing, collector = Thing(ThingKind.LAYER, layer.digest), Collector(store)
+        thing = Thing(ThingKind.LAYER, layer.digest)
         # As if the pull had brought the layer and had not come to its end.
         with contextlib.suppress(ImgvolError):
             async with leases.pull(image.manifest, [layer.digest]):
                 await store.records.remove_image(image.manifest)
-                assert thing not in (await collector.collect()).removed
+                assert thing not in unreachable(await store.records.world(dict))
                 if failure:
                     raise failure
-        assert (thing not in (await collector.collect()).removed) == is_kept
+        held = thing not in unreachable(await store.records.world(dict))
+        assert held == is_kept
         assert [lease.remaining for lease in await leases.list()] == [limits.PULL_LEASE] * is_kept
 
 

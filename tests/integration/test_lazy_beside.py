@@ -69,6 +69,12 @@ def test_image_without_its_companion_is_pulled_whole(
     daemon.run("mount", reference, target)
     assert image.is_complete(daemon)
     assert f"layer {image.layer.digest} is not read lazily" in daemon.log.read_text()
+    # Nobody should have to look for that in a log (and it is known after a restart, too).
+    daemon.terminate()
+    daemon.start()
+    ((layer,),) = [volume["layers"] for volume in daemon.json("ps")]
+    assert (layer["format"], layer["state"]) == ("tar", "complete")
+    assert "lazy/alone:1-esgztoc" in layer["reason"] or "no such" in layer["reason"]
     check_all(agent, target, {"usr/last": image.files["usr/last"]})
 
 

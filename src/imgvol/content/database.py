@@ -68,7 +68,7 @@ CREATE TABLE layer (
     format      TEXT NOT NULL,                     -- how its files were known: tar, in place …
     is_complete INTEGER NOT NULL,                  -- 0: lazy, partly here
     fault       TEXT,                              -- what it turned out to be; NULL: all is well
-    reason      TEXT                               -- of the fault, in words
+    reason      TEXT                               -- of the fault, or why it is not lazy
 ) STRICT;
 
 CREATE TABLE origin (                              -- where to fetch the rest of a lazy layer

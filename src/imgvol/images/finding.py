@@ -56,6 +56,17 @@ class FoundLayer:
     layer: LazyLayer
 
 
+@dataclass(frozen=True, slots=True)
+class NotLazy:
+    """A layer that has to be pulled as a whole.
+
+    Attributes:
+        reason: Why, although the image has a table of contents for it; empty: it has none.
+    """
+
+    reason: str = ""
+
+
 class LazyFinder:
     """Finds tables of contents for the layers of one image. Made by `open_finder`.
 
@@ -76,10 +87,10 @@ class LazyFinder:
         self._limiter = limiter
         self._companion = _Companion(source)
 
-    async def find(self, descriptor: Descriptor) -> FoundLayer | None:
-        """A layer's table of contents; None when it has to be pulled as a whole.
+    async def find(self, descriptor: Descriptor) -> FoundLayer | NotLazy:
+        """A layer's table of contents, or why it has to be pulled as a whole.
 
-        That is so, too, for a layer that only servers beside the registry have (`urls`).
+        The latter also for a layer that only servers beside the registry have (`urls`).
 
         Raises:
             InvalidLayer: The manifest names two tables of contents.
@@ -102,11 +113,12 @@ class LazyFinder:
                 return await self._find_indexed(descriptor, indexed, name)
         except (ContentError, NotFound) as exc:
             log.info("layer %s is not read lazily: %s", descriptor.digest, exc)
-        return None
+            return NotLazy(str(exc))
+        return NotLazy()
 
     async def _find_inside(
         self, descriptor: Descriptor, need: NeedTail | TocRange | ExternalToc
-    ) -> FoundLayer | None:
+    ) -> FoundLayer | NotLazy:
         fetch = _BlobFetch(self._source, descriptor)
         tail = b""
         if isinstance(need, NeedTail):
@@ -123,7 +135,7 @@ class LazyFinder:
             case TocRange(start=start, end=end):
                 data = await fetch.fetch(start, end, self._limiter)
             case _:
-                return None
+                return NotLazy("its annotation names a table of contents, and its blob has none")
         layer = await trio.to_thread.run_sync(open_layer, found, data, limiter=self._limiter)
         return FoundLayer(_name_of(found, descriptor), layer)
 

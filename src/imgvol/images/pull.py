@@ -20,7 +20,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, StoreFull
 from imgvol.images.artifact_reader import ArtifactReader
-from imgvol.images.finding import LazyFinder, open_finder
+from imgvol.images.finding import FoundLayer, LazyFinder, NotLazy, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.resolve import ResolvedImage
@@ -224,11 +224,13 @@ class Puller:
             if artifact is not None:
                 ingest = self._artifact_ingest(source, artifact, progress)
                 return await self._run(ingest, stored)
+            obstacle = ""
             if laziness.finder is not None and stored is None and diff_id is not None:
                 lazy = await self._try_lazy(laziness.finder, descriptor, diff_id)
-                if lazy is not None:
+                if isinstance(lazy, LayerRecord):
                     progress.state = "lazy"
                     return lazy
+                obstacle = lazy.reason
             # A type that says "plain" is no promise: real images have gzip under it. The bytes
             # tell, and the diff ID is checked in any case.
             compression = layer_compression(descriptor.media_type)
@@ -245,7 +247,7 @@ class Puller:
                 diff_id=diff_id,
                 progress=progress,
             )
-            return await self._run(ingest, stored)
+            return await self._run(ingest, stored, obstacle)
 
     def _artifact_ingest(
         self, source: ImageSource, artifact: Artifact, progress: LayerProgress
@@ -260,9 +262,12 @@ class Puller:
             is_verified=True,
         )
 
-    async def _run(self, ingest: LayerIngest, stored: LayerRecord | None) -> LayerRecord:
+    async def _run(
+        self, ingest: LayerIngest, stored: LayerRecord | None, obstacle: str = ""
+    ) -> LayerRecord:
         """Pulls a layer and records it, in the place of what was known of it."""
         record = await run_cancellable(ingest.run, ingest.cancel, limiter=self._limiter)
+        record = replace(record, obstacle=obstacle)
         if stored is None or stored.is_stored:
             return await self._store.records.add_layer(record)
         if not stored.is_complete:
@@ -282,15 +287,17 @@ class Puller:
         # Until it is proven, a lazy layer is what some image, of whatever repository, has claimed:
         # this one has to claim the very same of it.
         found = await laziness.finder.find(descriptor)
-        return found is not None and await self._store.has_lazy_layer(stored.digest, found.layer)
+        return isinstance(found, FoundLayer) and await self._store.has_lazy_layer(
+            stored.digest, found.layer
+        )
 
     async def _try_lazy(
         self, finder: LazyFinder, descriptor: Descriptor, diff_id: DiffID
-    ) -> LayerRecord | None:
+    ) -> LayerRecord | NotLazy:
         """Makes a layer known by its table of contents, if it has one."""
         found = await finder.find(descriptor)
-        if found is None:
-            return None
+        if isinstance(found, NotLazy):
+            return found
         index = await trio.to_thread.run_sync(LayerIndex, found.layer.index, limiter=self._limiter)
         record = LayerRecord(
             digest=descriptor.digest,

@@ -48,7 +48,8 @@ class LayerStatus:
         present: Bytes of it that are here.
         fetched: Bytes fetched since the view was opened, whatever for.
         needed: Bytes of them that readers were waiting for.
-        reason: Why it is bad, or why the rest does not come.
+        reason: Why it is bad, why the rest does not come, or why the layer was pulled as a whole,
+            although its image has a table of contents for it.
     """
 
     digest: Digest
@@ -71,7 +72,7 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
             state="bad" if layer.failure else "complete",
             size=record.size,
             present=record.size,
-            reason=str(layer.failure or ""),
+            reason=str(layer.failure or record.obstacle),
         )
     state = "complete" if layer.is_complete else "lazy"
     fetcher = layer.fetcher

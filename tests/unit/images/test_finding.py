@@ -13,7 +13,7 @@ from imgvol.errors import (
     RegistryUnavailable,
     Unauthorized,
 )
-from imgvol.images.finding import open_finder
+from imgvol.images.finding import FoundLayer, open_finder
 from imgvol.layers.lazy.soci_index import INDEX_V1
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -52,7 +52,10 @@ def source_of(*pairs: tuple[images.Layer, images.Layer]) -> MemorySource:
     return source
 
 
-async def find_all(source: MemorySource, *, soci_referrers: bool = False):
+async def find_all(
+    source: MemorySource, *, soci_referrers: bool = False, reasons: list[str] | None = None
+):
+    """What is found for each layer; None: it is to be pulled as a whole."""
     manifest = parse_manifest(source.manifest, media_type=None)
     assert isinstance(manifest, Manifest)
     finder = await open_finder(
@@ -61,12 +64,24 @@ async def find_all(source: MemorySource, *, soci_referrers: bool = False):
     found = [None] * len(manifest.layers)
 
     async def find(position):
-        found[position] = await finder.find(manifest.layers[position])
+        lazy = await finder.find(manifest.layers[position])
+        if isinstance(lazy, FoundLayer):
+            found[position] = lazy
+        elif reasons is not None:
+            reasons.append(lazy.reason)
 
     async with trio.open_nursery() as nursery:
         for position in range(len(found)):
             nursery.start_soon(find, position)
     return found
+
+
+async def test_a_layer_that_never_had_a_table_of_contents_has_no_reason_to_give():
+    layer = images.Layer([images.file("a", b"1")])
+    source = MemorySource(images.Image([layer]))
+    reasons: list[str] = []
+    assert await find_all(source, reasons=reasons) == [None]
+    assert reasons == [""]
 
 
 # --- eStargz with its tables of contents in another image ----------------------------------------
@@ -86,7 +101,10 @@ async def test_layer_without_companion_is_pulled_whole(caplog):
     caplog.set_level(logging.INFO)
     source = source_of(external_layer("one"), external_layer("two"))
     source.companions.clear()
-    assert await find_all(source) == [None, None]
+    reasons: list[str] = []
+    assert await find_all(source, reasons=reasons) == [None, None]
+    assert all("no such tag" in reason for reason in reasons)
+    assert len(reasons) == 2
     assert source.asked == ["-esgztoc"]
     assert [record.levelname for record in caplog.records] == ["INFO", "INFO"]
     assert "is not read lazily: no such tag" in caplog.text

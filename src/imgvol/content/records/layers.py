@@ -80,6 +80,7 @@ class LayerRecord:
         fault: What it turned out to be, if it was lazy and not what it had promised, or what has
             become of it since. If it is complete all the same, its tar is right; if not, it is
             refused until it is pulled as a whole.
+        obstacle: Why it was pulled as a whole, although its image has a table of contents for it.
     """
 
     digest: Digest
@@ -92,6 +93,7 @@ class LayerRecord:
     is_complete: bool = True
     slot: int = 0
     fault: LayerFault | None = None
+    obstacle: str = ""
 
     @property
     def is_in_place(self) -> bool:
@@ -185,6 +187,7 @@ def layer_from(row: Row) -> LayerRecord:
         format=kind,
         is_complete=bool(is_complete),
         fault=LayerFault(kind=FaultKind(fault), reason=reason) if fault else None,
+        obstacle="" if fault else reason or "",
     )
 
 
@@ -212,7 +215,7 @@ def put_layer(db: sqlite3.Connection, layer: LayerRecord) -> LayerRecord:
             layer.format,
             layer.is_complete,
             layer.fault and layer.fault.kind,
-            layer.fault and layer.fault.reason,
+            layer.fault.reason if layer.fault else layer.obstacle,
         ],
     )
     row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(layer.digest)]).fetchone()

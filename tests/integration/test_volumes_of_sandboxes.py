@@ -1,10 +1,7 @@
 """Volumes of sandboxes, with real mounts: shared, rolled back, cleaned up, found again."""
 
-import http.client
-import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -15,66 +12,13 @@ import pytest
 from support import images
 from support.daemon import Imgvol
 from support.programs import wait_until
+from support.runtime import ask_mounts, call, left_below, mount_for, our_mounts
 
 pytestmark = pytest.mark.fuse
 
 ONE = images.Image([images.Layer([images.directory("etc"), images.file("etc/motd", b"one")])])
 TWO = images.Image([images.Layer([images.file("motd", b"two")], "zstd")])
 READY_SECONDS = 2.0
-
-
-class Connection(http.client.HTTPConnection):
-    """The API as a runtime sees it."""
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=60)
-        self._path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
-def call(imgvol, method, path, body=None):
-    connection = Connection(str(imgvol.run_dir / "imgvol.sock"))
-    try:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, f"/v1{path}", body=data)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
-
-
-def ask_mounts(imgvol, sandbox, *wanted, **options):
-    mounts = [
-        {"container_path": f"/data/{n}", "readonly": True, "image": image}
-        for n, image in enumerate(wanted)
-    ]
-    return call(
-        imgvol, "POST", "/sandboxes/mounts", {"sandbox": sandbox, "mounts": mounts, **options}
-    )
-
-
-def mount_for(imgvol, sandbox, *wanted):
-    status, answer = ask_mounts(imgvol, sandbox, *wanted)
-    assert status == 200, answer
-    return [mount["host_path"] for mount in answer["mounts"]]
-
-
-def our_mounts(imgvol) -> list[str]:
-    """Targets below the directory of volumes, from the kernel's table."""
-    with open("/proc/self/mountinfo") as table:
-        points = [line.split()[4] for line in table]
-    return sorted(point for point in points if point.startswith(f"{imgvol.run_dir}/volumes/"))
-
-
-def left_below(imgvol) -> list[str]:
-    found = []
-    for directory, names, files in os.walk(imgvol.run_dir / "volumes"):
-        found += [os.path.join(directory, name) for name in names + files]
-    return found
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -39,7 +39,7 @@ from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountin
 from imgvol.volumes.obtaining import PullPolicy, obtain
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions
 from imgvol.volumes.subpaths import SubPath, resolve_sub_path
-from imgvol.volumes.volume import HeldVolume, Volume
+from imgvol.volumes.volume import HeldVolume, Volume, describe
 
 log = logging.getLogger(__name__)
 
@@ -278,7 +278,13 @@ class VolumeManager:
         current = self._volumes.get(volume.id)
         if current is not None:
             await self._detach(current, lazily=True)
-        self._volumes[volume.id] = HeldVolume(record=volume, image=image, view=None, loss=reason)
+        try:
+            options = BindOptions.from_json(volume.options)
+        except InvalidArgument:  # then this is why it cannot be mounted
+            options = WHOLE_VIEW
+        self._volumes[volume.id] = HeldVolume(
+            record=volume, image=image, view=None, options=options, loss=reason
+        )
 
     async def detach_all(self, *, forget: bool) -> None:
         """Unmounts every volume, in use or not; for the daemon's end.
@@ -429,31 +435,16 @@ class VolumeManager:
     def _view_path_of(self, view: OpenView) -> str:
         return os.path.join(self._views_directory, os.fsdecode(view.name))
 
-    def _shown(self, held: HeldVolume, table: dict[bytes, MountInfo] | None = None) -> Volume:
-        record, image = held.record, held.image
-        reason = held.loss or self._absence(record, table)
-        return Volume(
-            id=record.id,
-            sandbox=record.sandbox,
-            image=record.image,
-            image_id=image.id if image else None,
-            chain_id=image.chain_id if image else None,
-            target=record.target,
-            view=self._view_path_of(held.view) if held.view else "",
-            path=self._path_of(held),
-            state="lost" if reason else "mounted",
-            reason=reason,
-            created_at=record.created_at,
-            options=held.options,
-            patience=record.patience,
-            layers=held.view.layer_statuses() if held.view else (),
-        )
+    def _shown(self, held: HeldVolume, table: Mapping[bytes, MountInfo] | None = None) -> Volume:
+        view_path = self._view_path_of(held.view) if held.view else ""
+        reason = "" if table is None else self._absence(held, table)
+        return describe(held, view_path, self._path_of(held), reason)
 
-    def _absence(self, record: VolumeRecord, table: dict[bytes, MountInfo] | None) -> str:
+    def _absence(self, held: HeldVolume, table: Mapping[bytes, MountInfo]) -> str:
         """Why a volume does not show at its target, if the kernel's table says so."""
-        if table is None or record.target is None:
+        if held.record.target is None:
             return ""
-        mount = table.get(os.fsencode(record.target))
+        mount = table.get(os.fsencode(held.record.target))
         if mount is None:
             return "somebody has unmounted it"
         return "" if is_ours(mount, self._views_directory) else "something else is mounted over it"

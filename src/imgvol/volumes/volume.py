@@ -64,3 +64,32 @@ class HeldVolume:
     part: SubPath = WHOLE
     bound: Bound | None = None
     loss: str = ""
+
+
+def describe(held: HeldVolume, view_path: str, path: str, absence: str = "") -> Volume:
+    """What there is to say of a volume.
+
+    Args:
+        held: Which.
+        view_path: Of its view; empty when it has none.
+        path: Where its files are; empty when they are nowhere.
+        absence: Why its target does not show the view, if it does not.
+    """
+    record, image = held.record, held.image
+    reason = held.loss or absence
+    return Volume(
+        id=record.id,
+        sandbox=record.sandbox,
+        image=record.image,
+        image_id=image.id if image else None,
+        chain_id=image.chain_id if image else None,
+        target=record.target,
+        view=view_path,
+        path=path,
+        state="lost" if reason else "mounted",
+        reason=reason,
+        created_at=record.created_at,
+        options=held.options,
+        patience=record.patience,
+        layers=held.view.layer_statuses() if held.view else (),
+    )

@@ -256,6 +256,8 @@ API_WRITE_DEADLINE: Final = 30.0
 # ------------------------------------------------------------------------------------
 # Engines ask for all of them at once.
 NAMED_VOLUMES: Final = 10_000
+# The ID of a volume's sandbox is made of it, and such IDs end at 128.
+NAMED_VOLUME_NAME: Final = 120
 # Containers of one machine that use one volume.
 NAMED_VOLUME_USERS: Final = 10_000
 

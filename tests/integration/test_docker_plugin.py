@@ -110,6 +110,13 @@ def test_a_volume_lives_from_create_to_remove(plugin_daemon, plugin, agent, sour
     assert "no such volume" in plugin.refusal("Get", Name="words")
 
 
+def test_the_longest_name(plugin, agent, source):
+    name = "n" * limits.NAMED_VOLUME_NAME
+    plugin.call("Create", Name=name, Opts={"image": source})
+    path = plugin.call("Mount", Name=name, ID="1")["Mountpoint"]
+    assert agent.ask_bytes("content", path=f"{path}/top") == b"t"
+
+
 def test_a_name_stands_for_one_image(plugin, source):
     plugin.call("Create", Name="a", Opts={"image": source})
     plugin.call("Create", Name="a", Opts={"image": source, "pull": "missing"})
@@ -201,7 +208,7 @@ def test_many_users_at_once_share_one_mount(plugin_daemon, plugin, source):
     plugin.call("Remove", Name="v")
 
 
-HOSTILE_NAMES = ["", "/", "..", ".", "a/b", "../x", "a\0", "a\n", "-a", "ä", "n" * 256, 5, None, []]
+HOSTILE_NAMES = ["", "/", "..", ".", "a/b", "../x", "a\0", "a\n", "-a", "ä", "n" * 121, 5, None, []]
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES, ids=repr)

@@ -229,10 +229,11 @@ class NamedVolumes:
 
 
 def _check_name(name: str) -> None:
-    if len(name) > limits.NAME_LENGTH or not _NAME.fullmatch(name):
+    if len(name) > limits.NAMED_VOLUME_NAME or not _NAME.fullmatch(name):
         raise InvalidArgument(
             "not a name of a volume",
-            hint="Letters, digits, and after the first also . - and _.",
+            hint="Letters, digits, and after the first also . - and _;"
+            f" {limits.NAMED_VOLUME_NAME} at most.",
             name=name[: limits.NAME_LENGTH],
         )
 

@@ -89,8 +89,8 @@ TOC_TAIL_SIZE: Final = 64 * KIB
 # Entries of this size and more get a file of their own in the store.
 LARGE_FILE: Final = 1 * MIB
 
-# Seconds between collections that nobody has asked for. What a pull that failed has left serves the
-# next try until then; what users remove is collected at once.
+# Seconds between collections that nobody has asked for: what users remove is collected at once, and
+# leases that end are not in a hurry.
 COLLECTION_INTERVAL: Final = 3600.0
 
 # Seconds between copies of the database, if it has changed: the most that a damaged one loses. A

@@ -188,6 +188,7 @@ class Database:
                 self._connection.execute("VACUUM INTO ?", [str(new)])
             except sqlite3.DatabaseError as exc:
                 raise _translated(exc) from exc
+            new.chmod(0o600)
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(new, path)
@@ -230,13 +231,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT"
             )
         elif version != SCHEMA_VERSION:
-            raise StoreDamaged(
-                "the store was written by another version of imgvol",
-                hint="Use that version, or another --root.",
-                path=path,
-                expected=SCHEMA_VERSION,
-                actual=version,
-            )
+            raise _other_version(path, version)
     except sqlite3.DatabaseError as exc:
         connection.close()
         raise _translated(exc) from exc
@@ -246,15 +241,31 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def _other_version(path: Path, version: int) -> StoreDamaged:
+    return StoreDamaged(
+        "the store was written by another version of imgvol",
+        hint="Use that version, or another --root.",
+        path=path,
+        expected=SCHEMA_VERSION,
+        actual=version,
+    )
+
+
 def examine(path: Path) -> list[str]:
-    """What is wrong with a database that nobody has open; nothing, if it is sound. Blocks."""
+    """What is wrong with a database that nobody has open; nothing, if it is sound. Blocks.
+
+    Raises:
+        StoreDamaged: It is another version's: not damaged, and not ours to judge.
+    """
     if not path.exists():
         return ["there is none"]
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if not version:
+                return ["it is empty"]
             if version != SCHEMA_VERSION:
-                return [f"it is of version {version}, not {SCHEMA_VERSION}"]
+                raise _other_version(path, version)
             found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
             return [] if found == ["ok"] else found
     except sqlite3.DatabaseError as exc:

@@ -69,14 +69,22 @@ def _set_aside(layout: StoreLayout) -> Path | None:
             part = Path(f"{layout.database}{suffix}")
             if part.exists():
                 os.rename(part, f"{aside}{suffix}")
-        if not examine(layout.database_copy):
+        if _is_sound(layout.database_copy):
             new = layout.ingest / "database"
             shutil.copyfile(layout.database_copy, new)
+            new.chmod(0o600)
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
             os.rename(new, layout.database)
         sync_directory(layout.root)
     return aside if has_old else None
+
+
+def _is_sound(copy: Path) -> bool:
+    try:
+        return not examine(copy)
+    except StoreDamaged:  # of another version
+        return False
 
 
 def _stored_layers(layout: StoreLayout) -> list[LayerRecord]:

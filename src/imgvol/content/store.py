@@ -15,11 +15,11 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar, TypeVarTuple
+from typing import Final
 
 import trio
 
@@ -30,6 +30,7 @@ from imgvol.content.check import Finding, check_store
 from imgvol.content.database import Database, open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.exchange import put_directory
+from imgvol.content.files import StoreFiles
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
@@ -44,7 +45,6 @@ from imgvol.content.lazy_layer import (
 from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place
-from imgvol.content.reachability import Thing, ThingKind
 from imgvol.content.records import LayerRecord, Origin, Records
 from imgvol.content.turns import Turns
 from imgvol.errors import ImgvolError, StoreDamaged
@@ -58,9 +58,6 @@ log = logging.getLogger(__name__)
 STORE_THREADS: Final = 4
 # Reads of views that have to wait for the disk, at once.
 DISK_READS: Final = 32
-
-T = TypeVar("T")
-Ts = TypeVarTuple("Ts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +87,7 @@ class Store:
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
         self._layer_turns = Turns[Digest]()
+        self.files = StoreFiles(layout, records, self.pins, self.layer_lock, self._limiter)
 
     def layer_lock(self, digest: Digest) -> AbstractAsyncContextManager[None]:
         """One task at a time decides what becomes of a layer: pulled, completed, removed."""
@@ -258,84 +256,6 @@ class Store:
             self._disk_reads,
             limiter=self._limiter,
         )
-
-    async def stray_layers(self) -> set[Digest]:
-        """Layers of which directories lie here that no record speaks of.
-
-        Some may be in the making: `remove_strays` looks again.
-        """
-        recorded = await self.records.layers()
-        paths = await self._in_thread(inventory.strays, self._layout, recorded)
-        return {digest for path in paths if (digest := inventory.digest_named(path.name))}
-
-    async def remove_strays(self, digest: Digest) -> int:
-        """Removes what lies here of a layer and is not recorded, unless somebody holds the layer.
-
-        Returns:
-            The bytes given back.
-        """
-        async with self.layer_lock(digest):
-            if Thing(ThingKind.LAYER, digest) in self.pins:
-                return 0
-            record = await self.records.layer(digest)
-            kept = record and inventory.home_of(self._layout, record)
-
-            def remove() -> int:
-                return sum(
-                    inventory.remove_stray(home / digest.encoded)
-                    for home in inventory.homes(self._layout)
-                    if home != kept
-                )
-
-            return await self._in_thread(remove)
-
-    async def layer_sizes(self) -> dict[Digest, int]:
-        """Bytes on disk of every layer, recorded or not."""
-
-        def measure() -> dict[Digest, int]:
-            sizes: dict[Digest, int] = {}
-            for home in inventory.homes(self._layout):
-                for entry in os.scandir(home):
-                    if digest := inventory.digest_named(entry.name):
-                        size = inventory.tree_usage(Path(entry.path))
-                        sizes[digest] = sizes.get(digest, 0) + size
-            return sizes
-
-        return await self._in_thread(measure)
-
-    async def document_sizes(self) -> dict[Digest, int]:
-        """Bytes of every document."""
-        return await self._in_thread(self.blobs.sizes)
-
-    async def remove_documents(self, documents: Collection[Digest]) -> int:
-        """Removes documents; returns the bytes given back."""
-        return await self._in_thread(lambda: sum(map(self.blobs.remove, documents)))
-
-    async def shared_files(self) -> dict[Digest, set[Digest]]:
-        """The large files that layers share, by content, and the layers that link to each."""
-        users = await self._in_thread(inventory.shared_file_users, self._layout)
-        return {
-            content: {digest for layer in layers if (digest := inventory.digest_named(layer))}
-            for name, layers in users.items()
-            if (content := inventory.digest_named(name))
-        }
-
-    async def unshare(self, contents: Collection[Digest]) -> None:
-        """Forgets large files by content; layers that link to them keep theirs."""
-
-        def unlink() -> None:
-            for content in contents:
-                self._layout.shared_file(content.encoded).unlink(missing_ok=True)
-
-        await self._in_thread(unlink)
-
-    async def sweep_shared_files(self) -> set[Digest]:
-        """Removes large files that no layer links to any more; returns their contents."""
-        names = await self._in_thread(inventory.sweep_shared_files, self._layout)
-        return {content for name in names if (content := inventory.digest_named(name))}
-
-    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
     async def check(self) -> list[Finding]:
         """What is wrong with the store, as it is in use."""

@@ -83,11 +83,11 @@ class Collector:
             swept = await self.store.records.sweep(self.store.pins.snapshot)
             freed = 0
             layers = {thing.digest for thing in swept if thing.kind is ThingKind.LAYER}
-            strays = await self.store.stray_layers()
+            strays = await self.store.files.stray_layers()
             for digest in layers | strays:
-                freed += await self.store.remove_strays(digest)
+                freed += await self.store.files.remove_strays(digest)
             documents, size = await self._remove_documents()
-            files = await self.store.sweep_shared_files()
+            files = await self.store.files.sweep_shared_files()
             removed = {
                 *swept,
                 *(Thing(ThingKind.LAYER, digest) for digest in strays),
@@ -123,18 +123,18 @@ class Collector:
     async def _remove_documents(self) -> tuple[Collection[Digest], int]:
         async with self.store.naming:
             world = await self.store.records.world(self.store.pins.snapshot)
-            stored = await self.store.document_sizes()
+            stored = await self.store.files.document_sizes()
             things = frozenset(Thing(ThingKind.DOCUMENT, digest) for digest in stored)
             known = reasons(World(roots=world.roots, references=world.references, stored=things))
             garbage = [thing.digest for thing, roots in known.items() if not roots]
-            return garbage, await self.store.remove_documents(garbage)
+            return garbage, await self.store.files.remove_documents(garbage)
 
     async def _picture(self) -> tuple[World, dict[Thing, int]]:
         """Everything that is stored, files included, and how large it is."""
         recorded = await self.store.records.world(self.store.pins.snapshot)
-        layers = await self.store.layer_sizes()
-        documents = await self.store.document_sizes()
-        files = await self.store.shared_files()
+        layers = await self.store.files.layer_sizes()
+        documents = await self.store.files.document_sizes()
+        files = await self.store.files.shared_files()
         references = {thing: set(things) for thing, things in recorded.references.items()}
         for content, users in files.items():
             for layer in users:

@@ -161,7 +161,7 @@ class Scrubber:
             if not await self._store.records.mark_damaged(layer, fault):
                 return None  # removed or pulled again meanwhile
             # Otherwise a pull would link to it instead of keeping what it brings.
-            await self._store.unshare(damage.shared)
+            await self._store.files.unshare(damage.shared)
         opened = self._views.layer_by_slot(layer.slot)
         if opened is not None:
             opened.failure = fault.refusal(layer.digest)

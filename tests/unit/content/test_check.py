@@ -14,7 +14,7 @@ from imgvol.content.check import Remedy
 from imgvol.content.records import Origin
 from imgvol.content.span_map import SpanMap
 from imgvol.content.store import open_store
-from imgvol.errors import StoreLocked
+from imgvol.errors import StoreDamaged, StoreLocked
 from imgvol.images.collection import Collector
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.resolve import resolve_image, wanted_platform
@@ -257,14 +257,38 @@ async def test_an_artifact_is_found_by_its_files(config):
     assert replace(found, pulled_at=image.pulled_at, names=image.names) == image
 
 
+async def test_a_database_of_another_version_is_left_alone(config):
+    await filled(config)
+    with sqlite3.connect(config.root / "imgvol.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StoreDamaged, match="another version"):
+        await offline.check(config, repair=True)
+    assert not list(config.root.glob("imgvol.db.damaged-*"))
+
+
+async def test_a_copy_that_is_damaged_itself_is_not_believed(config):
+    image = await filled(config)
+    ruin(config, "garbage")
+    shutil.copy(config.root / "imgvol.db", config.root / "imgvol.db.copy")
+    assert (await offline.check(config, repair=True)).wrong == ()
+    async with open_store(config.root) as store:
+        (found,) = await store.records.images()
+        assert (found.manifest, found.names) == (image.manifest, ())
+
+
 async def test_a_row_that_belongs_to_nothing_is_told(config):
     await filled(config)
     with sqlite3.connect(config.root / "imgvol.db") as db:
         db.execute("INSERT INTO pin VALUES ('sha256:nobody')")
+        db.execute("INSERT INTO lease_hold VALUES ('nobody', ?)", [str(Digest.of(b"x"))])
     db.close()
     report = await offline.check(config, repair=False)
-    assert [finding.problem for finding in report.wrong] == ["rows of pin belong to no image"]
+    assert [finding.problem for finding in report.wrong] == [
+        "rows of lease_hold belong to no lease",
+        "rows of pin belong to no image",
+    ]
     report = await offline.check(config, repair=True)
-    assert (len(report.repaired), report.wrong) == (1, ())
+    assert (len(report.repaired), report.wrong) == (2, ())
     async with open_store(config.root) as store:
         assert len(await store.records.images()) == 1

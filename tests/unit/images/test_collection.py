@@ -169,14 +169,14 @@ async def test_a_mount_that_begins_after_the_records_have_gone_is_told(tmp_path,
         collector, views = Collector(store), Views(store)
         image = await pull(store, ONE, "one")
         await store.records.remove_name("one")
-        stray_layers = store.stray_layers
+        stray_layers = store.files.stray_layers
 
         async def late():
             with pytest.raises(NotFound, match="removed while"):
                 await views.acquire(image)
             return await stray_layers()
 
-        monkeypatch.setattr(store, "stray_layers", late)
+        monkeypatch.setattr(store.files, "stray_layers", late)
         await collector.collect()
         assert layer_names(tmp_path) == set()
         assert store.pins.snapshot() == {}
@@ -189,7 +189,7 @@ async def test_a_pull_that_begins_after_the_records_have_gone_gets_a_whole_image
         collector = Collector(store)
         image = await pull(store, ONE, "one")
         await store.records.remove_name("one")
-        stray_layers = store.stray_layers
+        stray_layers = store.files.stray_layers
         again = []
 
         async def late():
@@ -197,7 +197,7 @@ async def test_a_pull_that_begins_after_the_records_have_gone_gets_a_whole_image
             again.append(await pull(store, ONE, "one"))
             return strays
 
-        monkeypatch.setattr(store, "stray_layers", late)
+        monkeypatch.setattr(store.files, "stray_layers", late)
         await collector.collect()
         (found,) = await store.records.images()
         assert found.names == ("one",)

@@ -65,16 +65,14 @@ class CollectionTable(Table):
 
         def drop(db: sqlite3.Connection) -> None:
             for table, parent in _dangling(db):
-                (target,) = db.execute(
-                    "SELECT name FROM pragma_table_info(?) WHERE pk = 1", [parent]
-                ).fetchone()
                 keys = db.execute(
-                    'SELECT "from" FROM pragma_foreign_key_list(?) WHERE "table" = ?',
+                    'SELECT f."from", coalesce(f."to", t.name) FROM pragma_foreign_key_list(?) f'
+                    ' JOIN pragma_table_info(f."table") t ON t.pk = 1 WHERE f."table" = ?',
                     [table, parent],
                 ).fetchall()
-                for (key,) in keys:
-                    parents = f"SELECT {target} FROM {parent}"
-                    db.execute(f"DELETE FROM {table} WHERE {key} NOT IN ({parents})")
+                for own, theirs in keys:
+                    parents = f"SELECT {theirs} FROM {parent}"
+                    db.execute(f"DELETE FROM {table} WHERE {own} NOT IN ({parents})")
 
         await self._database.run(drop)
 

@@ -9,6 +9,7 @@ import secrets
 
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.layout import StoreLayout
+from imgvol.content.open_file import read_whole
 from imgvol.errors import DigestMismatch, InvalidDigest, NotFound, StoreDamaged
 from imgvol.oci.digest import Digest
 
@@ -54,9 +55,13 @@ class BlobStore:
             StoreDamaged: Stored, but its bytes have changed.
         """
         try:
-            data = self._layout.blob(digest).read_bytes()
+            data = read_whole(self._layout.blob(digest))
         except FileNotFoundError as exc:
             raise NotFound("document is not in the store", digest=digest) from exc
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored document cannot be read", digest=digest, reason=exc.strerror
+            ) from exc
         if not digest.matches(data):
             raise StoreDamaged(
                 "a stored document has changed",

@@ -127,6 +127,7 @@ async def test_a_lease_that_cannot_be_ended_is_tried_again(tmp_path, mock_clock)
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.fault("F84")
 async def test_a_restart_counts_on_from_what_was_left_whatever_the_wall_clock_says(
     tmp_path, mock_clock, monkeypatch
 ):

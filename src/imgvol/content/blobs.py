@@ -6,6 +6,7 @@ All methods block (they hash and fsync): call them from threads.
 import contextlib
 import os
 import secrets
+import shutil
 
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.layout import StoreLayout
@@ -41,6 +42,8 @@ class BlobStore:
             temporary = self._layout.ingest / f"blob-{secrets.token_hex(8)}"
             try:
                 write_file(temporary, data)
+                if final.is_dir() and not final.is_symlink():
+                    shutil.rmtree(final)  # nothing of ours; a rename replaces all but this
                 os.replace(temporary, final)
             except BaseException:
                 temporary.unlink(missing_ok=True)

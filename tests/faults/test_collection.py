@@ -130,6 +130,7 @@ def image_of(megabytes, files=0):
     return images.Image([images.Layer([large, *small], "none")])
 
 
+@pytest.mark.fault("F20", "F22")
 @pytest.mark.parametrize("lacking", ["blocks", "inodes"])
 def test_a_pull_that_finds_no_room_collects_and_succeeds(small_disk, short_path, lacking):
     source = images.write_layout(short_path / "source", {"a": image_of(12), "b": image_of(4)})
@@ -150,6 +151,7 @@ def test_a_pull_that_finds_no_room_collects_and_succeeds(small_disk, short_path,
     assert small_disk.json("scrub")["faults"] == []
 
 
+@pytest.mark.fault("F20")
 def test_a_pull_that_can_never_fit_fails_once_and_leaves_nothing(small_disk, short_path):
     source = images.write_layout(short_path / "source", {"a": image_of(40), "b": image_of(4)})
     small_disk.start()
@@ -181,6 +183,7 @@ def layer_of(imgvol, name, position=0):
     return imgvol.root / "layers" / image["layers"][position]["digest"].split(":")[1]
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize("where", ["data", "files/0"])
 def test_a_flipped_bit_is_found_by_a_scrub_and_repaired_by_it(imgvol, layout, agent, where):
     imgvol.start()
@@ -207,6 +210,7 @@ def test_a_flipped_bit_is_found_by_a_scrub_and_repaired_by_it(imgvol, layout, ag
     assert imgvol.run("fsck").returncode == imgvol.run("scrub").returncode == 0
 
 
+@pytest.mark.fault("F31")
 def test_a_damaged_database_is_told_rebuilt_and_kept(imgvol, layout, agent):
     imgvol.start()
     name, target = f"oci:{layout}:kept", imgvol.target("mnt")

@@ -158,6 +158,7 @@ def test_wrong_bytes_are_errors_and_never_shown(patient, agent, proxy, lazy_imag
     check_all(agent, lazy_image, target)
 
 
+@pytest.mark.fault("F87")
 @only("podman")
 def test_outage_spares_what_is_here_and_ends_by_itself(quick, agent, proxy, lazy_image):
     quick.expected_log += OUTAGE
@@ -259,6 +260,7 @@ def test_stall_that_is_noticed_in_time_costs_no_error(patient, agent, proxy, laz
     assert stall.fired == 1
 
 
+@pytest.mark.fault("F09")
 @only("zstd:chunked")
 def test_daemon_starts_and_serves_what_it_has_without_its_registry(quick, agent, proxy, lazy_image):
     quick.expected_log += OUTAGE

@@ -62,6 +62,7 @@ def look(agent, target):
     return stats, listing, agent.ask("digest", path=f"{target}/large")
 
 
+@pytest.mark.fault("F04")
 def test_a_killed_daemon_leaves_dead_mounts_and_the_next_one_makes_them_live(killed, layout, agent):
     target = killed.target("mnt")
     killed.run("mount", f"oci:{layout}:v1", target)
@@ -83,6 +84,7 @@ def test_a_killed_daemon_leaves_dead_mounts_and_the_next_one_makes_them_live(kil
     assert agent.ask("list", path=target) == []
 
 
+@pytest.mark.fault("F07")
 def test_a_restart_by_signal_keeps_volumes_and_stop_ends_them(killed, layout, agent):
     target = killed.target("mnt")
     killed.run("mount", f"oci:{layout}:v1", target)
@@ -98,6 +100,7 @@ def test_a_restart_by_signal_keeps_volumes_and_stop_ends_them(killed, layout, ag
     assert agent.ask("list", path=target) == []
 
 
+@pytest.mark.fault("F33")
 def test_a_second_daemon_on_the_same_store_is_told_who_has_it(killed, layout):
     target = killed.target("mnt")
     killed.run("mount", f"oci:{layout}:v1", target)
@@ -132,6 +135,7 @@ def test_somebody_aborts_the_connection_and_the_daemon_goes_and_comes_back(kille
 CALLS = ["pwrite64", "fsync,fdatasync", "rename,renameat,renameat2", "link,linkat,unlink,unlinkat"]
 
 
+@pytest.mark.fault("F01")
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", CALLS, ids=lambda calls: calls.partition(",")[0])
 def test_killed_at_any_call_while_pulling_the_store_opens_and_pulls_again(

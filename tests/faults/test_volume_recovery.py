@@ -82,6 +82,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.fault("F03")
 @pytest.mark.parametrize(("module", "function", "after"), PLACES)
 def test_killed_while_it_mounts_a_volume_is_there_as_a_whole_or_not_at_all(
     killed, name, module, function, after
@@ -108,6 +109,7 @@ def test_killed_while_it_mounts_a_volume_is_there_as_a_whole_or_not_at_all(
     assert our_mounts(killed) == sorted([first, second])
 
 
+@pytest.mark.fault("F08")
 @pytest.mark.parametrize("number", [1, 2, 7, 12])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_while_it_recovers_the_next_one_recovers(killed, name, agent, number, after):
@@ -147,6 +149,7 @@ def test_killed_while_it_deletes_a_lease_the_rest_can_be_deleted(killed, name, f
     assert [v["sandbox"] for v in killed.json("ps")] == ["cli"]
 
 
+@pytest.mark.fault("F06")
 @pytest.mark.slow
 def test_with_a_thousand_leases_a_killed_daemon_is_back_in_two_seconds(killed, name, agent):
     """F06's bound, without its load."""

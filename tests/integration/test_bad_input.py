@@ -379,6 +379,7 @@ def test_target_that_is_a_file(daemon, good):
     assert daemon.json("ps") == []
 
 
+@pytest.mark.fault("F73")
 def test_target_that_is_a_symbolic_link_is_not_followed_blindly(daemon, good):
     """The volume is at the directory that the link names, or refused; never in between."""
     real = daemon.target("real")

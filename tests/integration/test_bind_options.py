@@ -143,6 +143,7 @@ def test_a_device_cannot_be_opened(mounted, agent, short_path):
     assert agent.errno_of("open", path=f"{target}/null") == "EACCES"
 
 
+@pytest.mark.fault("F80")
 def test_owners_are_mapped_or_the_mount_says_that_this_kernel_does_not(shared_daemon, image, agent):
     target = shared_daemon.target("mapped")
     mapping = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
@@ -460,6 +461,7 @@ def joined(trace: str) -> list[str]:
     return lines
 
 
+@pytest.mark.fault("F73")
 def test_whoever_swaps_the_target_gains_no_mount_elsewhere(daemon, image, short_path):
     """T21: a directory on the way is exchanged with a link to another one, all the time."""
     victim = short_path / "victim"
@@ -529,6 +531,7 @@ def test_a_volume_whose_directory_was_renamed_is_unmounted_where_it_is(mounted, 
 OLD_KERNEL = "from imgvol.volumes import syscalls; syscalls._STATX_MNT_ID_UNIQUE = 0"
 
 
+@pytest.mark.fault("F73")
 @pytest.mark.parametrize("prelude", ["pass", OLD_KERNEL], ids=["new kernel", "old kernel"])
 def test_what_others_mount_over_a_volume_or_in_its_place_stays(short_path, image, agent, prelude):
     daemon = Imgvol(short_path, prelude=prelude)
@@ -559,6 +562,7 @@ def test_what_others_mount_over_a_volume_or_in_its_place_stays(short_path, image
     assert not daemon.unexpected_log()
 
 
+@pytest.mark.fault("F71")
 @pytest.mark.slow
 def test_a_thousand_volumes_come_and_go(daemon, image):
     """In about four seconds on two cores; what is quadratic takes more than this."""

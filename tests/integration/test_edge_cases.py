@@ -20,6 +20,7 @@ def edge_view(shared_daemon, edge_reference):
     shared_daemon.run("unmount", target)
 
 
+@pytest.mark.fault("F77")
 def test_view_equals_what_umoci_unpacks(edge_view, edge_tree):
     assert_same_tree(edge_view, edge_tree, untimed=untimed_paths(CASES))
 
@@ -39,6 +40,7 @@ def test_every_source_gives_the_same_view(daemon, edge_image, edge_tree, tmp_pat
     daemon.run("unmount", target)
 
 
+@pytest.mark.fault("F76")
 def test_inode_numbers_and_order_survive_a_restart(daemon, edge_image, agent, tmp_path):
     layout = write_layout(tmp_path, {"x": edge_image})
 
@@ -56,6 +58,7 @@ def test_inode_numbers_and_order_survive_a_restart(daemon, edge_image, agent, tm
     assert len(before["many-entries"]) > 1000
 
 
+@pytest.mark.fault("F76")
 def test_directory_entries_carry_the_inode_numbers_of_stat(edge_view, agent):
     for name, inode in agent.ask("list", path=f"{edge_view}/hardlinks"):
         assert agent.ask("stat", path=f"{edge_view}/hardlinks/{name}")["st_ino"] == inode

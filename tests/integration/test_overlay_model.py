@@ -27,6 +27,7 @@ def overlay(tmp_path_factory):
     program.close()
 
 
+@pytest.mark.fault("F78")
 @settings(max_examples=50, deadline=None)
 @given(stack=model.stacks())
 def test_a_view_is_what_overlayfs_shows(overlay, stack):

@@ -91,6 +91,7 @@ def writer(request):
         yield started
 
 
+@pytest.mark.fault("F74")
 @pytest.mark.parametrize("number", range(len(calls(""))), ids=[call[0] for call in calls("")])
 def test_change_is_refused(view, writer, number):
     _, command, arguments = calls(view)[number]
@@ -120,6 +121,7 @@ def test_mounts_are_read_only_and_without_privileges(shared_daemon, view):
         assert {"ro", "nosuid", "nodev"} <= found, mount_point
 
 
+@pytest.mark.fault("F79")
 def test_other_users_reach_volumes_and_not_the_views(shared_daemon, view):
     with Agent(user=NOBODY, python="/usr/bin/python3") as nobody:
         assert nobody.ask_bytes("content", path=f"{view}/file") == b"content"

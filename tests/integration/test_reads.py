@@ -65,6 +65,7 @@ def ranges(seed, size, count):
         yield max(0, offset), length
 
 
+@pytest.mark.fault("F75")
 @pytest.mark.parametrize("name", [*FILES, "holes"])
 @pytest.mark.parametrize("method", METHODS)
 def test_random_ranges(view, agent, reference, name, method):
@@ -91,6 +92,7 @@ def test_whole_file(view, agent, reference, name):
     assert status["st_size"] == len(reference[name])
 
 
+@pytest.mark.fault("F75")
 def test_direct_reads(view, agent, reference):
     fd = agent.ask("open", path=f"{view}/larger", flags=os.O_RDONLY | os.O_DIRECT)
     for offset in (0, 4096, 5 * MIB, 9 * MIB):
@@ -114,6 +116,7 @@ def test_hard_link_of_a_lower_layer_reads_the_same(view, agent, reference):
     assert one["st_nlink"] == other["st_nlink"] == 2
 
 
+@pytest.mark.fault("F75")
 def test_many_readers_at_once(view, reference):
     wrong = []
 

@@ -32,6 +32,7 @@ def rootfs_view(shared_daemon, rootfs_reference):
     shared_daemon.run("unmount", target)
 
 
+@pytest.mark.fault("F77")
 def test_view_equals_what_umoci_unpacks(rootfs_view, rootfs_tree):
     # mmdebstrap packs the mount points of its own machine; every other directory has a time.
     assert_same_tree(rootfs_view, rootfs_tree)
@@ -81,3 +82,15 @@ def test_looking_into_an_image_needs_no_mount(shared_daemon, rootfs_reference, r
     found = shared_daemon.run("find", rootfs_reference, "/", "-type", "f", "-0").stdout
     expected = run("find", ".", "-type", "f", "-print0", cwd=rootfs_tree).stdout
     assert sorted(found.split("\0")) == sorted(expected.replace("./", "/").split("\0"))
+
+
+@pytest.mark.fault("F86")
+def test_usual_tools_read_a_whole_image(rootfs_view, rootfs_tree, tmp_path):
+    entries = sum(1 for _ in rootfs_tree.rglob("*"))
+    listed = run("find", rootfs_view, "-xdev", "-printf", "x\\n").stdout
+    assert len(listed.split()) == entries + 1
+    run("cp", "--archive", "--reflink=auto", rootfs_view, tmp_path / "copy")
+    assert_same_tree(tmp_path / "copy", rootfs_tree)
+    run("tar", "--create", "--file", tmp_path / "all.tar", "--directory", rootfs_view, ".")
+    assert run("tar", "--diff", "--file", tmp_path / "all.tar", "-C", rootfs_view).stdout == ""
+    assert int(run("du", "--summarize", "--bytes", rootfs_view).stdout.split()[0]) > 0

@@ -102,6 +102,7 @@ def test_containers_of_a_sandbox_share_a_volume_that_goes_under_them(
             assert container.wait(20) == 0
 
 
+@pytest.mark.fault("F80")
 def test_a_container_in_a_user_namespace_reads_what_everybody_may(runtime, volume, short_path):
     script = "id -u; cat /data/etc/motd; stat -c %u /data/etc; cat /data/etc/secret"
     made = bundle.write_bundle(
@@ -167,6 +168,7 @@ def test_a_view_is_a_root_directory(shared_daemon, rootfs_layout, agent):
     assert "Read-only file system" in done.stderr
 
 
+@pytest.mark.fault("F85")
 def test_overlayfs_over_a_volume(volume, short_path, agent):
     """The way to a root file system that can be written: the volume below, changes above."""
     directories = {name: short_path / name for name in ("upper", "work", "merged")}

@@ -127,6 +127,7 @@ def test_hostile_ids_are_refused(pulled, names, sandbox):
     assert pulled.json("ps") == pulled.json("lease", "ls") == []
 
 
+@pytest.mark.fault("F91")
 def test_many_containers_at_once_get_one_mount(pulled, names):
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: mount_for(pulled, "pod", *names), range(24)))
@@ -135,6 +136,7 @@ def test_many_containers_at_once_get_one_mount(pulled, names):
     assert len(pulled.json("ps")) == 2
 
 
+@pytest.mark.fault("F91")
 def test_mounting_and_deleting_at_once_ends_in_one_of_both(pulled, names):
     def churn(number):
         if number % 3:
@@ -165,6 +167,7 @@ def test_what_somebody_has_unmounted_is_bound_again(pulled, names, agent):
     assert agent.ask_bytes("content", path=f"{path}/etc/motd") == b"one"
 
 
+@pytest.mark.fault("F73")
 def test_somebody_elses_mount_is_not_taken_for_ours_and_not_unmounted(pulled, names):
     (path,) = mount_for(pulled, "pod", names[0])
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", path], check=True)
@@ -180,6 +183,7 @@ def test_somebody_elses_mount_is_not_taken_for_ours_and_not_unmounted(pulled, na
     assert left_below(pulled) == []
 
 
+@pytest.mark.fault("F72")
 def test_a_lease_is_deleted_while_readers_hold_files(pulled, names, agent):
     busy, idle = mount_for(pulled, "pod", *names)
     handle = agent.ask("open", path=f"{busy}/etc/motd")
@@ -251,6 +255,7 @@ def kill(imgvol):
     assert imgvol.process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.fault("F04")
 def test_a_killed_daemon_leaves_errors_and_the_next_one_binds_every_volume_again(
     killed, names, agent
 ):
@@ -278,6 +283,7 @@ def test_a_killed_daemon_leaves_errors_and_the_next_one_binds_every_volume_again
     assert left_below(killed) == []
 
 
+@pytest.mark.fault("F07")
 def test_a_restart_by_signal_leaves_no_empty_directory(killed, names, agent):
     (path,) = mount_for(killed, "pod", names[0])
     killed.terminate()

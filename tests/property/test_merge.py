@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -72,6 +73,7 @@ def describe_thing(thing: model.Thing, names: list[model.Thing]) -> tuple:
     )
 
 
+@pytest.mark.fault("F78")
 @given(model.stacks())
 def test_a_view_is_what_the_changeset_rules_say(stack):
     view = ChainView([build(*members) for members in stack])

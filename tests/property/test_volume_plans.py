@@ -1,4 +1,4 @@
-"""Plans for a sandbox's volumes: what they lead to, and what they leave alone."""
+"""Plans for a sandbox's volumes: what they lead to, whatever there is, what they leave alone."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

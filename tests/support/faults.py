@@ -48,7 +48,7 @@ class Row:
 def read_table(text: str) -> Iterator[Row]:
     """The rows of every table in the text whose first column is a fault's ID."""
     for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if line.startswith("| F") and len(cells) == 4:
             yield Row(*cells)
 

@@ -4,12 +4,14 @@ Values in `fields` come from outside and may be of any type: here they become JS
 is not a plain value is trusted to have a harmless `repr`.
 """
 
+import errno
 from math import isfinite
 
-from imgvol.errors import ImageVolumeMountFailed, ImgvolError, InternalError
+from imgvol.errors import ImageVolumeMountFailed, ImgvolError, InternalError, LocalError
 
 # A field longer than this helps nobody and may be an attack on a log or a terminal.
 _FIELD_LENGTH = 4096
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class RequestError(ImgvolError):
@@ -60,6 +62,12 @@ def as_imgvol_error(error: Exception) -> ImgvolError:
         inner = inner.exceptions[0]
     if isinstance(inner, ImgvolError):
         return inner
+    if isinstance(inner, OSError) and inner.errno in _EXHAUSTED:
+        # Whatever opens a file may meet it; nothing in the request is to blame, nor in the code.
+        return LocalError(
+            f"the daemon cannot open anything more: {inner.strerror}",
+            hint="Let it have more file descriptors (LimitNOFILE= of its unit, ulimit -n).",
+        )
     return InternalError(
         "the daemon met an error that it does not know",
         hint="This is a defect: the daemon's log has the details, please report them.",

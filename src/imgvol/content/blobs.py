@@ -6,9 +6,11 @@ All methods block (they hash and fsync): call them from threads.
 import contextlib
 import os
 import secrets
+import shutil
 
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.layout import StoreLayout
+from imgvol.content.open_file import read_whole
 from imgvol.errors import DigestMismatch, InvalidDigest, NotFound, StoreDamaged
 from imgvol.oci.digest import Digest
 
@@ -40,6 +42,8 @@ class BlobStore:
             temporary = self._layout.ingest / f"blob-{secrets.token_hex(8)}"
             try:
                 write_file(temporary, data)
+                if final.is_dir() and not final.is_symlink():
+                    shutil.rmtree(final)  # nothing of ours; a rename replaces all but this
                 os.replace(temporary, final)
             except BaseException:
                 temporary.unlink(missing_ok=True)
@@ -54,9 +58,13 @@ class BlobStore:
             StoreDamaged: Stored, but its bytes have changed.
         """
         try:
-            data = self._layout.blob(digest).read_bytes()
+            data = read_whole(self._layout.blob(digest))
         except FileNotFoundError as exc:
             raise NotFound("document is not in the store", digest=digest) from exc
+        except OSError as exc:
+            raise StoreDamaged(
+                "a stored document cannot be read", digest=digest, reason=exc.strerror
+            ) from exc
         if not digest.matches(data):
             raise StoreDamaged(
                 "a stored document has changed",

@@ -18,7 +18,7 @@ from typing import Final, Self
 
 from imgvol import limits
 from imgvol.content.layout import DATA_NAME, FILES_NAME
-from imgvol.content.open_file import OpenFile
+from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.reading import pread_exact
 from imgvol.content.records.layers import LayerRecord
 from imgvol.errors import InvalidDigest, StoreDamaged
@@ -92,7 +92,7 @@ class LayerCard:
             StoreDamaged: There is none, or it is not what was written, or another layer's.
         """
         try:
-            checksum, body, _ = (directory / CARD_NAME).read_bytes().split(b"\n")
+            checksum, body, _ = read_whole(directory / CARD_NAME).split(b"\n")
             if int(checksum, 16) != zlib.crc32(body):
                 raise StoreDamaged("the card of a stored layer is damaged", layer=directory.name)
             return cls._parse(json.loads(body), directory.name, digest)

@@ -20,6 +20,7 @@ from imgvol.content.blobs import BlobStore
 from imgvol.content.card import LayerCard
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.lazy_layer import BLOB_NAME, SPANS_NAME, TABLE_NAME
+from imgvol.content.open_file import read_whole
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Records
 from imgvol.content.span_map import SpanMap
@@ -190,7 +191,7 @@ def _check_size(path: Path, expected: int, *, is_exact: bool = True) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except OSError as exc:
         raise StoreDamaged("a file cannot be read", file=path.name, reason=exc.strerror) from exc
 

@@ -17,6 +17,7 @@ import trio
 
 from imgvol import limits
 from imgvol.content.layout import INDEX_NAME
+from imgvol.content.open_file import read_whole
 from imgvol.content.passed_pages import PassedPages
 from imgvol.content.place import Place, PlacedFile
 from imgvol.content.reading import pread_exact, pread_nowait
@@ -48,7 +49,7 @@ class InPlaceLayer:
         self._verifying = threading.Lock()
         self._passed = PassedPages()
         try:
-            self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
+            self.index = LayerIndex(read_whole(directory / INDEX_NAME))
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened",

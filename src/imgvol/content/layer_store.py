@@ -17,7 +17,7 @@ from typing import Final
 import trio
 
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
-from imgvol.content.open_file import OpenFile
+from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.passed_pages import PassedPages
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.errors import ImgvolError, StoreDamaged
@@ -45,7 +45,7 @@ class LayerStore:
         self._disk_reads = disk_reads
         self._directory = layout.layer(digest)
         try:
-            self.index = LayerIndex((self._directory / INDEX_NAME).read_bytes())
+            self.index = LayerIndex(read_whole(self._directory / INDEX_NAME))
             self._data = OpenFile(self._directory / DATA_NAME, os.O_RDONLY)
         except OSError as exc:
             raise StoreDamaged(

@@ -34,7 +34,7 @@ from imgvol.content.durable import (
 )
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
-from imgvol.content.open_file import OpenFile
+from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
@@ -136,8 +136,8 @@ class LazyLayerStore:
         # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
         self._lock = threading.Lock()
         try:
-            self.index = LayerIndex((directory / INDEX_NAME).read_bytes())
-            self.table: SpanTable = open_span_table((directory / TABLE_NAME).read_bytes())
+            self.index = LayerIndex(read_whole(directory / INDEX_NAME))
+            self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
             # None once the layer is complete: what they take on disk is given back.
             self._data: OpenFile | None = OpenFile(directory / DATA_NAME, os.O_RDWR)
             self._blob: OpenFile | None = OpenFile(directory / BLOB_NAME, os.O_RDWR)
@@ -482,6 +482,6 @@ def is_lazy_layer(layout: StoreLayout, digest: Digest, *, index: bytes, table: S
     """
     directory = layout.lazy_layer(digest)
     with translate_os_errors("compare a lazy layer"), contextlib.suppress(FileNotFoundError):
-        is_same = (directory / TABLE_NAME).read_bytes() == table.to_bytes()
-        return is_same and (directory / INDEX_NAME).read_bytes() == index
+        is_same = read_whole(directory / TABLE_NAME) == table.to_bytes()
+        return is_same and read_whole(directory / INDEX_NAME) == index
     return False

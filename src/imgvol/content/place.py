@@ -11,7 +11,6 @@ one; so a file is looked at only when its latest change is older than that (`set
 """
 
 import os
-import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,11 +87,8 @@ class PlacedFile:
     """
 
     def __init__(self, path: bytes, digest: Digest) -> None:
-        # A FIFO that somebody put there must not hang us: O_NONBLOCK opens it at once.
-        self._descriptor = OpenFile(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._descriptor = OpenFile(path, os.O_RDONLY)
         self._digest = digest
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
-            raise OSError("not a regular file")
 
     @property
     def fd(self) -> int:

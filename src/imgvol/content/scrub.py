@@ -8,12 +8,14 @@
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from imgvol.content.card import LayerCard
 from imgvol.content.layout import FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.place import Place, PlacedFile
 from imgvol.errors import StoreDamaged
 from imgvol.layers.index import LayerIndex
@@ -70,7 +72,8 @@ def _damaged_files(directory: Path, digest: Digest) -> tuple[Digest, ...]:
 
 def _is_content(path: Path, content: Digest) -> bool:
     try:
-        with open(path, "rb") as file:
+        opened = OpenFile(path, os.O_RDONLY)
+        with open(opened.fd, "rb", closefd=False) as file:
             return hashlib.file_digest(file, content.algorithm).hexdigest() == content.encoded
     except OSError:
         return False
@@ -94,6 +97,6 @@ def scrub_place(directory: Path, place: Place, digest: Digest, progress: Progres
 
 def _read_index(directory: Path) -> bytes:
     try:
-        return (directory / INDEX_NAME).read_bytes()
+        return read_whole(directory / INDEX_NAME)
     except OSError as exc:
         raise StoreDamaged("the index cannot be read", reason=exc.strerror) from exc

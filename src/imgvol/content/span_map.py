@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from imgvol.content.durable import sync_directory, write_file
+from imgvol.content.open_file import read_whole
 
 _MAGIC: Final = b"imgvolSM"
 # magic, number of spans, CRC-32 of the bits; then the bits, the first span in the lowest
@@ -35,7 +36,7 @@ class SpanMap:
         self.is_damaged = False
         # Not there yet, or not to be trusted: nothing is present then.
         with contextlib.suppress(OSError):
-            self.is_damaged = not self._load(path.read_bytes())
+            self.is_damaged = not self._load(read_whole(path))
         self.present_count = sum(byte.bit_count() for byte in self._bits)
 
     def _load(self, data: bytes) -> bool:

@@ -65,6 +65,7 @@ async def test_mode_does_not_depend_on_the_umask(run):
         os.umask(before)
 
 
+@pytest.mark.fault("F95")
 async def test_a_stale_socket_is_replaced_without_a_gap(run):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(run / "s"))
@@ -74,6 +75,7 @@ async def test_a_stale_socket_is_replaced_without_a_gap(run):
         assert (await ask(run / "s")).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.fault("F95")
 async def test_a_live_socket_is_refused_and_left_alone(run):
     async with serving(run / "s"):
         with pytest.raises(Conflict), open_listener(str(run / "s")):
@@ -108,6 +110,7 @@ def test_somebody_elses_new_socket_is_not_removed_at_the_end(run):
     assert (run / "s").exists()
 
 
+@pytest.mark.fault("F95")
 def test_an_open_directory_is_refused_and_not_changed(short_path):
     short_path.chmod(0o777)
     with pytest.raises(PermissionDenied) as caught:
@@ -146,6 +149,7 @@ def open_fd(path):
     os.close(fd)
 
 
+@pytest.mark.fault("F92")
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become another user")
 @pytest.mark.expects_log("refused a connection of uid 65534")
 async def test_another_user_is_refused_even_with_access_to_the_socket(run, short_path):

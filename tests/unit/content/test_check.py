@@ -85,6 +85,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault("F27")
 @pytest.mark.parametrize("damage", DAMAGE)
 async def test_a_damaged_layer_is_found_dropped_and_pulled_again(config, damage):
     image = await filled(config)
@@ -195,6 +196,7 @@ def ruin(config, how):
             database.write_bytes(data)
 
 
+@pytest.mark.fault("F31")
 @pytest.mark.parametrize("how", ["garbage", "gone", "cut", "page"])
 @pytest.mark.parametrize("has_copy", [True, False])
 async def test_a_damaged_database_is_rebuilt_and_the_old_one_kept(config, how, has_copy):
@@ -257,6 +259,7 @@ async def test_an_artifact_is_found_by_its_files(config):
     assert replace(found, pulled_at=image.pulled_at, names=image.names) == image
 
 
+@pytest.mark.fault("F10")
 async def test_a_database_of_another_version_is_left_alone(config):
     await filled(config)
     with sqlite3.connect(config.root / "imgvol.db") as db:

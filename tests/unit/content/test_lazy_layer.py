@@ -273,6 +273,7 @@ async def test_reopening_keeps_the_spans_that_were_flushed_and_only_these(tmp_pa
     assert await again.read(node(again), 500, 100) == BLOB[500:600]
 
 
+@pytest.mark.fault("F29")
 def test_every_byte_is_durable_before_the_map_speaks_of_it(tmp_path, monkeypatch):
     """What would survive a power cut is written down at each step, and the map is held to it."""
     layer = make_lazy_layer(tmp_path, TABLE)
@@ -320,6 +321,7 @@ def test_a_flush_without_news_touches_nothing(tmp_path, monkeypatch):
     reopen_lazy_layer(tmp_path).flush()
 
 
+@pytest.mark.fault("F24")
 def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch):
     """The kernel forgets a failed write after it has told once: the next sync proves nothing."""
     layer = make_lazy_layer(tmp_path, TABLE)
@@ -339,6 +341,7 @@ def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch
     assert reopen_lazy_layer(tmp_path).missing(range(4)) == [0, 2, 3]
 
 
+@pytest.mark.fault("F21")
 @pytest.mark.parametrize(
     ("method", "what"),
     [("put_span", TABLE.decode(1, BLOB[100:200])), ("put_compressed", BLOB[100:200])],

@@ -12,6 +12,7 @@ from imgvol.oci.digest import Digest
 from support.records import image_record, layer_record
 
 
+@pytest.mark.fault("F33")
 async def test_two_daemons_on_one_root_the_second_is_refused(tmp_path):
     async with open_store(tmp_path / "root"):
         with pytest.raises(StoreLocked):
@@ -21,6 +22,7 @@ async def test_two_daemons_on_one_root_the_second_is_refused(tmp_path):
         pass
 
 
+@pytest.mark.fault("F28")
 @pytest.mark.parametrize("mode", [0o777, 0o755, 0o710])
 def test_a_directory_that_others_may_enter_is_refused_and_left_as_it_is(tmp_path, mode):
     tmp_path.chmod(mode)
@@ -53,6 +55,7 @@ async def test_blobs_round_trip_and_are_verified(tmp_path):
             await store.read_blob(digest)
 
 
+@pytest.mark.fault("F02")
 async def test_what_a_crash_left_is_gone_after_the_next_start(tmp_path):
     async with open_store(tmp_path):
         pass

@@ -147,6 +147,7 @@ def quick(monkeypatch):
         monkeypatch.setattr(limits, f"FETCH_{name}", value)
 
 
+@pytest.mark.fault("F13")
 @pytest.mark.expects_log("is not completed: a defect")
 @pytest.mark.usefixtures("quick")
 async def test_a_defect_in_the_background_of_one_layer_ends_that_and_no_more(

@@ -294,6 +294,7 @@ async def test_a_pull_without_room_collects_once_and_tries_once_more(tmp_path, m
         assert len(collections) == 2, "once, and no more"
 
 
+@pytest.mark.fault("F13")
 async def test_collection_goes_on_at_intervals_whatever_happens(tmp_path, autojump_clock, caplog):
     async with open_store(tmp_path) as store:
         rounds = []

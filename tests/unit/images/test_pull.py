@@ -163,6 +163,7 @@ async def test_a_bomb_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
     assert_nothing_left(tmp_path)
 
 
+@pytest.mark.fault("F90")
 async def test_a_cancelled_pull_ends_at_once_and_leaves_nothing(tmp_path):
     reached = trio.Event()
     token = trio.lowlevel.current_trio_token()

@@ -193,6 +193,7 @@ GOOD = {
 }
 
 
+@pytest.mark.fault("F96")
 @pytest.mark.parametrize(
     ("change", "error"),
     [

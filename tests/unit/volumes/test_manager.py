@@ -256,6 +256,7 @@ async def test_a_mount_that_fails_leaves_nothing(house, where):
     await house.mount()
 
 
+@pytest.mark.fault("F90")
 async def test_a_mount_that_is_cancelled_before_it_is_recorded_leaves_nothing(house):
     class Slow(Records):
         async def add_volume(self, volume):
@@ -269,6 +270,7 @@ async def test_a_mount_that_is_cancelled_before_it_is_recorded_leaves_nothing(ho
     house.assert_empty()
 
 
+@pytest.mark.fault("F91")
 async def test_one_operation_at_a_time_for_one_target(house):
     outcomes = []
 
@@ -296,6 +298,7 @@ async def test_a_volume_in_use_stays_until_it_is_detached(house):
     house.assert_empty()
 
 
+@pytest.mark.fault("F90")
 async def test_a_client_that_goes_away_does_not_leave_half_an_unmount(house, monkeypatch):
     """The mount is gone, so the record must go: the next start would mount it again."""
     await house.mount()

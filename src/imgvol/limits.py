@@ -169,6 +169,8 @@ FETCH_PER_HOST: Final = 6
 LINE_SAMPLES: Final = 8
 # A flight that has been in the air for less time says nothing about its speed.
 LINE_JUDGED_AFTER: Final = 0.1
+# A program's start asks for about so much that is not here, one after the other.
+STREAM_ROUND_TRIPS: Final = 100
 # Until then: a home's line to a registry on the same continent.
 LINE_ROUND_TRIP: Final = 0.05
 LINE_BANDWIDTH: Final = 10 * MIB
@@ -190,6 +192,8 @@ FETCH_BLOCKED_PAUSE: Final = 8.0
 FETCH_STALL: Final = 8.0
 # Background work waits until readers have been quiet for so long.
 FETCH_QUIET: Final = 1.0
+# And looks so often whether that is still worth it.
+FETCH_QUIET_CHECK: Final = 0.1
 # A source that nobody uses is closed after so long.
 FETCH_IDLE: Final = 60.0
 # Between tries of background work after a failure of the registry.

@@ -220,6 +220,17 @@ def test_a_line_is_slow_if_one_waits_for_it_not_if_there_is_much_to_do():
     assert line.is_slow
 
 
+def test_streaming_everything_is_worth_it_where_asking_is_dear_and_receiving_is_cheap():
+    far, near, slow = Line(), Line(), Line()
+    assert not far.is_worth_streaming(1), "nobody knows"
+    far.learn(0.05, 10 * limits.MIB, 0.1, 0.1)
+    near.learn(0.0005, 10 * limits.MIB, 0.1, 0.1)
+    slow.learn(0.05, limits.MIB, 0.5, 0.5)
+    rest = 300 * limits.MIB
+    assert [line.is_worth_streaming(rest) for line in (far, near, slow)] == [True, False, False]
+    assert not far.is_worth_streaming(10 * rest)
+
+
 def test_waiting_for_a_stream_is_worth_it_while_it_is_near_and_comes():
     line = Line()
     line.learn(0.1, 10 * limits.MIB, 1.0, 1.0)
@@ -490,7 +501,8 @@ async def test_a_source_that_ends_early_is_an_error_and_no_endless_loop(
 
 @pytest.fixture
 def known(monkeypatch):
-    """A line of 100 KiB/s and 0.1 s."""
+    """A line of 100 KiB/s and 0.1 s, too slow for all of the rest to be streamed."""
+    monkeypatch.setattr(Line, "is_worth_streaming", lambda *_: False)
     monkeypatch.setattr(Line, "bandwidth", property(lambda _: 100.0 * KIB))
     monkeypatch.setattr(Line, "round_trip", property(lambda _: 0.1))
 
@@ -551,6 +563,28 @@ async def test_a_reader_waits_for_a_window_that_is_near_and_not_for_one_that_is_
         assert source.readers[1].is_cancelled
         assert source.opened[2] == (490 * KIB, 500 * KIB)
         source.release()
+
+
+@pytest.mark.usefixtures("small", "known")
+async def test_a_stream_of_everything_does_not_wait_for_readers_to_be_quiet(
+    tmp_path, source, monkeypatch
+):
+    monkeypatch.setattr(limits, "FETCH_QUIET", 60)
+    monkeypatch.setattr(Line, "is_worth_streaming", lambda *_: True)
+    source.hold(20 * KIB)
+    async with attached(tmp_path) as (layer, fetcher), trio.open_nursery() as nursery:
+        fetcher.note_wanted([0])  # somebody reads
+        window = partial(fetcher.fetch_window, 0, 200 * KIB, list(range(20)))
+        nursery.start_soon(window, Purpose.BACKGROUND)
+        await until(lambda: source.opened)
+        # Nor does it give way, or keep readers waiting who want what comes late.
+        nursery.start_soon(fetcher.ensure, [19])
+        await until(lambda: len(source.opened) == 2)
+        assert source.opened[1] == (190 * KIB, 200 * KIB)
+        assert not source.readers[0].is_cancelled
+        source.release()
+        await until(lambda: not layer.missing(range(20)))
+        assert len(source.opened) == 2
 
 
 @pytest.mark.usefixtures("line", "small")

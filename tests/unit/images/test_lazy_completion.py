@@ -575,7 +575,7 @@ async def pull_whole(case: Case) -> LayerRecord:
 
 
 async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda *_: trio.sleep_forever())
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
         await lazy.attach(layer, case.record)
@@ -592,7 +592,7 @@ async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path
 async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda _: trio.sleep_forever())
+    monkeypatch.setattr(FetchEngine, "wait_quiet", lambda *_: trio.sleep_forever())
     stargz = lying(other_mode)
     async with case_of(tmp_path, stargz, monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()

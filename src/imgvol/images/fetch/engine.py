@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -133,26 +133,31 @@ class FetchEngine:
                 gone.set()
 
     @asynccontextmanager
-    async def turn(self, purpose: Purpose) -> AsyncIterator[None]:
+    async def turn(self, purpose: Purpose, *, may_hurry: Callable[[], bool]) -> AsyncIterator[None]:
         """One flight at a time that nobody waits for, of all layers, once the line is free for it.
 
         What the image's maker marked comes while no reader waits; the rest once readers have been
         quiet for a while.
+
+        Args:
+            purpose: PREFETCH or BACKGROUND.
+            may_hurry: Whether readers are served best if it does not wait.
         """
         async with self._turns[purpose]:
             if purpose is Purpose.PREFETCH:
-                while self._readers:
+                while self._readers and not may_hurry():
                     await self._readers_gone.wait()
             else:
-                await self.wait_quiet()
+                await self.wait_quiet(may_hurry)
             yield
 
-    async def wait_quiet(self) -> None:
-        """Waits until nothing more urgent has been under way for a while."""
-        while (  # noqa: ASYNC110 - readers move the goal
-            until := self._last_activity() + limits.FETCH_QUIET
-        ) > trio.current_time():
-            await trio.sleep_until(until)
+    async def wait_quiet(self, may_hurry: Callable[[], bool] = lambda: False) -> None:
+        """Waits until nothing more urgent has been under way for a while, or need not."""
+        while not may_hurry():  # readers move the goal, and tell what the line is like
+            left = self._last_activity() + limits.FETCH_QUIET - trio.current_time()
+            if left <= 0:
+                return
+            await trio.sleep(min(left, limits.FETCH_QUIET_CHECK))
 
     def _last_activity(self) -> float:
         is_busy = self._readers or self._turns[Purpose.PREFETCH].locked()
@@ -161,7 +166,8 @@ class FetchEngine:
     def make_way(self) -> None:
         """Ends what nobody waits for, where it costs a reader more than going on later will."""
         for flight, fetcher in list(self._in_air.items()):
-            if flight.rank > Rank.READ and fetcher.line.is_worth_stopping(flight.remaining):
+            is_costly = fetcher.line.is_worth_stopping(flight.remaining)
+            if flight.rank > Rank.READ and is_costly and not fetcher.is_streaming:
                 fetcher.end(flight)
 
     def launch(self, fetcher: LayerFetcher, flight: Flight) -> None:

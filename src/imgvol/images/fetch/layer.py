@@ -62,6 +62,12 @@ class LayerFetcher:
         """Whether the line is too slow to bring more than what is asked for, or not known."""
         return self.line.is_slow
 
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the background need not keep silent: all of the rest will be here very soon."""
+        remaining = self._layer.table.blob_size - self._layer.kept_bytes
+        return self.line.is_worth_streaming(remaining)
+
     # --- for readers -----------------------------------------------------------------------------
 
     def note_wanted(self, spans: Collection[int]) -> None:
@@ -127,7 +133,8 @@ class LayerFetcher:
         rate = flight.rate(trio.current_time(), least)
         ahead = end - flight.reached
         if self.line.is_worth_asking(self._size(span), ahead=ahead, rate=rate):
-            self.end(flight)
+            if not self.is_streaming:
+                self.end(flight)
             return None
         return flight
 
@@ -159,7 +166,7 @@ class LayerFetcher:
         It waits for its turn, is never amplified, and gives way as soon as a reader needs the line.
         So it may return before it has brought everything.
         """
-        async with self._engine.turn(purpose):
+        async with self._engine.turn(purpose, may_hurry=lambda: self.is_streaming):
             flight = Flight(start, end, tuple(spans), purpose)
             self._launch(flight)
             try:

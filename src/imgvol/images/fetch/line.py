@@ -58,6 +58,15 @@ class Line:
         size = int(self.round_trip * self.bandwidth) if self.is_known else 0
         return max(limits.FETCH_SMALLEST, min(size, limits.FETCH_LARGEST))
 
+    def is_worth_streaming(self, remaining: int) -> bool:
+        """Whether so many bytes come sooner than all the answers that a program's start asks for.
+
+        Then readers are served best by a stream of everything beside what they ask for.
+        """
+        return self.is_known and remaining / self.bandwidth < limits.STREAM_ROUND_TRIPS * (
+            self.round_trip
+        )
+
     def is_worth_stopping(self, remaining: int) -> bool:
         """Whether a range costs whoever needs the line more than asking for its rest again will."""
         return remaining / self.bandwidth > self.round_trip

@@ -114,7 +114,7 @@ def test_ten_thousand_open_files(machine, processes):
             child.stdin.close()
 
 
-# --- what the kernel forgets ------------------------------------------------------------------------
+# --- what the kernel forgets ----------------------------------------------------------------------
 
 
 @pytest.mark.fault("F82")

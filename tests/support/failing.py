@@ -79,9 +79,14 @@ def arm(switch: str, log: str, root: str) -> None:
     time.time = lambda: wall_clock() + watch.faults().get("clock", 0)
 
     class FailingConnection(sqlite3.Connection):
+        def __enter__(self) -> Any:
+            self.changes = self.total_changes
+            return super().__enter__()
+
         def __exit__(self, *exc_info: object) -> Any:
             code = watch.faults().get("transaction")
-            if code is not None and exc_info[0] is None:
+            # One that has changed nothing writes nothing.
+            if code is not None and exc_info[0] is None and self.total_changes > self.changes:
                 self.rollback()
                 watch.note(f"transaction {code}")
                 text, number = _SQLITE[code]

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from imgvol.content.layout import CARD_NAME
+from imgvol.content.card import CARD_NAME
 from support import images
 from support.daemon import Imgvol
 from support.failing import SHORT, WRITES, Failing
@@ -136,7 +136,7 @@ def test_what_cannot_be_made_durable_is_thrown_away_and_not_tried_again(machine)
 def test_a_store_that_is_read_only_serves_what_it_has(machine, agent):
     machine.imgvol.expected_log.append("Read-only|read-only|EROFS")
     with machine.failing.of(*WRITES, error="EROFS"):
-        machine.pull_fails("")
+        machine.pull_fails("readonly")
         drop_caches()
         assert agent.ask_bytes("content", path=f"{machine.target}/small") == SMALL
         assert machine.imgvol.json("images")

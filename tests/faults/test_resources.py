@@ -1,7 +1,6 @@
 """Daemons short of descriptors or memory, stopped, or with a clock that jumps; readers in great
-number, killed, or short of memory (F11, F15, F32, F70, F72, F81 to F84)."""
+number, killed, or short of memory (F15, F32, F70, F72, F81 to F84)."""
 
-import hashlib
 import os
 import random
 import resource
@@ -11,72 +10,21 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
-from support import images
-from support.agent import Agent
-from support.daemon import Imgvol
-from support.failing import Failing
+from support.machine import DIGEST, MIB, SMALL, drop_caches, resident, running_machine
 from support.programs import require, wait_until
 
 pytestmark = pytest.mark.fuse
 
-MIB = 1 << 20
-NOISE = random.Random(12)
-LARGE = NOISE.randbytes(40 * MIB)
-SMALL = {f"d/{number}": NOISE.randbytes(3000) for number in range(100)}
-IMAGE = images.Image(
-    [
-        images.Layer([images.file("large", LARGE)], "none"),
-        images.Layer([images.file(name, content) for name, content in SMALL.items()], "gzip"),
-    ]
-)
-OTHER = images.Image([images.Layer([images.file("other", b"other")], "gzip")])
-DIGEST = hashlib.sha256(LARGE).hexdigest()
-CGROUPS = Path("/sys/fs/cgroup/memory")
 OPENS = 10_000
-
-
-class Machine:
-    """A daemon with an image mounted, and another to pull."""
-
-    def __init__(self, base):
-        self.imgvol = Imgvol(base)
-        self.failing = Failing(base, self.imgvol.root)
-        self.imgvol.prelude = self.failing.prelude
-        layout = images.write_layout(base / "layout", {"image": IMAGE, "other": OTHER})
-        self.other = f"oci:{layout}:other"
-        self.imgvol.start()
-        self.target = self.imgvol.target("mnt")
-        self.imgvol.run("mount", f"oci:{layout}:image", self.target)
-
-    @property
-    def pid(self):
-        return self.imgvol.process.pid
-
-    def check(self, agent):
-        """Everything is as it should be, and what was not done before can be done."""
-        assert agent.ask("digest", path=f"{self.target}/large") == DIGEST
-        for name, content in SMALL.items():
-            assert agent.ask_bytes("content", path=f"{self.target}/{name}") == content
-        self.imgvol.run("pull", self.other)
-        assert self.imgvol.run("cat", self.other, "/other").stdout == "other"
 
 
 @pytest.fixture
 def machine(short_path):
-    made = Machine(short_path)
-    yield made
-    if made.imgvol.process.poll() is None:
-        made.imgvol.terminate()
-    assert made.imgvol.unexpected_log() == []
-
-
-def drop_caches():
-    with open("/proc/sys/vm/drop_caches", "w") as caches:
-        caches.write("3")
+    with running_machine(short_path) as running:
+        yield running
 
 
 # --- descriptors ----------------------------------------------------------------------------------
@@ -166,58 +114,7 @@ def test_ten_thousand_open_files(machine, processes):
             child.stdin.close()
 
 
-def resident(pid):
-    with open(f"/proc/{pid}/statm") as numbers:
-        return int(numbers.read().split()[1]) * resource.getpagesize()
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def memory_group():
-    """A group of processes whose memory a test may bound."""
-    group = CGROUPS / f"imgvol-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as exc:
-        pytest.skip(f"no group of processes with bounded memory can be made: {exc.strerror}")
-    yield group
-    wait_until(lambda: not (group / "cgroup.procs").read_text(), what="the group to be empty")
-    group.rmdir()
-
-
-def bound(group, pid, size):
-    (group / "memory.limit_in_bytes").write_text(str(size))
-    (group / "cgroup.procs").write_text(str(pid))
-
-
-@pytest.mark.fault("F11")
-def test_the_kernel_kills_the_daemon_for_its_memory_and_the_next_one_goes_on(
-    machine, agent, memory_group
-):
-    """The killer acts as at any other moment; so this is the killed daemon, by another hand."""
-    imgvol = machine.imgvol
-    bound(memory_group, machine.pid, resident(machine.pid) + 96 * MIB)
-    machine.failing.turn(eat=400 * MIB)
-    assert imgvol.process.wait(60) == -signal.SIGKILL
-    events = (memory_group / "memory.oom_control").read_text()
-    assert "oom_kill 1" in events, events
-    assert agent.errno_of("list", path=machine.target) == "ENOTCONN"
-    machine.failing.turn()
-    imgvol.start()
-    machine.check(agent)
-
-
-@pytest.mark.fault("F82")
-def test_readers_short_of_memory_read_the_same(machine, memory_group):
-    with Agent() as reader:
-        bound(memory_group, reader.pid, 24 * MIB)
-        for _ in range(2):
-            drop_caches()
-            assert reader.ask("digest", path=f"{machine.target}/large") == DIGEST
-        failures = int((memory_group / "memory.failcnt").read_text())
-        assert failures > 0, "the bound was never reached"
+# --- what the kernel forgets ----------------------------------------------------------------------
 
 
 @pytest.mark.fault("F82")

@@ -79,14 +79,19 @@ def arm(switch: str, log: str, root: str) -> None:
     time.time = lambda: wall_clock() + watch.faults().get("clock", 0)
 
     class FailingConnection(sqlite3.Connection):
+        def __enter__(self) -> Any:
+            self.changes = self.total_changes
+            return super().__enter__()
+
         def __exit__(self, *exc_info: object) -> Any:
             code = watch.faults().get("transaction")
-            if code is not None and exc_info[0] is None:
+            # One that has changed nothing writes nothing.
+            if code is not None and exc_info[0] is None and self.total_changes > self.changes:
                 self.rollback()
                 watch.note(f"transaction {code}")
-                failure = sqlite3.OperationalError(f"failed on purpose: {code}")
-                if code == "ENOSPC":
-                    failure.sqlite_errorcode = sqlite3.SQLITE_FULL
+                text, number = _SQLITE[code]
+                failure = sqlite3.OperationalError(text)
+                failure.sqlite_errorcode = number
                 raise failure
             return super().__exit__(*exc_info)
 
@@ -104,6 +109,12 @@ def _eat(watch: "_Watch") -> None:
             time.sleep(0.05)
 
 
+# What sqlite says of a disk that is in such a state.
+_SQLITE = {
+    "ENOSPC": ("database or disk is full", sqlite3.SQLITE_FULL),
+    "EIO": ("disk I/O error", sqlite3.SQLITE_IOERR),
+    "EROFS": ("attempt to write a readonly database", sqlite3.SQLITE_READONLY),
+}
 # What a test calls by one name.
 _SAME = {"fdatasync": "fsync", "preadv": "pread", "replace": "rename"}
 

@@ -370,7 +370,9 @@ class VolumeManager:
         try:
             # A user may have used the directory meanwhile.
             mounts.check_target(target, bool(options.sub_path))
-            view = os.path.join(bytes(self._views_directory), view_name)
+            # Below the run directory nothing is a link; the way there is the administrator's.
+            run = os.path.realpath(bytes(self._views_directory.parent))
+            view = os.path.join(run, os.fsencode(self._views_directory.name), view_name)
             return mounts.bind(view, part, target, options)
         except BaseException:
             if has_home:

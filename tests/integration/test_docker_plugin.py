@@ -103,6 +103,7 @@ def test_a_volume_lives_from_create_to_remove(plugin_daemon, plugin, agent, sour
     assert volumes_of(plugin_daemon) == ["docker-words"]
     plugin.call("Unmount", Name="words", ID="one")
     assert volumes_of(plugin_daemon) == []
+    assert plugin_daemon.json("lease", "ls") == []
     assert os.listdir(plugin_daemon.run_dir / "docker") == []
     plugin.call("Unmount", Name="words", ID="one")
     plugin.call("Remove", Name="words")

@@ -49,7 +49,10 @@ def hooked_bundle(directory, imgvol, script, annotations, *options, **bundle_opt
 
 
 def sandboxes(imgvol):
-    return [volume["sandbox"] for volume in imgvol.json("ps")]
+    """Those that have volumes, and containers that have left a lease."""
+    leases = [lease["id"] for lease in imgvol.json("lease", "ls")]
+    with_volumes = [volume["sandbox"] for volume in imgvol.json("ps")]
+    return sorted({*with_volumes, *(name for name in leases if name.startswith("oci-"))})
 
 
 def test_a_container_has_the_images_that_it_asks_for(runtime, daemon, image, short_path):

@@ -217,6 +217,8 @@ class NamedVolumes:
 
     async def _unmount(self, name: str, volume: Volume, *, detach: bool = False) -> None:
         await self._volumes.unmount(volume.id, detach=detach)
+        # It was made with the volume, and nobody knows its name.
+        await self._records.remove_lease(volume.sandbox)
         if self._directory is not None:
             await trio.to_thread.run_sync(_remove_directory, self._directory / name)
 

@@ -126,7 +126,14 @@ class Collector:
             stored = await self.store.files.document_sizes()
             things = frozenset(Thing(ThingKind.DOCUMENT, digest) for digest in stored)
             known = reasons(World(roots=world.roots, references=world.references, stored=things))
-            garbage = [thing.digest for thing, roots in known.items() if not roots]
+            # An image that has lost its last name since the sweep still has its record, and whoever
+            # dies now must not leave it without what it speaks of: the next sweep takes both.
+            recorded = {thing for held in world.references.values() for thing in held}
+            garbage = [
+                thing.digest
+                for thing, roots in known.items()
+                if not roots and thing not in recorded
+            ]
             return garbage, await self.store.files.remove_documents(garbage)
 
     async def _picture(self) -> tuple[World, dict[Thing, int]]:

@@ -68,6 +68,31 @@ async def test_without_its_name_an_image_goes_with_what_only_it_needed(tmp_path)
         assert (await collector.collect()).removed == ()
 
 
+async def test_an_image_that_loses_its_name_during_a_collection_keeps_its_documents_as_its_record(
+    tmp_path, monkeypatch
+):
+    """Whoever dies after this collection must not find an image without its documents."""
+    async with open_store(tmp_path) as store:
+        collector = Collector(store)
+        one = await pull(store, ONE, "one")
+        stray_layers = store.files.stray_layers
+
+        async def lose_the_name():
+            await store.records.remove_name("one")
+            return await stray_layers()
+
+        monkeypatch.setattr(store.files, "stray_layers", lose_the_name)
+        assert (await collector.collect()).removed == ()
+        assert await store.records.image(one.manifest) is not None
+        assert set(os.listdir(tmp_path / "blobs" / "sha256")) == {
+            one.manifest.encoded,
+            one.id.encoded,
+        }
+        monkeypatch.undo()
+        assert Thing(ThingKind.IMAGE, one.manifest) in (await collector.collect()).removed
+        assert os.listdir(tmp_path / "blobs" / "sha256") == []
+
+
 async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
     async with open_store(tmp_path) as store:
         collector = Collector(store)

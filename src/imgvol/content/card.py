@@ -117,7 +117,9 @@ class LayerCard:
         if found.encoded != name or found != (digest or found):
             raise ValueError("digest")
         diff_id = DiffID(Digest.parse(str(values.pop("diff_id"))))
-        assert isinstance(files, list)
+        if not isinstance(files, list):
+            raise TypeError("own_files")
+        # The checksum has told that we wrote it: what is left are the record's own fields.
         return cls(
             record=LayerRecord(digest=found, diff_id=diff_id, **values),  # type: ignore[arg-type]
             own_files=tuple(

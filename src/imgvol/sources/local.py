@@ -65,7 +65,7 @@ class LocalSource(abc.ABC):
     async def list_referrers(
         self,
         manifest: Digest,  # noqa: ARG002 - files have none, whatever is asked for
-        artifact_type: str,  # noqa: ARG002
+        artifact_type: str,  # noqa: ARG002 - the same
     ) -> tuple[Descriptor, ...]:
         """Nothing is looked for here, either."""
         return ()

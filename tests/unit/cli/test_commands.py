@@ -18,21 +18,9 @@ from imgvol.errors import Conflict
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Propagation, parse_mappings
-from support.api_fakes import FakeDaemon, broken_content, invalid_reference, served_in_thread
+from support.api_fakes import broken_content, invalid_reference
 
 ALPINE_ID = "sha256:0111" + "0" * 60
-
-
-@pytest.fixture
-def directory(short_path):
-    return short_path / "run"
-
-
-@pytest.fixture
-def daemon(directory):
-    fake = FakeDaemon(str(directory))
-    with served_in_thread(directory / "imgvol.sock", fake):
-        yield fake
 
 
 @pytest.fixture

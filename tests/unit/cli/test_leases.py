@@ -6,19 +6,6 @@ import sys
 import pytest
 
 from imgvol.cli.main import run
-from support.api_fakes import FakeDaemon, served_in_thread
-
-
-@pytest.fixture
-def directory(short_path):
-    return short_path / "run"
-
-
-@pytest.fixture
-def daemon(directory):
-    fake = FakeDaemon(str(directory))
-    with served_in_thread(directory / "imgvol.sock", fake):
-        yield fake
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ Most tests run without threads, in virtual time: every flight takes what `line` 
 import random
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
@@ -28,6 +28,7 @@ from imgvol.images.fetch.rest import windows
 from imgvol.images.fetch.slots import FlightSlots
 from imgvol.layers.index import ROOT
 from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
 from imgvol.tallies import QueueLength
 from support.spans import (
     LAYER_TYPE,
@@ -578,8 +579,11 @@ async def test_a_stream_of_everything_does_not_wait_for_readers_to_be_quiet(
         nursery.start_soon(window, Purpose.BACKGROUND)
         await until(lambda: source.opened)
         # Nor does it give way, or keep readers waiting who want what comes late.
-        nursery.start_soon(fetcher.ensure, [19])
+        for _ in range(3):
+            nursery.start_soon(fetcher.ensure, [19])
         await until(lambda: len(source.opened) == 2)
+        await trio.sleep(0.05)
+        assert len(source.opened) == 2, "the others join the first reader"
         assert source.opened[1] == (190 * KIB, 200 * KIB)
         assert not source.readers[0].is_cancelled
         source.release()
@@ -630,6 +634,25 @@ async def test_slots_go_to_the_most_urgent_and_not_all_to_one_host(autojump_cloc
             await fly("gave up", Purpose.READ, "a", 1)
     assert order == ["first", "second", "elsewhere", "joined", "marked", "rest"]
     assert slots.queue == QueueLength(0, 0)
+
+
+@pytest.mark.usefixtures("small")
+async def test_images_of_one_registry_share_its_places(tmp_path, source):
+    source.hold()
+    wanted = range(0, 40, 2)  # no neighbours
+    async with open_fetch_engine() as engine, trio.open_nursery() as nursery:
+        for number, name in enumerate(("example.com/x:1", "example.com/y:2", "other.org/x:1")):
+            layer = make_lazy_layer(
+                tmp_path, PlainTable(BLOB, SPANS), digest=Digest.of(name.encode())
+            )
+            descriptor = Descriptor(media_type=LAYER_TYPE, digest=layer.digest, size=len(BLOB))
+            fetcher = engine.attach(layer, descriptor, replace(ORIGIN, argument=name))
+            nursery.start_soon(fetcher.ensure, wanted)
+            hosts = 1 if number < 2 else 2
+            await until(lambda: len(source.opened) == hosts * limits.FETCH_PER_HOST)  # noqa: B023
+            await trio.sleep(0.05)
+            assert len(source.opened) == hosts * limits.FETCH_PER_HOST
+        source.release()
 
 
 def test_the_pace_spreads_bytes_over_time(monkeypatch):

@@ -12,14 +12,14 @@ of what was.
 from collections.abc import Callable, Sequence
 
 from imgvol import limits
-from imgvol.layers.lazy.spans import SpanTable
+from imgvol.content.lazy_layer import LazyLayerStore
 
 
 class Amplification:
     """The guesses for one layer.
 
     Args:
-        table: Its spans.
+        layer: Whose spans they are. It gives its table back once it is complete.
         is_missing: Whether a span is neither here nor under way.
 
     Attributes:
@@ -27,10 +27,10 @@ class Amplification:
         mark: The span that a sweep is about to reach: then it is time for `ahead`.
     """
 
-    def __init__(self, table: SpanTable, is_missing: Callable[[int], bool]) -> None:
+    def __init__(self, layer: LazyLayerStore, is_missing: Callable[[int], bool]) -> None:
         self.needed = 0
         self.mark: int | None = None
-        self._table = table
+        self._layer = layer
         self._is_missing = is_missing
         # Spans that were brought and that nobody has wanted so far: bytes of each, and of all.
         self._vain: dict[int, int] = {}
@@ -42,7 +42,7 @@ class Amplification:
 
     def want(self, span: int) -> int:
         """A reader wants a span for the first time. Returns its bytes."""
-        start, end = self._table.compressed_range(span)
+        start, end = self._layer.table.compressed_range(span)
         self._vain_bytes -= self._vain.pop(span, 0)
         self.needed += end - start
         return end - start
@@ -55,7 +55,7 @@ class Amplification:
             worthwhile: Bytes that take as long as asking for them.
             may_sweep: Whether the line is fast enough to bring what nobody may want.
         """
-        ranges = self._table.compressed_range
+        ranges = self._layer.table.compressed_range
         start, end = ranges(group[0])[0], ranges(group[-1])[1]
         is_next = 0 <= start - self._reached <= limits.FETCH_GAP
         is_sweeping = may_sweep and self._sweep > 0 and is_next
@@ -80,8 +80,8 @@ class Amplification:
         budget = limits.FETCH_ALONG_FREE + share - self._vain_bytes
         limit = min(start + limits.FETCH_LARGEST, self._reached + budget)
         part: list[int] = []
-        while self._reached < start + size and self._next < self._table.span_count:
-            first, end = self._table.compressed_range(self._next)
+        while self._reached < start + size and self._next < self._layer.table.span_count:
+            first, end = self._layer.table.compressed_range(self._next)
             is_far = first - self._reached > limits.FETCH_GAP
             if is_far or end > limit or not self._is_missing(self._next):
                 break

@@ -21,6 +21,7 @@ from imgvol.images.fetch.amplify import Amplification
 from imgvol.images.fetch.flight import Flight, Landing, Purpose
 from imgvol.images.fetch.range_fetch import RangeFetch
 from imgvol.oci.descriptor import Descriptor
+from imgvol.sources.parse import RegistryImage, parse_image_argument
 from imgvol.threads import run_cancellable
 
 if TYPE_CHECKING:
@@ -49,13 +50,14 @@ class LayerFetcher:
         self._engine = engine
         self._layer = layer
         self._origin = origin
+        self._host = _host_of(origin)
         self.line = engine.line(origin)
         self._flights: dict[int, Flight] = {}
         self._failed_until = -math.inf
         self._recovered = trio.Event()
         # Spans that readers have wanted, and those that nobody has to fetch any more.
         self._wanted = set(layer.present)
-        self._amplification = Amplification(layer.table, self._is_missing)
+        self._amplification = Amplification(layer, self._is_missing)
 
     @property
     def is_slow(self) -> bool:
@@ -220,7 +222,11 @@ class LayerFetcher:
 
     def _launch(self, flight: Flight) -> None:
         for span in flight.spans:
-            self._flights.setdefault(span, flight)
+            if flight.purpose is Purpose.READ:
+                # Beside a stream that will bring it later, too: the next reader joins this one.
+                self._flights[span] = flight
+            else:
+                self._flights.setdefault(span, flight)
         self._engine.launch(self, flight)
 
     async def _wait(self, flights: Collection[Flight], wanted: Collection[int]) -> None:
@@ -301,7 +307,7 @@ class LayerFetcher:
     async def _receive(self, flight: Flight) -> None:
         engine = self._engine
         async with (
-            engine.slots.slot(flight, self._origin.argument),
+            engine.slots.slot(flight, self._host),
             engine.sources.use(self._origin) as source,
         ):
             flight.began = trio.current_time()
@@ -327,3 +333,9 @@ class LayerFetcher:
             finally:
                 self.statistics.fetched += fetch.received
                 engine.tallies.fetched[flight.purpose] += fetch.received
+
+
+def _host_of(origin: Origin) -> str:
+    """Whom flights from an origin ask: all images of a registry share its places."""
+    source = parse_image_argument(origin.argument)
+    return source.reference.domain if isinstance(source, RegistryImage) else origin.argument

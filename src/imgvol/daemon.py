@@ -112,7 +112,7 @@ class _Daemon:
                 views,
                 leases=leases,
                 collector=collector,
-                soci_referrers=config.soci_referrers,
+                trust=config.trust,
             )
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
@@ -183,10 +183,11 @@ class _Daemon:
         engine = await stack.enter_async_context(open_fetch_engine(self._config.background_rate))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        lazy_layers = LazyLayers(store, engine, nursery)
+        lazy_layers = LazyLayers(store, engine, nursery, self._config.trust)
         views.on_lazy_layer = lazy_layers.attach
         views.on_lazy_layer_closed = lazy_layers.detach
         views.closing_of = lazy_layers.closing_of
+        lazy_layers.on_condemned = views.condemn
         images.call_to_adopt(lazy_layers.adopt)
         return engine, lazy_layers
 

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from imgvol import limits
+from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
@@ -129,7 +130,7 @@ class ImageService:
         views: What is open of them.
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
-        soci_referrers: As `Puller` takes it.
+        trust: As `Puller` takes it.
     """
 
     def __init__(
@@ -139,13 +140,13 @@ class ImageService:
         *,
         leases: Leases,
         collector: Collector | None = None,
-        soci_referrers: bool = False,
+        trust: LazyTrust = PINNED_ONLY,
     ) -> None:
         self._store = store
         self._leases = leases
         self._views = views
         self._collector = collector or Collector(store)
-        self._puller = Puller(store, soci_referrers=soci_referrers)
+        self._puller = Puller(store, trust=trust)
         self._puller.make_room = self._collector.make_room
         self._pulls = _PullTallies()
 

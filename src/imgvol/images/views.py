@@ -171,7 +171,7 @@ class Views:
         on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
-        on_condemned: Called when a layer turns out to be bad: what is cached of it is to be dropped.
+        on_condemned: Called when a layer turns out to be bad, to drop what is cached of it.
         closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 

@@ -228,7 +228,7 @@ class LazyLayers:
         layer, record = attached.layer, attached.record
         compression = layer_compression(record.media_type)
         ingest = LayerIngest(
-            open_blob=partial(_KeptBlob, layer),
+            open_blob=partial(_KeptReader, layer),
             store=self._store,
             descriptor=attached.fetcher.descriptor,
             compression=Compression(compression) if compression else None,
@@ -310,7 +310,7 @@ def _fault_of(record: LayerRecord, reason: ContentError) -> LayerFault:
     return LayerFault(kind=kind, reason=str(reason))
 
 
-class _KeptBlob:
+class _KeptReader:
     """Reads the blob of a lazy layer for the pipeline, once all of it has been fetched."""
 
     def __init__(self, layer: LazyLayerStore) -> None:
@@ -330,7 +330,7 @@ class _KeptBlob:
             if self._is_cancelled:
                 raise StoreDamaged("verifying a layer was cancelled", digest=self._layer.digest)
             piece = min(limits.BODY_PIECE, size - position)
-            yield self._layer.read_compressed(position, piece)
+            yield self._layer.kept.read(position, piece)
 
     def cancel(self) -> None:
         """Ends `iter_pieces`."""

@@ -81,7 +81,7 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
         format=record.format,
         state="bad" if layer.failure else state,
         size=record.size,
-        present=record.size if layer.is_complete else layer.kept_bytes,
+        present=record.size if layer.is_complete else layer.kept.size,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
         reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
@@ -364,7 +364,7 @@ class Views:
             complete=len(stores) - len(lazy),
             lazy=len(wanted),
             bad=bad,
-            missing=sum(store.table.blob_size - store.kept_bytes for store in wanted),
+            missing=sum(store.table.blob_size - store.kept.size for store in wanted),
             waiting=sum(
                 store.fetcher is not None and store.fetcher.failure is not None for store in wanted
             ),

@@ -328,8 +328,8 @@ async def test_the_last_reader_s_end_ends_the_flight_and_a_later_one_gets_its_da
         with trio.fail_after(5):
             await fetcher.ensure([1, 2])
         assert layer.missing([1, 2]) == []
-        # It goes on where the line was held, in the middle of a span, or at the start of that if the
-        # flight ended before the piece was kept: what was kept does not come twice.
+        # It goes on where the line was held; or, if the flight ended before the last piece was
+        # kept, at the start of that span: what was kept does not come twice.
         first, second = source.opened
         assert first == (10 * KIB, 30 * KIB)
         assert second in {(10 * KIB + 16_000, 30 * KIB), (20 * KIB, 30 * KIB)}

@@ -127,6 +127,17 @@ STALL_RETRIES: Final = 1
 # Retries of all requests to one registry, refunded one for every ten answers: a registry that is
 # down is not asked five times as often as one that is up (the retry throttling of gRPC).
 RETRY_BUDGET: Final = 20
+# Images pulled at once, each with its own connections: kubelets ask for 1 to 10 unless told
+# otherwise. The layers of all of them share a smaller number (images.pull.LAYERS_AT_ONCE).
+PULLS_AT_ONCE: Final = 16
+# The most of them that can be asked for: two threads and a connection each.
+MAX_DOWNLOADS: Final = 64
+# A pull that waits for bytes and gets none for so long has stalled (containerd's
+# image_pull_progress_timeout), and how often that is looked at.
+PULL_PROGRESS_TIMEOUT: Final = 300.0
+PULL_PROGRESS_CHECK: Final = 10.0
+# Logins that came with pulls, one per repository with lazy layers: nodes have some hundred images.
+KEPT_LOGINS: Final = 1024
 # token specification: the lifetime of a token that does not name one.
 TOKEN_LIFETIME: Final = 60.0
 # Nothing that a registry hands out should be trusted to be good for longer.

@@ -1,45 +1,37 @@
 """The image service: what users and the API ask of images. Local answers need no network."""
 
 import re
-import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
+from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.content.store import Store, StoreUsage
-from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
+from imgvol.errors import Conflict, NotFound
 from imgvol.images.collection import CollectionReport, Collector, Fate
+from imgvol.images.credentials import Logins
 from imgvol.images.leases import Leases
-from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.pull import PullProgress
+from imgvol.images.pulls import PullOptions, PullRequest, Pulls, PullSettings, PullStatistics
 from imgvol.images.readiness import Readiness
-from imgvol.images.resolve import resolve_image, wanted_platform
+from imgvol.images.resolve import wanted_platform
+from imgvol.images.sharing import SharedPulls
 from imgvol.images.views import OpenView, Views
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
-from imgvol.registry.hosts import RegistryOptions
-from imgvol.sources.open import open_source
-from imgvol.sources.parse import RegistryImage, parse_image_argument
-from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
+from imgvol.registry.credentials import Credential
+from imgvol.sources.parse import parse_image_argument
+
+__all__ = ["SHORT_ID", "ImageService", "PullOptions", "PullStatistics", "RemovalReport"]
 
 # As many hex digits of an image ID as tools print; fewer are taken for a name.
 SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullOptions:
-    """How to reach a registry, for one pull."""
-
-    plain_http: bool = False
-    insecure: bool = False
-    ca_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,70 +49,6 @@ class RemovalReport:
     freed: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PullStatistics:
-    """What pulls have done since the daemon started, and do at this moment.
-
-    Attributes:
-        succeeded: How many made an image ready.
-        failed: How many did not.
-        cancelled: How many were given up by whoever asked.
-        seconds: How long those that succeeded took.
-        received: Bytes of blobs received, by all of them, so far.
-        unpacked: Bytes of uncompressed layers stored by all of them, so far.
-        under_way: How many have not ended.
-        layers: Layers that are being pulled, and those waiting for their turn.
-    """
-
-    succeeded: int
-    failed: int
-    cancelled: int
-    seconds: Distribution
-    received: int
-    unpacked: int
-    under_way: int
-    layers: QueueLength
-
-
-class _PullTallies:
-    """Counts pulls; those under way are asked how far they are."""
-
-    def __init__(self) -> None:
-        self.succeeded = self.failed = self.cancelled = 0
-        self.seconds = Histogram(PULL_BOUNDS)
-        self.under_way: list[PullProgress] = []
-        self._received = self._unpacked = 0
-
-    @contextmanager
-    def pull(self, progress: PullProgress) -> Iterator[None]:
-        """One pull, however it ends."""
-        began = time.perf_counter()
-        self.under_way.append(progress)
-        try:
-            yield
-        except Exception:
-            self.failed += 1
-            raise
-        except BaseException:
-            self.cancelled += 1
-            raise
-        else:
-            self.succeeded += 1
-            self.seconds.observe(time.perf_counter() - began)
-        finally:
-            # By identity: two pulls that have not begun look the same.
-            self.under_way = [other for other in self.under_way if other is not progress]
-            received, unpacked = _bytes_of([progress])
-            self._received += received
-            self._unpacked += unpacked
-
-    @property
-    def bytes(self) -> tuple[int, int]:
-        """Received and unpacked, by pulls that have ended and by those under way."""
-        received, unpacked = _bytes_of(self.under_way)
-        return self._received + received, self._unpacked + unpacked
-
-
 class ImageService:
     """Pull, find, list, remove and open images. One per daemon; used on the event loop.
 
@@ -129,7 +57,12 @@ class ImageService:
         views: What is open of them.
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
-        soci_referrers: As `Puller` takes it.
+        logins: Who we are to registries; None: those in this user's files.
+        shared: Where pulls are shared; None: each is its caller's own.
+        settings: The habits of pulls.
+
+    Attributes:
+        handlers: What runtime handlers mean.
     """
 
     def __init__(
@@ -139,39 +72,37 @@ class ImageService:
         *,
         leases: Leases,
         collector: Collector | None = None,
-        soci_referrers: bool = False,
+        logins: Logins | None = None,
+        shared: SharedPulls | None = None,
+        settings: PullSettings | None = None,
     ) -> None:
         self._store = store
         self._leases = leases
         self._views = views
         self._collector = collector or Collector(store)
-        self._puller = Puller(store, soci_referrers=soci_referrers)
-        self._puller.make_room = self._collector.make_room
-        self._pulls = _PullTallies()
+        settings = settings or PullSettings()
+        self.handlers = settings.handlers
+        self._pulls = Pulls(
+            store,
+            leases=leases,
+            collector=self._collector,
+            logins=logins or Logins(),
+            shared=shared,
+            settings=settings,
+        )
 
     @property
     def pulls_under_way(self) -> int:
         """How many pulls have not ended."""
-        return len(self._pulls.under_way)
+        return self._pulls.under_way
 
     def statistics(self) -> PullStatistics:
         """What pulls have done and do; from memory."""
-        pulls = self._pulls
-        received, unpacked = pulls.bytes
-        return PullStatistics(
-            succeeded=pulls.succeeded,
-            failed=pulls.failed,
-            cancelled=pulls.cancelled,
-            seconds=pulls.seconds.snapshot(),
-            received=received,
-            unpacked=unpacked,
-            under_way=self.pulls_under_way,
-            layers=self._puller.queue,
-        )
+        return self._pulls.statistics()
 
     def call_to_adopt(self, adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]]) -> None:
         """Whom to tell of layers that were lazy and have been pulled as a whole; see `Puller`."""
-        self._puller.adopt = adopt
+        self._pulls.puller.adopt = adopt
 
     async def pull(
         self,
@@ -181,57 +112,38 @@ class ImageService:
         options: PullOptions,
         progress: PullProgress,
         readiness: Readiness = Readiness.STORED,
+        credentials: Credential | None = None,
+        handler: str = "",
     ) -> ImageRecord:
         """Makes an image ready in the store, fetching what is missing.
 
+        Callers that ask for the same at the same time wait for one pull; see `sharing`.
+
         Args:
             image: A reference, or a local source such as `oci:/directory:tag`.
-            platform: For which platform; None: this machine's.
-            readiness: How much of it has to be here.
+            platform: For which platform; None: the handler's, or else this machine's.
+            readiness: How much of it has to be here; a handler may want more, or less.
+            credentials: The login that came with the request; None: one that is configured.
+            handler: The runtime handler of the sandbox that it is for; empty: the default.
 
         Raises:
             InvalidReference: `image` is malformed.
+            InvalidArgument: There is no such handler.
             NotFound: The source has no such image.
             NoMatchingPlatform: The image has no variant for the platform.
             ContentError: The image is damaged or hostile; nothing of it is kept.
             RemoteError: The registry failed; complete layers are kept for the next try.
             StoreFull: No room.
         """
-        argument = parse_image_argument(image)
-        matcher = wanted_platform(platform)
-        named = await self._store.records.images_named(str(argument))
-        before = {record.manifest for record, _ in named}
-        started = time.perf_counter()
-        try:
-            with self._pulls.pull(progress):
-                async with open_source(
-                    argument,
-                    _registry_options(options),
-                    spool_directory=self._store.spool_directory,
-                ) as source:
-                    resolved = await resolve_image(source, matcher, must_match=platform is not None)
-                    progress.stats["resolve_seconds"] = time.perf_counter() - started
-                    # Local bytes are at hand: tables of contents would gain nothing.
-                    is_remote = isinstance(argument, RegistryImage)
-                    is_lazy = is_remote and readiness is Readiness.LAZY
-                    async with self._leases.pull(resolved.manifest.digest, resolved.digests):
-                        record = await self._puller.pull(
-                            source,
-                            resolved,
-                            str(argument),
-                            progress,
-                            _origin(str(argument), options) if is_lazy else None,
-                            in_place=not is_remote and readiness is not Readiness.STORED,
-                        )
-        except ImgvolError as exc:
-            if not isinstance(exc, RemoteError):
-                await self._collector.collect()
-            raise
-        # The name may have meant another image until now, which then has no name.
-        if before - {record.manifest}:
-            await self._collector.collect()
-        _sum_up(progress, time.perf_counter() - started)
-        return record
+        runtime = self.handlers.get(handler)
+        request = PullRequest(
+            argument=parse_image_argument(image),
+            platform=platform or runtime.platform,
+            options=options,
+            readiness=runtime.readiness or readiness,
+            credential=credentials,
+        )
+        return await self._pulls.pull(request, progress)
 
     async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
         """The local image of a name, an image ID or its first 12 or more digits.
@@ -387,39 +299,3 @@ def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | No
 
 def _rank(image: ImageRecord, matcher: Matcher) -> int | None:
     return 0 if image.is_artifact else matcher.rank(Platform.parse(image.platform))
-
-
-def _registry_options(options: PullOptions) -> RegistryOptions:
-    return RegistryOptions(
-        plain_http=options.plain_http,
-        insecure=options.insecure,
-        ca_file=Path(options.ca_file) if options.ca_file else None,
-    )
-
-
-def _origin(argument: str, options: PullOptions) -> Origin:
-    return Origin(
-        argument=argument,
-        plain_http=options.plain_http,
-        insecure=options.insecure,
-        ca_file=options.ca_file,
-    )
-
-
-def _bytes_of(pulls: Collection[PullProgress]) -> tuple[int, int]:
-    layers = [layer for progress in pulls for layer in progress.layers]
-    return sum(layer.received for layer in layers), sum(layer.unpacked for layer in layers)
-
-
-def _sum_up(progress: PullProgress, seconds: float) -> None:
-    """Fills in the totals of a finished pull."""
-    stats = progress.stats
-    stats["total_seconds"] = seconds
-    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
-    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
-    stats["entries"] = sum(layer.entries for layer in progress.layers)
-    for layer in progress.layers:
-        for stage, spent in layer.seconds.items():
-            key = f"{stage}_seconds"
-            stats[key] = stats.get(key, 0.0) + spent
-    progress.stage = "done"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
+from imgvol import limits
 from imgvol.errors import InvalidArgument
 
 _RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
@@ -35,6 +36,10 @@ class Config:
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
         docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
+        max_downloads: Layers of all images that are pulled at once; None: as many as suits the
+            machine.
+        pull_progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
+        runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
     """
 
     root: Path
@@ -44,6 +49,9 @@ class Config:
     soci_referrers: bool = False
     background_rate: float | None = None
     docker_spec: Path | None = None
+    max_downloads: int | None = None
+    pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
+    runtime_handlers: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:

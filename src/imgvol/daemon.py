@@ -36,11 +36,16 @@ from imgvol.content.store import Store, open_store
 from imgvol.errors import ImgvolError, InternalError, MachineLacks
 from imgvol.images import inspection
 from imgvol.images.collection import Collector
+from imgvol.images.credentials import Logins
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
+from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.leases import Leases
+from imgvol.images.pull import LAYERS_AT_ONCE
+from imgvol.images.pulls import PullSettings
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
+from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
@@ -107,14 +112,17 @@ class _Daemon:
             # As the kernel tells mount points.
             homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
             collector = Collector(store)
+            logins = Logins()
             images = ImageService(
                 store,
                 views,
                 leases=leases,
                 collector=collector,
-                soci_referrers=config.soci_referrers,
+                logins=logins,
+                shared=await stack.enter_async_context(open_shared_pulls()),
+                settings=_pull_settings(config),
             )
-            engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
+            engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images, logins)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
                 images=images,
@@ -178,9 +186,16 @@ class _Daemon:
             log.info("stopping")
 
     async def _open_lazy_layers(
-        self, stack: AsyncExitStack, store: Store, views: Views, images: ImageService
+        self,
+        stack: AsyncExitStack,
+        store: Store,
+        views: Views,
+        images: ImageService,
+        logins: Logins,
     ) -> tuple[FetchEngine, LazyLayers]:
-        engine = await stack.enter_async_context(open_fetch_engine(self._config.background_rate))
+        engine = await stack.enter_async_context(
+            open_fetch_engine(self._config.background_rate, logins=logins.for_reads())
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         lazy_layers = LazyLayers(store, engine, nursery)
@@ -324,6 +339,17 @@ class _Daemon:
                 os.write(self._ready_fd, line)
             os.close(self._ready_fd)
             self._ready_fd = None
+
+
+def _pull_settings(config: Config) -> PullSettings:
+    """The habits of pulls; raises InvalidArgument when a runtime handler is malformed."""
+    handlers = map(RuntimeHandler.parse, config.runtime_handlers)
+    return PullSettings(
+        soci_referrers=config.soci_referrers,
+        layers_at_once=config.max_downloads or LAYERS_AT_ONCE,
+        progress_timeout=config.pull_progress_timeout,
+        handlers=RuntimeHandlers(handlers),
+    )
 
 
 def _ensure_directory(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.cli import units
 from imgvol.cli.client import NotRunning, connect, peer_process
 from imgvol.cli.render import echo_facts, echo_json, echo_note
@@ -53,6 +53,28 @@ _POLL: Final = 0.05
     "second: 500k, 2M. Unlimited by default [IMGVOL_BACKGROUND_RATE].",
 )
 @click.option(
+    "--max-downloads",
+    metavar="N",
+    type=click.IntRange(1, limits.MAX_DOWNLOADS),
+    help="How many layers to pull at once, of all images. By default 2 to 4, by the processors.",
+)
+@click.option(
+    "--pull-progress-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=limits.PULL_PROGRESS_TIMEOUT,
+    show_default=True,
+    help="Give a pull up that waits for bytes and gets none for so long; 0: never.",
+)
+@click.option(
+    "--runtime-handler",
+    "runtime_handlers",
+    metavar="NAME=PLATFORM[,lazy=off]",
+    multiple=True,
+    help="Which platform the sandboxes of a runtime handler want, and whether their images have to "
+    "be here as a whole. May be repeated.",
+)
+@click.option(
     "--docker-plugin",
     metavar="[FILE]",
     is_flag=False,
@@ -75,6 +97,9 @@ def serve_command(
     idle_exit: float | None,
     soci_referrers: bool | None,
     background_rate: str | None,
+    max_downloads: int | None,
+    pull_progress_timeout: float,
+    runtime_handlers: tuple[str, ...],
     docker_plugin: str | None,
     ready_fd: int | None,
     log_level: str,
@@ -87,7 +112,13 @@ def serve_command(
 
     from imgvol import daemon
 
-    config = replace(session.config, idle_exit=idle_exit)
+    config = replace(
+        session.config,
+        idle_exit=idle_exit,
+        max_downloads=max_downloads,
+        pull_progress_timeout=pull_progress_timeout or None,
+        runtime_handlers=runtime_handlers,
+    )
     if soci_referrers is not None:
         config = replace(config, soci_referrers=soci_referrers)
     if background_rate is not None:

@@ -284,3 +284,17 @@ HOOK_CONFIG_SIZE: Final = 16 * MIB
 # A container that starts waits for the hook; pulling an image should not be left to it.
 HOOK_DEADLINE: Final = 60.0
 HOOK_MOUNTS: Final = 256
+
+# --- Container Runtime Interface
+# ------------------------------------------------------------------------------------
+# A pull's request has a pod's configuration in it, whose annotations may have 256 KiB.
+CRI_REQUEST_SIZE: Final = 1 * MIB
+# Calls in progress, of all clients: a kubelet pulls at most some tens of images at once. A call
+# that waits takes some 20 KiB and no thread.
+CRI_CALLS: Final = 1024
+# Images in one message of a stream: kubelets take 16 MiB, an image has some hundred bytes.
+CRI_STREAM_BATCH: Final = 256
+# Characters of an error's text: clients take 8 KiB of headers, and three bytes may stand for one.
+CRI_MESSAGE_LENGTH: Final = 1024
+# Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
+CRI_GRACE: Final = 2.0

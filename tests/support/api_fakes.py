@@ -14,6 +14,7 @@ from unittest.mock import sentinel
 import trio
 
 from imgvol import __version__
+from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
@@ -43,6 +44,13 @@ from imgvol.tallies import (
 )
 from imgvol.volumes.plan import answer
 from imgvol.volumes.sandboxes import LeaseDeletion
+
+
+def cri_calls() -> CallCounts:
+    tallies = CallTallies()
+    tallies.end("ListImages", tallies.begin("ListImages"), "OK")
+    tallies.begin("PullImage")
+    return tallies.snapshot()
 
 
 def digest(number: int) -> str:
@@ -185,6 +193,7 @@ def statistics(**changes: object) -> Statistics:
         "disk": QueueLength(0, 0),
         "volumes": 3,
         "is_serving": True,
+        "cri": cri_calls(),
     }
     return Statistics(**{**values, **changes})
 

@@ -15,9 +15,10 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
@@ -200,6 +201,7 @@ class Statistics:
         disk: Reads that wait for the disk.
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
+        cri: What has been asked of the Container Runtime Interface, if it is served.
     """
 
     requests: RequestCounts
@@ -210,6 +212,7 @@ class Statistics:
     disk: QueueLength
     volumes: int
     is_serving: bool
+    cri: CallCounts = field(default_factory=CallCounts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -258,6 +258,8 @@ DRAIN_PAUSE: Final = 0.1
 # --- control API
 # ------------------------------------------------------------------------------------
 API_BODY_SIZE: Final = 1 * MIB
+# One member of a login: identity tokens of cloud registries reach some 5 KiB.
+LOGIN_LENGTH: Final = 64 * KIB
 API_CONNECTIONS: Final = 256
 API_REQUEST_DEADLINE: Final = 30.0
 # h11's own bound for a request head; a reference and a path fit many times.

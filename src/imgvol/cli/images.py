@@ -37,17 +37,27 @@ _ANY_PLATFORM: Final = "any"
 )
 @pulling.image_argument
 @pulling.fetch_options
+@pulling.login_options
 @pulling.stats_option
 @json_option()
 @quiet_option()
 @verbose_option()
 @pass_session
-def pull_command(session: Session, /, image: str, show_stats: bool, **options: Any) -> None:
+def pull_command(
+    session: Session,
+    /,
+    image: str,
+    show_stats: bool,
+    username: str | None,
+    password_stdin: bool,
+    **options: Any,
+) -> None:
     """Fetch IMAGE, verify every byte of it, and index it.
 
     Layers that are here already are not fetched again. Prints the image's ID.
     """
-    event = pulling.pull(session, image, pulling.fetching(**options))
+    login = pulling.logging_in(username=username, password_stdin=password_stdin)
+    event = pulling.pull(session, image, {**pulling.fetching(**options), **login})
     found = event["image"]
     if session.is_json:
         echo_json({"image": found, "stats": event["stats"]})

@@ -38,11 +38,12 @@ from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PullOptions:
-    """How to reach a registry, for one pull."""
+    """How to reach a registry, for one pull; `credential` is the login that came with it."""
 
     plain_http: bool = False
     insecure: bool = False
     ca_file: str | None = None
+    credential: Credential | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,16 +69,13 @@ class PullSettings:
 class PullRequest:
     """What is asked for; requests that are equal can be answered by one pull.
 
-    Attributes:
-        credential: The login that came with it. It is part of what has to be equal: nobody shall
-            be let in by somebody else's.
+    The login is part of what has to be equal: nobody shall be let in by somebody else's.
     """
 
     argument: ImageArgument
     platform: str | None
     options: PullOptions
     readiness: Readiness
-    credential: Credential | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +202,7 @@ class Pulls:
         async with open_source(
             argument,
             _registry_options(options),
-            credentials=self._logins.for_pull(request.credential),
+            credentials=self._logins.for_pull(request.options.credential),
             spool_directory=self._store.spool_directory,
         ) as opened:
             # Local bytes are at hand: nothing stalls, and tables of contents would gain nothing.
@@ -231,7 +229,7 @@ class Pulls:
             return
         repository = argument.reference.repository
         if repository in kept or not record.is_stored:
-            kept.keep(repository, request.credential)
+            kept.keep(repository, request.options.credential)
 
     async def _forget_logins(self) -> None:
         """Forgets those that came with pulls of which nothing has to be fetched any more."""

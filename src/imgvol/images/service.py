@@ -3,7 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -123,7 +123,8 @@ class ImageService:
             image: A reference, or a local source such as `oci:/directory:tag`.
             platform: For which platform; None: the handler's, or else this machine's.
             readiness: How much of it has to be here; a handler may want more, or less.
-            credentials: The login that came with the request; None: one that is configured.
+            credentials: The login that came with the request, instead of the one in `options`;
+                with neither, one that is configured.
             handler: The runtime handler of the sandbox that it is for; empty: the default.
 
         Raises:
@@ -139,9 +140,8 @@ class ImageService:
         request = PullRequest(
             argument=parse_image_argument(image),
             platform=platform or runtime.platform,
-            options=options,
+            options=options if credentials is None else replace(options, credential=credentials),
             readiness=runtime.readiness or readiness,
-            credential=credentials,
         )
         return await self._pulls.pull(request, progress)
 

@@ -27,7 +27,7 @@ def parse_auth_config(
     server_address: str = "",
     identity_token: str = "",
     registry_token: str = "",
-    registry: str,
+    registry: str = "",
 ) -> Credential | None:
     """The login in an AuthConfig; empty members are as good as none.
 
@@ -41,7 +41,7 @@ def parse_auth_config(
         server_address: The URL or the name of the registry that the login is for; empty: for any.
         identity_token: To be traded for access tokens.
         registry_token: To be sent as it is.
-        registry: The domain of the reference that is pulled.
+        registry: The domain of the reference that is pulled; to compare `server_address` with.
 
     Returns:
         None: nobody in particular, as there is no login, or it is for another registry.

@@ -1,20 +1,21 @@
 """The image service: what users and the API ask of images. Local answers need no network."""
 
-import re
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
+from imgvol.content.records.pins import CONFIG, REBUILD, USER
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
+from imgvol.images.catalog import ID, Catalog, best_for, choose
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress
@@ -23,14 +24,12 @@ from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.views import OpenView, Views
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
-from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import RegistryImage, parse_image_argument
 from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
 
-# As many hex digits of an image ID as tools print; fewer are taken for a name.
-SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +129,9 @@ class ImageService:
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
         soci_referrers: As `Puller` takes it.
+
+    Attributes:
+        catalog: Which images are here, and what they are called.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class ImageService:
         soci_referrers: bool = False,
     ) -> None:
         self._store = store
+        self.catalog = Catalog(store.images)
         self._leases = leases
         self._views = views
         self._collector = collector or Collector(store)
@@ -199,8 +202,7 @@ class ImageService:
         """
         argument = parse_image_argument(image)
         matcher = wanted_platform(platform)
-        named = await self._store.records.images_named(str(argument))
-        before = {record.manifest for record, _ in named}
+        before = self.catalog.manifests_named(str(argument))
         started = time.perf_counter()
         try:
             with self._pulls.pull(progress):
@@ -234,22 +236,23 @@ class ImageService:
         return record
 
     async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
-        """The local image of a name, an image ID or its first 12 or more digits.
+        """The local image of a name, or of an image ID or its first digits: see `Catalog`.
+
+        Also of a manifest's digest, and also one that only a volume or a lease keeps.
 
         Raises:
             NotFound: Not in the store.
             Conflict: An abbreviated ID fits several images.
         """
-        by_id = await self.find_by_id(image)
-        if by_id is not None:
-            return by_id
-        name = str(parse_image_argument(image))
-        matcher = wanted_platform(platform)
-        images = [record for record, _ in await self._store.records.images_named(name)]
-        fitting = _best(images, matcher)
-        if fitting is None and platform is None and len(images) == 1:
-            # Pulled for another platform on purpose, and the only one of this name.
-            return images[0]
+        found = self.catalog.search(image, is_listed=False)
+        if not found.images and not ID.fullmatch(image):
+            parse_image_argument(image)  # says what is wrong with it
+        if not found.images or not found.is_name:
+            fitting = next(iter(found.images), None)
+        elif platform is None:
+            fitting = choose(found.images, wanted_platform(None))
+        else:
+            fitting = best_for(found.images, wanted_platform(platform))
         if fitting is None:
             raise NotFound(
                 "image is not in the store",
@@ -260,34 +263,20 @@ class ImageService:
         return fitting
 
     async def find_by_id(self, image: str) -> ImageRecord | None:
-        """The local image of an ID or its first 12 or more digits; None when there is none.
+        """The local image of an ID or its first digits; None when there is none.
 
         Raises:
             Conflict: An abbreviated ID fits several images.
         """
-        match = SHORT_ID.fullmatch(image)
-        if match is None:
-            return None
-        images = [
-            record
-            for record in await self._store.records.images()
-            if record.id.encoded.startswith(match[1])
-            or record.manifest.encoded.startswith(match[1])
-        ]
-        if len({record.manifest for record in images}) > 1:
-            raise Conflict(
-                "several images have an ID that begins so",
-                hint="Give more digits; imgvol images --json shows them all.",
-                image=image,
-            )
-        return images[0] if images else None
+        found = self.catalog.search(image, is_listed=False)
+        return None if found.is_name else next(iter(found.images), None)
 
     async def is_current(self, image: str, record: ImageRecord) -> bool:
         """Whether what a name was found to mean can be read as it is.
 
         False: a file that it is read from has changed, and the name has to be asked for again.
         """
-        if SHORT_ID.fullmatch(image):
+        if ID.fullmatch(image):
             return True  # no name: there is nobody to ask
         for layer in record.layers:
             if not await self._store.is_intact(layer):
@@ -295,38 +284,120 @@ class ImageService:
         return True
 
     async def list(self) -> list[ImageRecord]:
-        """Every complete image, the latest pulled first."""
-        return await self._store.records.images()
+        """Every complete image, the latest pulled first, also those that have lost their names."""
+        return self._store.images.latest()
 
     async def remove(self, image: str) -> RemovalReport:
         """Removes a name; with an image's last name, or by ID, the image and what only it needed.
 
-        Layers of mounted images stay until they are unmounted.
+        Layers of mounted images stay until they are unmounted. The pins on what is removed go
+        with it.
 
         Raises:
             NotFound: Not in the store.
             Conflict: The image is mounted, or held by a lease, and this was its last name.
         """
-        records = self._store.records
-        by_id = await self.find_by_id(image)
-        if by_id is not None:
-            await self._refuse_in_use([by_id])
-            await records.remove_image(by_id.manifest)
-            untagged, gone = by_id.names, [by_id]
-        else:
-            name = str(parse_image_argument(image))
-            named = [record for record, _ in await records.images_named(name)]
-            if not named:
+        async with self._store.naming:
+            found = self.catalog.search(image, is_listed=False)
+            if found.is_name:
+                untagged = self.catalog.names_meant(image)
+                await self._refuse_in_use([i for i in found.images if set(i.names) <= {*untagged}])
+                await self._store.records.remove_names(untagged)
+            elif found.images:
+                untagged = tuple(sorted({name for i in found.images for name in i.names}))
+                await self._refuse_in_use(found.images)
+                for record in found.images:
+                    await self._store.records.remove_image(record.manifest)
+            else:
+                if not ID.fullmatch(image):
+                    parse_image_argument(image)  # says what is wrong with it
                 raise NotFound("image is not in the store", image=image)
-            last = [record for record in named if record.names == (name,)]
-            await self._refuse_in_use(last)
-            await records.remove_name(name)
-            untagged, gone = (name,), last
-        for image_record in gone:
-            await self._leases.forget_pull(image_record.manifest)
-        deleted = tuple(str(record.manifest) for record in gone)
-        collected = await self._collector.collect()
-        return RemovalReport(untagged=untagged, deleted=deleted, freed=collected.freed)
+            manifests = [record.manifest for record in found.images]
+            gone = [manifest for manifest in manifests if not self._is_wanted(manifest)]
+        collected = await self._forget(gone)
+        return RemovalReport(
+            untagged=untagged, deleted=tuple(map(str, gone)), freed=collected.freed
+        )
+
+    async def remove_image(self, text: str) -> RemovalReport:
+        """Removes an image with all its names and pins, whatever uses it; not here is fine.
+
+        It is gone from the catalog at once. What volumes and leases hold of it stays until they
+        end, and volumes are mounted again after a restart.
+
+        Args:
+            text: As `Catalog.resolve` takes it.
+
+        Raises:
+            Conflict: The beginning of several image IDs.
+        """
+        # A pull names its image in here, too: before, or after.
+        async with self._store.naming:
+            try:
+                image = self.catalog.resolve(text)
+            except NotFound:
+                return RemovalReport(untagged=(), deleted=(), freed=0)
+            names = self.catalog.names_of(image)
+            await self._store.records.remove_names(names, image.manifests)
+        try:
+            freed = (await self._forget(image.manifests)).freed
+        except ImgvolError as exc:
+            log.warning("what %s has left is not collected yet: %s", image.name, exc)
+            freed = 0
+        return RemovalReport(untagged=names, deleted=tuple(map(str, image.manifests)), freed=freed)
+
+    async def _forget(self, manifests: Collection[Digest]) -> CollectionReport:
+        """Collects what images have left that nobody wants any more."""
+        for manifest in manifests:
+            await self._leases.forget_pull(manifest)
+        return await self._collector.collect()
+
+    def _is_wanted(self, manifest: Digest) -> bool:
+        """Whether an image has a name or a pin."""
+        image = self._store.images.get(manifest)
+        return image is not None and (bool(image.names) or image.is_pinned)
+
+    async def pin(self, image: str, *, owner: str = USER) -> ImageRecord:
+        """Pins a name, whatever it comes to mean, or, by ID, an image.
+
+        Raises:
+            NotFound: Not in the store.
+            Conflict: An abbreviated ID fits several images.
+        """
+        async with self._store.naming:
+            record = await self.find(image)
+            found = self.catalog.search(image, is_listed=False)
+            manifests = [str(other.manifest) for other in found.images]
+            subjects = self.catalog.names_meant(image) if found.is_name else manifests
+            await self._store.records.pin(subjects, owner)
+        return self._store.images.get(record.manifest) or record
+
+    async def unpin(self, image: str) -> ImageRecord:
+        """Ends what users have pinned of an image, by whatever name; what a rebuild has, too.
+
+        What the configuration pins stays pinned.
+
+        Raises:
+            NotFound: Not in the store.
+            Conflict: An abbreviated ID fits several images.
+        """
+        async with self._store.naming:
+            record = await self.find(image)
+            found = self.catalog.search(image, is_listed=False)
+            subjects = {str(other.manifest) for other in found.images}
+            subjects |= {name for other in found.images for name in other.names}
+            for owner in (USER, REBUILD):
+                await self._store.records.unpin(subjects, owner)
+        return self._store.images.get(record.manifest) or record
+
+    async def pin_configured(self, images: Collection[str]) -> None:
+        """Makes these names, here or not yet, all that the configuration pins.
+
+        Raises:
+            InvalidReference: One is no name.
+        """
+        names = [str(parse_image_argument(image)) for image in images]
+        await self._store.records.pin_only(names, CONFIG)
 
     async def _refuse_in_use(self, images: Collection[ImageRecord]) -> None:
         manifests = {image.manifest for image in images}
@@ -374,19 +445,6 @@ class ImageService:
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
         return await self._store.usage()
-
-
-def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:
-    ranked = [
-        (rank, index, image)
-        for index, image in enumerate(images)
-        if (rank := _rank(image, matcher)) is not None
-    ]
-    return min(ranked)[2] if ranked else None
-
-
-def _rank(image: ImageRecord, matcher: Matcher) -> int | None:
-    return 0 if image.is_artifact else matcher.rank(Platform.parse(image.platform))
 
 
 def _registry_options(options: PullOptions) -> RegistryOptions:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from imgvol.images.local import LocalImages
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.resolve import resolve_image, wanted_platform
+from imgvol.images.usage import FilesystemUsage, UsageMeter
 from imgvol.images.views import OpenView, Views
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.open import open_source
@@ -120,6 +121,8 @@ class ImageService(LocalImages):
     ) -> None:
         super().__init__(store, leases=leases, collector=collector or Collector(store))
         self._views = views
+        # To be run in the background.
+        self.meter = UsageMeter(store)
         self._puller = Puller(store, soci_referrers=soci_referrers)
         self._puller.make_room = self._collector.make_room
         self._pulls = _PullTallies()
@@ -218,6 +221,10 @@ class ImageService(LocalImages):
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """Holds an image's merged tree open inside the block."""
         return self._views.hold(image)
+
+    def filesystem_usage(self) -> Sequence[FilesystemUsage]:
+        """What the store takes of its filesystem, when it was measured last; from memory."""
+        return self.meter.filesystem_usage()
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""

@@ -93,6 +93,15 @@ LARGE_FILE: Final = 1 * MIB
 # leases that end are not in a hurry.
 COLLECTION_INTERVAL: Final = 3600.0
 
+# Seconds between measurements of what the store takes, as long as they are quick, and how much the
+# latest one counts when the pause is adapted: as containerd's stats collector has them.
+USAGE_PERIOD: Final = 10.0
+USAGE_SMOOTHING: Final = 0.2
+
+# Digits of an image ID that are enough, as many as tools print: with fewer, somebody could make an
+# image whose ID begins like a name that others use.
+SHORT_ID: Final = 12
+
 # Seconds between copies of the database, if it has changed: the most that a damaged one loses. A
 # copy of the records of 1000 images takes some 10 ms.
 DATABASE_COPY_INTERVAL: Final = 60.0

@@ -26,10 +26,11 @@ from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
+from imgvol.images.local import RemovalReport
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
-from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
+from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import QueueLength, RequestCounts

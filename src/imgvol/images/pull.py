@@ -198,6 +198,7 @@ class Puller:
             layers=tuple(layers),
             size=resolved.size,
             created=resolved.content.created or None,
+            user=resolved.user,
             pulled_at=time.time(),
         )
         async with self._store.naming:

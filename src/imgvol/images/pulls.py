@@ -18,6 +18,7 @@ from imgvol import limits
 from imgvol.content.records import ImageRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, RemoteError
+from imgvol.images.catalog import Catalog
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.handlers import RuntimeHandlers
@@ -108,6 +109,7 @@ class Pulls:
 
     Args:
         store: Where images go.
+        catalog: What names mean.
         leases: Keep what a pull has brought.
         collector: Makes room, and removes what a failed pull leaves.
         logins: Who we are to registries.
@@ -122,6 +124,7 @@ class Pulls:
         self,
         store: Store,
         *,
+        catalog: Catalog,
         leases: Leases,
         collector: Collector,
         logins: Logins,
@@ -129,6 +132,7 @@ class Pulls:
         settings: PullSettings,
     ) -> None:
         self._store = store
+        self._catalog = catalog
         self._leases = leases
         self._collector = collector
         self._logins = logins
@@ -174,8 +178,7 @@ class Pulls:
 
     async def _pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:
         name = str(request.argument)
-        named = await self._store.records.images_named(name)
-        before = {record.manifest for record, _ in named}
+        before = self._catalog.manifests_named(name)
         watch = PullWatch(self._settings.progress_timeout)
         try:
             with self._tallies.pull(progress):

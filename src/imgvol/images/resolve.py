@@ -47,6 +47,11 @@ class ResolvedImage:
         return str(content.platform) if isinstance(content, ImageConfig) else ANY_PLATFORM
 
     @property
+    def user(self) -> str:
+        """Whom a container runs as, in the config's own words; may be empty."""
+        return self.content.user if isinstance(self.content, ImageConfig) else ""
+
+    @property
     def layers(self) -> tuple[Descriptor, ...]:
         """What is stored of it, the base layer first."""
         artifact = self.artifact

@@ -1,55 +1,28 @@
 """The image service: what users and the API ask of images. Local answers need no network."""
 
-import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Final
+from dataclasses import replace
 
-import trio
-
-from imgvol import limits
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.content.store import Store, StoreUsage
-from imgvol.errors import Conflict, NotFound
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.credentials import Logins
 from imgvol.images.leases import Leases
+from imgvol.images.local import LocalImages, RemovalReport
 from imgvol.images.pull import PullProgress
 from imgvol.images.pulls import PullOptions, PullRequest, Pulls, PullSettings, PullStatistics
 from imgvol.images.readiness import Readiness
-from imgvol.images.resolve import wanted_platform
 from imgvol.images.sharing import SharedPulls
+from imgvol.images.usage import FilesystemUsage, UsageMeter
 from imgvol.images.views import OpenView, Views
-from imgvol.oci.digest import Digest
-from imgvol.oci.json import JSONValue, parse_json
-from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.credentials import Credential
 from imgvol.sources.parse import parse_image_argument
 
-__all__ = ["SHORT_ID", "ImageService", "PullOptions", "PullStatistics", "RemovalReport"]
-
-# As many hex digits of an image ID as tools print; fewer are taken for a name.
-SHORT_ID: Final = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+__all__ = ["ImageService", "PullOptions", "PullStatistics", "RemovalReport"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemovalReport:
-    """What a removal did.
-
-    Attributes:
-        untagged: Names that are gone.
-        deleted: Manifest digests of images that are gone.
-        freed: Bytes given back to the disk.
-    """
-
-    untagged: tuple[str, ...]
-    deleted: tuple[str, ...]
-    freed: int
-
-
-class ImageService:
+class ImageService(LocalImages):
     """Pull, find, list, remove and open images. One per daemon; used on the event loop.
 
     Args:
@@ -76,14 +49,15 @@ class ImageService:
         shared: SharedPulls | None = None,
         settings: PullSettings | None = None,
     ) -> None:
-        self._store = store
-        self._leases = leases
+        super().__init__(store, leases=leases, collector=collector or Collector(store))
         self._views = views
-        self._collector = collector or Collector(store)
+        # To be run in the background.
+        self.meter = UsageMeter(store)
         settings = settings or PullSettings()
         self.handlers = settings.handlers
         self._pulls = Pulls(
             store,
+            catalog=self.catalog,
             leases=leases,
             collector=self._collector,
             logins=logins or Logins(),
@@ -145,132 +119,6 @@ class ImageService:
         )
         return await self._pulls.pull(request, progress)
 
-    async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
-        """The local image of a name, an image ID or its first 12 or more digits.
-
-        Raises:
-            NotFound: Not in the store.
-            Conflict: An abbreviated ID fits several images.
-        """
-        by_id = await self.find_by_id(image)
-        if by_id is not None:
-            return by_id
-        name = str(parse_image_argument(image))
-        matcher = wanted_platform(platform)
-        images = [record for record, _ in await self._store.records.images_named(name)]
-        fitting = _best(images, matcher)
-        if fitting is None and platform is None and len(images) == 1:
-            # Pulled for another platform on purpose, and the only one of this name.
-            return images[0]
-        if fitting is None:
-            raise NotFound(
-                "image is not in the store",
-                hint=f"Pull it first: imgvol pull {image}",
-                image=image,
-                platform=platform,
-            )
-        return fitting
-
-    async def find_by_id(self, image: str) -> ImageRecord | None:
-        """The local image of an ID or its first 12 or more digits; None when there is none.
-
-        Raises:
-            Conflict: An abbreviated ID fits several images.
-        """
-        match = SHORT_ID.fullmatch(image)
-        if match is None:
-            return None
-        images = [
-            record
-            for record in await self._store.records.images()
-            if record.id.encoded.startswith(match[1])
-            or record.manifest.encoded.startswith(match[1])
-        ]
-        if len({record.manifest for record in images}) > 1:
-            raise Conflict(
-                "several images have an ID that begins so",
-                hint="Give more digits; imgvol images --json shows them all.",
-                image=image,
-            )
-        return images[0] if images else None
-
-    async def is_current(self, image: str, record: ImageRecord) -> bool:
-        """Whether what a name was found to mean can be read as it is.
-
-        False: a file that it is read from has changed, and the name has to be asked for again.
-        """
-        if SHORT_ID.fullmatch(image):
-            return True  # no name: there is nobody to ask
-        for layer in record.layers:
-            if not await self._store.is_intact(layer):
-                return False
-        return True
-
-    async def list(self) -> list[ImageRecord]:
-        """Every complete image, the latest pulled first."""
-        return await self._store.records.images()
-
-    async def remove(self, image: str) -> RemovalReport:
-        """Removes a name; with an image's last name, or by ID, the image and what only it needed.
-
-        Layers of mounted images stay until they are unmounted.
-
-        Raises:
-            NotFound: Not in the store.
-            Conflict: The image is mounted, or held by a lease, and this was its last name.
-        """
-        records = self._store.records
-        by_id = await self.find_by_id(image)
-        if by_id is not None:
-            await self._refuse_in_use([by_id])
-            await records.remove_image(by_id.manifest)
-            untagged, gone = by_id.names, [by_id]
-        else:
-            name = str(parse_image_argument(image))
-            named = [record for record, _ in await records.images_named(name)]
-            if not named:
-                raise NotFound("image is not in the store", image=image)
-            last = [record for record in named if record.names == (name,)]
-            await self._refuse_in_use(last)
-            await records.remove_name(name)
-            untagged, gone = (name,), last
-        for image_record in gone:
-            await self._leases.forget_pull(image_record.manifest)
-        deleted = tuple(str(record.manifest) for record in gone)
-        collected = await self._collector.collect()
-        return RemovalReport(untagged=untagged, deleted=deleted, freed=collected.freed)
-
-    async def _refuse_in_use(self, images: Collection[ImageRecord]) -> None:
-        manifests = {image.manifest for image in images}
-        users = [v for v in await self._store.records.volumes() if v.manifest in manifests]
-        if users:
-            raise Conflict(
-                "image is mounted",
-                hint=f"Unmount it first: imgvol unmount {users[0].target or users[0].id}",
-                image=users[0].image,
-                volumes=len(users),
-            )
-        leases = await self._leases.holders(manifests)
-        if leases:
-            raise Conflict(
-                "image is held by a lease",
-                hint=f"End it first: imgvol lease rm {leases[0]}",
-                lease=leases[0],
-                leases=len(leases),
-            )
-
-    async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
-        """An image's manifest and config, as they are stored; no config for an artifact."""
-        manifest = await self._document(image.manifest, "manifest", limits.MANIFEST_SIZE)
-        if image.is_artifact:
-            return manifest, None
-        return manifest, await self._document(image.id, "config", limits.CONFIG_SIZE)
-
-    async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
-        raw = await self._store.read_blob(digest)
-        # The largest one allowed takes 0.2 s, in which no view would answer.
-        return await trio.to_thread.run_sync(partial(parse_json, raw, what=what, max_size=max_size))
-
     async def collect(self) -> CollectionReport:
         """Removes what nobody needs."""
         return await self._collector.collect()
@@ -283,19 +131,10 @@ class ImageService:
         """Holds an image's merged tree open inside the block."""
         return self._views.hold(image)
 
+    def filesystem_usage(self) -> Sequence[FilesystemUsage]:
+        """What the store takes of its filesystem, when it was measured last; from memory."""
+        return self.meter.filesystem_usage()
+
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
         return await self._store.usage()
-
-
-def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:
-    ranked = [
-        (rank, index, image)
-        for index, image in enumerate(images)
-        if (rank := _rank(image, matcher)) is not None
-    ]
-    return min(ranked)[2] if ranked else None
-
-
-def _rank(image: ImageRecord, matcher: Matcher) -> int | None:
-    return 0 if image.is_artifact else matcher.rank(Platform.parse(image.platform))

@@ -172,7 +172,7 @@ async def test_an_image_without_a_name_lives_as_long_as_its_lease(tmp_path):
     async with open_leases(tmp_path) as (leases, store):
         image = await pull(store)
         await leases.ensure("pod", images=[image.manifest])
-        await store.records.remove_name(NAME)
+        await store.records.remove_names([NAME])
         collector = Collector(store)
         assert (await collector.collect()).removed == ()
         await leases.drop("pod")

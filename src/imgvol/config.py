@@ -39,6 +39,7 @@ class Config:
         max_downloads: Layers of all images that are pulled at once; None: as many as suits the
             machine.
         pull_progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
+        cri: The unix socket of the Container Runtime Interface; None: it is not served.
         runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
     """
 
@@ -51,6 +52,7 @@ class Config:
     docker_spec: Path | None = None
     max_downloads: int | None = None
     pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
+    cri: Path | None = None
     runtime_handlers: tuple[str, ...] = ()
 
     @classmethod
@@ -93,6 +95,11 @@ class Config:
     def socket(self) -> Path:
         """The control API's unix socket."""
         return self.run / "imgvol.sock"
+
+    @property
+    def cri_socket(self) -> Path:
+        """Where the Container Runtime Interface is served unless somebody says otherwise."""
+        return self.run / "cri.sock"
 
     @property
     def docker_socket(self) -> Path:

@@ -18,6 +18,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import trio
+
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord, LeaseRecord
@@ -160,6 +162,26 @@ class Sandboxes(Protocol):
         dirs_only: bool = False,
     ) -> Sequence[MountRequest]:
         """All volumes of a container, or none; raises ImageVolumeMountFailed."""
+
+
+class Server(Protocol):
+    """Whatever serves clients."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Listens until cancelled."""
+
+    def idle_seconds(self) -> float:
+        """How long no request has been in progress; 0 while one is."""
+
+
+class CriService(Server, Protocol):
+    """`cri.server.CriServer`, which is loaded only where it is wanted."""
+
+    def open(self) -> None:
+        """Lets calls through."""
+
+    def statistics(self) -> CallCounts:
+        """What has been asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from imgvol.cli.session import (
     verbose_option,
 )
 from imgvol.config import DOCKER_SPEC, parse_rate
-from imgvol.errors import DaemonUnavailable
+from imgvol.errors import DaemonUnavailable, InvalidArgument
 
 _STOP_DEADLINE: Final = 30.0
 _POLL: Final = 0.05
@@ -75,6 +75,13 @@ _POLL: Final = 0.05
     "be here as a whole. May be repeated.",
 )
 @click.option(
+    "--cri-socket",
+    metavar="PATH",
+    help="Where to serve the Kubernetes Container Runtime Interface; its directory is 0700. By "
+    "default RUN/cri.sock for root, unless --idle-exit is given; nowhere otherwise.",
+)
+@click.option("--no-cri", is_flag=True, help="Do not serve the Container Runtime Interface.")
+@click.option(
     "--docker-plugin",
     metavar="[FILE]",
     is_flag=False,
@@ -100,6 +107,8 @@ def serve_command(
     max_downloads: int | None,
     pull_progress_timeout: float,
     runtime_handlers: tuple[str, ...],
+    cri_socket: str | None,
+    no_cri: bool,
     docker_plugin: str | None,
     ready_fd: int | None,
     log_level: str,
@@ -123,6 +132,12 @@ def serve_command(
         config = replace(config, soci_referrers=soci_referrers)
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
+    if cri_socket is not None and no_cri:
+        raise InvalidArgument("give --cri-socket or --no-cri, not both")
+    if cri_socket is not None:
+        config = replace(config, cri=Path(os.path.abspath(cri_socket)))
+    elif config.is_system and idle_exit is None and not no_cri:
+        config = replace(config, cri=config.cri_socket)
     if docker_plugin is not None:
         config = replace(config, docker_spec=Path(os.path.abspath(docker_plugin)))
     return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))

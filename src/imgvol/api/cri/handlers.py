@@ -16,12 +16,14 @@ from imgvol import limits
 from imgvol.api.cri import messages
 from imgvol.api.cri.generated import runtime_pb2 as pb
 from imgvol.api.cri.messages import Found
-from imgvol.api.cri.services import CatalogImage, FilesystemUsage, Images
+from imgvol.api.cri.services import Images
 from imgvol.content.records import ImageRecord
 from imgvol.errors import InvalidArgument, NotFound
+from imgvol.images.catalog import CatalogImage
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.images.usage import FilesystemUsage
 from imgvol.oci.reference import parse_docker_reference
 from imgvol.registry.auth_config import parse_auth_config
 

@@ -8,7 +8,8 @@ from typing import Final
 
 from imgvol import __version__, limits
 from imgvol.api.cri.generated import runtime_pb2 as pb
-from imgvol.api.cri.services import CatalogImage, FilesystemUsage
+from imgvol.images.catalog import CatalogImage
+from imgvol.images.usage import FilesystemUsage
 from imgvol.oci.json import JSONValue
 
 RUNTIME_NAME: Final = "imgvol"

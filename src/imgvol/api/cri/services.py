@@ -1,48 +1,20 @@
-"""What the CRI needs from the rest of the daemon, as small protocols; all of it runs in trio."""
+"""What the CRI needs from the rest of the daemon, as small protocols; all of it runs in trio.
+
+The records are the real ones, and never change: any thread may read them.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 from imgvol.content.records import ImageRecord
+from imgvol.images.catalog import CatalogImage
 from imgvol.images.handlers import RuntimeHandlers
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
-from imgvol.oci.digest import Digest
+from imgvol.images.usage import FilesystemUsage
 from imgvol.oci.json import JSONValue
 from imgvol.registry.credentials import Credential
-
-
-class CatalogImage(Protocol):
-    """`images.catalog.CatalogImage`: never changes, so that any thread may read it."""
-
-    @property
-    def id(self) -> Digest:
-        """Digest of the config; of the manifest, for an artifact."""
-
-    @property
-    def repo_tags(self) -> tuple[str, ...]:
-        """`domain/path:tag`, sorted."""
-
-    @property
-    def repo_digests(self) -> tuple[str, ...]:
-        """`domain/path@digest`, sorted."""
-
-    @property
-    def size(self) -> int:
-        """Compressed bytes, more than 0."""
-
-    @property
-    def chain_id(self) -> object:
-        """Its text is the chain ID."""
-
-    @property
-    def user(self) -> str:
-        """The config's User."""
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether kubelets shall not collect it."""
 
 
 class Catalog(Protocol):
@@ -53,26 +25,6 @@ class Catalog(Protocol):
 
     def resolve(self, text: str) -> CatalogImage:
         """The image of a name, an ID or the beginning of one; raises NotFound, Conflict."""
-
-
-class FilesystemUsage(Protocol):
-    """What one backend takes of its disk."""
-
-    @property
-    def timestamp_ns(self) -> int:
-        """When that was so, in nanoseconds since the epoch."""
-
-    @property
-    def mountpoint(self) -> str:
-        """A directory on that disk."""
-
-    @property
-    def used_bytes(self) -> int:
-        """Bytes."""
-
-    @property
-    def inodes_used(self) -> int:
-        """Inodes."""
 
 
 class Images(Protocol):

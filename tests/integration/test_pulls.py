@@ -325,7 +325,7 @@ async def test_a_pull_that_was_cut_short_goes_on_with_the_layers_that_it_had(tmp
     image = Image([layer(1, 2 * MIB), layer(2, 2 * MIB)])
     served, gate = Served(server, "some/image", image), Gate()
     good, cut = image.layers
-    # The second answer, to what asks for the rest, is final, and comes once the other layer is here.
+    # The second answer, to who asks for the rest, is final; it comes once the other layer is here.
     served.on_blob(cut.digest, break_off(cut.blob, MIB, how="reset"), gate.before(respond(403)))
     async with open_service(tmp_path) as service:
 

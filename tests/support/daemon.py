@@ -76,12 +76,19 @@ class Imgvol:
         path.mkdir()
         return str(path)
 
-    def run(self, *arguments, timeout: float = 120, check: bool = True, **options):
-        """Runs `imgvol ARGUMENTS`; its output is text."""
+    def run(
+        self,
+        *arguments,
+        timeout: float = 120,
+        check: bool = True,
+        given: str | None = None,
+        **options,
+    ):
+        """Runs `imgvol ARGUMENTS`; its output is text, and its input is what is given."""
         command = [*self.command, *map(os.fspath, arguments)]
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            **({"stdin": subprocess.DEVNULL} if given is None else {"input": given}),
             capture_output=True,
             timeout=timeout,
             check=False,

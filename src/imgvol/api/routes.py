@@ -15,6 +15,7 @@ from imgvol.api.http import (
     Stream,
     json_response,
 )
+from imgvol.api.pin_routes import PIN_ROUTES
 from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
@@ -366,6 +367,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         ),
         errors=(404, 409),
     ),
+    *PIN_ROUTES,
     *SANDBOX_ROUTES,
 )
 

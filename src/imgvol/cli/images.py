@@ -178,6 +178,7 @@ def inspect_command(session: Session, /, image: str, **options: Any) -> None:
 def _facts(image: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *(("name", name) for name in image["names"]),
+        *(("pinned by", owner) for owner in image["pinned_by"]),
         ("id", image["id"]),
         ("manifest", image["manifest"]),
         ("chain ID", image["chain_id"]),

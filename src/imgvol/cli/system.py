@@ -59,6 +59,13 @@ _POLL: Final = 0.05
     flag_value=str(DOCKER_SPEC),
     help=f"Also be a volume plugin for Docker, and tell it so in FILE [{DOCKER_SPEC}].",
 )
+@click.option(
+    "--pin-image",
+    "pinned_images",
+    metavar="IMAGE",
+    multiple=True,
+    help="Keep what has this name, now or later, from being collected. Can be repeated.",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -76,6 +83,7 @@ def serve_command(
     soci_referrers: bool | None,
     background_rate: str | None,
     docker_plugin: str | None,
+    pinned_images: tuple[str, ...],
     ready_fd: int | None,
     log_level: str,
 ) -> int:
@@ -87,7 +95,7 @@ def serve_command(
 
     from imgvol import daemon
 
-    config = replace(session.config, idle_exit=idle_exit)
+    config = replace(session.config, idle_exit=idle_exit, pinned_images=pinned_images)
     if soci_referrers is not None:
         config = replace(config, soci_referrers=soci_referrers)
     if background_rate is not None:

@@ -133,7 +133,7 @@ class UsageMeter:
         self._usage = self._summed_up(now)
 
     async def _parts(self) -> list[_Part]:
-        """What there is to measure: records first, so that nobody waits for files to change them."""
+        """What there is to measure; the records are read as a whole before any file."""
         layout = self.store.layout
         layers = [
             _Part(

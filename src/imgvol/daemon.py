@@ -114,6 +114,7 @@ class _Daemon:
                 collector=collector,
                 soci_referrers=config.soci_referrers,
             )
+            await images.pin_configured(config.pinned_images)
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
@@ -169,6 +170,7 @@ class _Daemon:
                 await nursery.start(plugin.run)
                 servers.append(plugin)
             nursery.start_soon(collector.run)
+            nursery.start_soon(images.meter.run)
             nursery.start_soon(store.save_copies)
             # Whoever is told that we are ready may stop us in the next moment.
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))

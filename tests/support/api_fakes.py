@@ -268,6 +268,10 @@ class FakeImages:
         del self.images[found.names[0]]
         return SimpleNamespace(untagged=found.names, deleted=(found.manifest,), freed=found.size)
 
+    async def remove_image(self, text):
+        self.calls.append(("remove_image", text))
+        return SimpleNamespace(untagged=(text,), deleted=(), freed=0)
+
     async def pin(self, image):
         self.calls.append(("pin", image))
         found = await self.find(image)

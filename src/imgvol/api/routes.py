@@ -256,7 +256,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="images",
         handler=handlers.remove_image,
         answers=("Removal",),
-        query=(_IMAGE,),
+        query=(
+            _IMAGE,
+            Field(
+                name="force",
+                kind="boolean",
+                description="All names and pins of the image at once, also when it is mounted or "
+                "held by a lease: these keep its bytes until they end. Not here is fine.",
+            ),
+        ),
         errors=(404, 409),
     ),
     Route(

@@ -38,6 +38,12 @@ def test_unpin_says_who_pins_it_still(daemon, imgvol):
     assert (status, err) == (0, "It stays pinned by: config.\n")
 
 
+def test_rmi_by_force_takes_all_names(daemon, imgvol):
+    status, out, _ = imgvol("rmi", "--force", "alpine:3.20")
+    assert (status, out) == (0, "untagged alpine:3.20\n")
+    assert daemon.images.calls == [("remove_image", "alpine:3.20")]
+
+
 @pytest.mark.parametrize("command", ["pin", "unpin"])
 def test_what_is_not_here_fails_alone(daemon, imgvol, command):
     status, out, err = imgvol(command, "nothing:1", "alpine:3.20", "--json")

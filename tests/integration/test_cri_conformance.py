@@ -100,6 +100,7 @@ def test_an_image_with_a_tag_is_pulled_and_removed(client, names):
     assert client.find(reference) is None
 
 
+@pytest.mark.fault("F93")
 def test_a_pull_ends_at_its_deadline(client, names):
     """C2."""
     with pytest.raises(grpc.RpcError) as caught:
@@ -172,6 +173,7 @@ def test_one_image_is_listed_with_its_three_tags(client, names):
     assert list(image.repo_tags) == [names(f"tags:{tag}") for tag in "123"]
 
 
+@pytest.mark.fault("F93")
 def test_removing_one_tag_removes_them_all(client, names):
     """C9."""
     image = {client.pull(names(f"tags:{tag}")) for tag in "123"}.pop()
@@ -202,6 +204,7 @@ def test_what_is_removed_is_gone_at_once_and_what_is_pulled_is_there_at_once(cli
         assert client.find(image) is None
 
 
+@pytest.mark.fault("F93")
 def test_many_may_remove_an_image_at_once(daemon, client, names):
     """C13."""
     image = client.pull(names("one"))
@@ -227,6 +230,7 @@ def test_an_identifier_does_not_depend_on_the_registry(client, names):
     assert client.pull(names("pause:3")) == client.pull(names.elsewhere("pause:3"))
 
 
+@pytest.mark.fault("F93")
 def test_removing_what_is_not_there_is_no_error(client):
     """C16."""
     for reference in (f"sha256:{'0' * 64}", "0" * 64, "registry.test/nothing:1"):

@@ -7,6 +7,7 @@ out: imgvol runs none.
 
 import os
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from support.cri import client_of
 from support.daemon import running_daemon
 from support.images import Image, Layer, file, push, write_layout
 from support.metrics import scrape
-from support.programs import require_root
+from support.programs import require_root, wait_until
 from support.registry import PASSWORD, USERNAME, running_registry
 
 pytestmark = pytest.mark.servers
@@ -290,6 +291,28 @@ def test_a_pull_uses_the_login_that_comes_with_it(client, daemon, tmp_path):
             assert "wrong" not in caught.value.details()
         assert client.pull(reference, username=USERNAME, password=PASSWORD)
     assert PASSWORD not in daemon.log.read_text()
+
+
+def test_lists_are_answered_beside_a_pull_which_ends_with_its_client(
+    client, daemon, registry, proxy, tmp_path
+):
+    image = Image([Layer([file("large", os.urandom(4 << 20))])])
+    push(write_layout(tmp_path / "layout", {"v1": image}), "v1", registry.reference("cri/slow:v1"))
+    line = proxy.throttle(200_000)
+    call = client.start_pull(proxy.reference("cri/slow:v1"))
+    wait_until(lambda: proxy.blob_bytes() > 100_000, what="the pull to be under way")
+    began = time.perf_counter()
+    assert client.images() == []
+    assert time.perf_counter() - began < 1
+    assert not call.done()
+    call.cancel()
+    wait_until(lambda: _pulls(daemon) == 0, seconds=5, what="the pull to end")
+    line.lift()
+    assert client.pull(proxy.reference("cri/slow:v1")), "the next one is none the worse"
+
+
+def _pulls(daemon):
+    return scrape(daemon.run_dir / "imgvol.sock")["imgvol_pulls_in_progress"]
 
 
 def test_calls_are_in_the_metrics(client, daemon):

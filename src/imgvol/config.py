@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
+from imgvol import limits
 from imgvol.errors import InvalidArgument
 
 _RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
@@ -51,7 +52,13 @@ class Config:
         trust: What may be shown of images that nothing pins; only what is pinned, by default.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
+        pinned_images: Names of images that stay when they have come, whatever else happens.
         docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
+        max_downloads: Layers of all images that are pulled at once; None: as many as suits the
+            machine.
+        pull_progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
+        cri: The unix socket of the Container Runtime Interface; None: it is not served.
+        runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
     """
 
     root: Path
@@ -60,7 +67,12 @@ class Config:
     idle_exit: float | None = None
     trust: LazyTrust = PINNED_ONLY
     background_rate: float | None = None
+    pinned_images: tuple[str, ...] = ()
     docker_spec: Path | None = None
+    max_downloads: int | None = None
+    pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
+    cri: Path | None = None
+    runtime_handlers: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -105,6 +117,11 @@ class Config:
     def socket(self) -> Path:
         """The control API's unix socket."""
         return self.run / "imgvol.sock"
+
+    @property
+    def cri_socket(self) -> Path:
+        """Where the Container Runtime Interface is served unless somebody says otherwise."""
+        return self.run / "cri.sock"
 
     @property
     def docker_socket(self) -> Path:

@@ -93,6 +93,15 @@ LARGE_FILE: Final = 1 * MIB
 # leases that end are not in a hurry.
 COLLECTION_INTERVAL: Final = 3600.0
 
+# Seconds between measurements of what the store takes, as long as they are quick, and how much the
+# latest one counts when the pause is adapted: as containerd's stats collector has them.
+USAGE_PERIOD: Final = 10.0
+USAGE_SMOOTHING: Final = 0.2
+
+# Digits of an image ID that are enough, as many as tools print: with fewer, somebody could make an
+# image whose ID begins like a name that others use.
+SHORT_ID: Final = 12
+
 # Seconds between copies of the database, if it has changed: the most that a damaged one loses. A
 # copy of the records of 1000 images takes some 10 ms.
 DATABASE_COPY_INTERVAL: Final = 60.0
@@ -127,6 +136,17 @@ STALL_RETRIES: Final = 1
 # Retries of all requests to one registry, refunded one for every ten answers: a registry that is
 # down is not asked five times as often as one that is up (the retry throttling of gRPC).
 RETRY_BUDGET: Final = 20
+# Images pulled at once, each with its own connections: kubelets ask for 1 to 10 unless told
+# otherwise. The layers of all of them share a smaller number (images.pull.LAYERS_AT_ONCE).
+PULLS_AT_ONCE: Final = 16
+# The most of them that can be asked for: two threads and a connection each.
+MAX_DOWNLOADS: Final = 64
+# A pull that waits for bytes and gets none for so long has stalled (containerd's
+# image_pull_progress_timeout), and how often that is looked at.
+PULL_PROGRESS_TIMEOUT: Final = 300.0
+PULL_PROGRESS_CHECK: Final = 10.0
+# Logins that came with pulls, one per repository with lazy layers: nodes have some hundred images.
+KEPT_LOGINS: Final = 1024
 # token specification: the lifetime of a token that does not name one.
 TOKEN_LIFETIME: Final = 60.0
 # Nothing that a registry hands out should be trusted to be good for longer.
@@ -247,6 +267,8 @@ DRAIN_PAUSE: Final = 0.1
 # --- control API
 # ------------------------------------------------------------------------------------
 API_BODY_SIZE: Final = 1 * MIB
+# One member of a login: identity tokens of cloud registries reach some 5 KiB.
+LOGIN_LENGTH: Final = 64 * KIB
 API_CONNECTIONS: Final = 256
 API_REQUEST_DEADLINE: Final = 30.0
 # h11's own bound for a request head; a reference and a path fit many times.
@@ -273,3 +295,17 @@ HOOK_CONFIG_SIZE: Final = 16 * MIB
 # A container that starts waits for the hook; pulling an image should not be left to it.
 HOOK_DEADLINE: Final = 60.0
 HOOK_MOUNTS: Final = 256
+
+# --- Container Runtime Interface
+# ------------------------------------------------------------------------------------
+# A pull's request has a pod's configuration in it, whose annotations may have 256 KiB.
+CRI_REQUEST_SIZE: Final = 1 * MIB
+# Calls in progress, of all clients: a kubelet pulls at most some tens of images at once. A call
+# that waits takes some 20 KiB and no thread.
+CRI_CALLS: Final = 1024
+# Images in one message of a stream: kubelets take 16 MiB, an image has some hundred bytes.
+CRI_STREAM_BATCH: Final = 256
+# Characters of an error's text: clients take 8 KiB of headers, and three bytes may stand for one.
+CRI_MESSAGE_LENGTH: Final = 1024
+# Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
+CRI_GRACE: Final = 2.0

@@ -14,6 +14,7 @@ from unittest.mock import sentinel
 import trio
 
 from imgvol import __version__
+from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
@@ -45,6 +46,13 @@ from imgvol.volumes.plan import answer
 from imgvol.volumes.sandboxes import LeaseDeletion
 
 
+def cri_calls() -> CallCounts:
+    tallies = CallTallies()
+    tallies.end("ListImages", tallies.begin("ListImages"), "OK")
+    tallies.begin("PullImage")
+    return tallies.snapshot()
+
+
 def digest(number: int) -> str:
     return f"sha256:{number:064x}"
 
@@ -69,6 +77,8 @@ def make_image(name: str = "docker.io/library/alpine:3.20", *, layers: int = 2) 
         manifest=digest(0x222 << 240),
         media_type="application/vnd.oci.image.manifest.v1+json",
         names=(name,),
+        is_pinned=False,
+        pinned_by=(),
         platform="linux/amd64",
         chain_id=digest(0x333 << 240),
         layers=tuple(make_layer(n, size=20_000_000 * (n + 1)) for n in range(layers)),
@@ -185,6 +195,7 @@ def statistics(**changes: object) -> Statistics:
         "disk": QueueLength(0, 0),
         "volumes": 3,
         "is_serving": True,
+        "cri": cri_calls(),
     }
     return Statistics(**{**values, **changes})
 
@@ -265,6 +276,22 @@ class FakeImages:
         found = await self.find(image)
         del self.images[found.names[0]]
         return SimpleNamespace(untagged=found.names, deleted=(found.manifest,), freed=found.size)
+
+    async def remove_image(self, text):
+        self.calls.append(("remove_image", text))
+        return SimpleNamespace(untagged=(text,), deleted=(), freed=0)
+
+    async def pin(self, image):
+        self.calls.append(("pin", image))
+        found = await self.find(image)
+        found.is_pinned, found.pinned_by = True, ("user",)
+        return found
+
+    async def unpin(self, image):
+        self.calls.append(("unpin", image))
+        found = await self.find(image)
+        found.is_pinned, found.pinned_by = image.endswith("config"), ("config",)
+        return found
 
     async def documents(self, image):
         config = {"Env": ["PATH=/bin", "EVIL=\x1b[2J"], "Cmd": ["/bin/sh", "-c", "echo hi"]}

@@ -10,8 +10,8 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, LeaseRe
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
+from imgvol.images.local import RemovalReport
 from imgvol.images.pull import PullProgress
-from imgvol.images.service import RemovalReport
 from imgvol.images.views import LayerStatus
 from imgvol.oci.digest import Digest
 from imgvol.volumes.options import BindOptions
@@ -59,6 +59,8 @@ def encode_image(image: ImageRecord) -> Document:
         "manifest": str(image.manifest),
         "media_type": image.media_type,
         "names": list(image.names),
+        "pinned": image.is_pinned,
+        "pinned_by": list(image.pinned_by),
         "platform": str(image.platform),
         "chain_id": str(image.chain_id),
         "layers": [encode_layer(layer) for layer in image.layers],

@@ -52,6 +52,7 @@ class Field:
         choices: The only values allowed, when there are any.
         example: For the document.
         is_path: Bytes in the file system's sense: text decoded with surrogateescape.
+        is_secret: Not to be shown by who shows requests. For bodies only: queries are no place.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Field:
     members: tuple["Field", ...] = ()
     example: str | bool | float | None = None
     is_path: bool = False
+    is_secret: bool = False
 
     def schema(self) -> dict[str, object]:
         """JSON Schema of the value."""
@@ -76,6 +78,8 @@ class Field:
             schema["default"] = self.default
         if self.kind == "string" and self.required:
             schema["minLength"] = 1
+        if self.is_secret:
+            schema |= {"format": "password", "writeOnly": True}
         return schema
 
     def _shape(self) -> dict[str, object]:

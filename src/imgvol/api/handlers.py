@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, cast
 
@@ -24,6 +25,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubProgress
 from imgvol.images.service import PullOptions
+from imgvol.registry.auth_config import parse_auth_config
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
 
@@ -72,8 +74,10 @@ async def inspect_image(services: Services, values: Values) -> Response:
 
 
 async def remove_image(services: Services, values: Values) -> Response:
-    """Drop a name of an image."""
-    report = await services.images.remove(values.text("image"))
+    """Drop a name of an image, or, by force, the image with all of them."""
+    images = services.images
+    remove = images.remove_image if values.flag("force") else images.remove
+    report = await remove(values.text("image"))
     return json_response(encoding.encode_removal(report))
 
 
@@ -84,7 +88,7 @@ async def pull_image(services: Services, values: Values) -> Stream:
         image = await services.images.pull(
             values.text("image"),
             platform=values.optional("platform"),
-            options=_options(values),
+            options=_options_with_login(values),
             progress=progress,
         )
         return {"image": encoding.encode_image(image)}
@@ -106,7 +110,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             sandbox=values.text("sandbox"),
             platform=values.optional("platform"),
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
-            options=_options(values),
+            options=_options_with_login(values),
             bind=bind,
             patience=values.number("patience"),
             readiness=Readiness.of(
@@ -210,6 +214,17 @@ def _options(values: Values) -> PullOptions:
         insecure=values.flag("insecure"),
         ca_file=values.optional("ca_file"),
     )
+
+
+def _options_with_login(values: Values) -> PullOptions:
+    login = parse_auth_config(
+        username=values.optional("username") or "",
+        password=values.optional("password") or "",
+        auth=values.optional("auth") or "",
+        identity_token=values.optional("identity_token") or "",
+        registry_token=values.optional("registry_token") or "",
+    )
+    return replace(_options(values), credential=login)
 
 
 def _bind_options(values: Values) -> BindOptions:

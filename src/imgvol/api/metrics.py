@@ -250,6 +250,28 @@ def _queues(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _cri(statistics: Statistics) -> Iterator[Metric]:
+    methods = statistics.cri.methods
+    yield _counter(
+        "cri_calls",
+        "Calls of the Container Runtime Interface that have ended.",
+        ("method", "code"),
+        [((counts.method, code), ended) for counts in methods for code, ended in counts.codes],
+    )
+    yield _histogram(
+        "cri_call_seconds",
+        "How long they took.",
+        ("method",),
+        [((counts.method,), counts.seconds) for counts in methods],
+    )
+    yield _gauge(
+        "cri_calls_in_progress",
+        "Calls that have not ended.",
+        ("method",),
+        [((counts.method,), counts.in_progress) for counts in methods],
+    )
+
+
 _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _failing,
     _requests,
@@ -259,6 +281,7 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _layers,
     _views,
     _queues,
+    _cri,
 )
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
+from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
     NDJSON,
@@ -15,6 +16,7 @@ from imgvol.api.http import (
     Stream,
     json_response,
 )
+from imgvol.api.pin_routes import PIN_ROUTES
 from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
@@ -29,28 +31,12 @@ _IMAGE = Field(
     required=True,
     example=_EXAMPLE,
 )
-_PLATFORM = Field(
-    name="platform",
-    description="`os/architecture[/variant]`; the daemon's own when absent.",
-    example="linux/arm64",
-)
 _PATH = Field(
     name="path",
     description="A path inside the image, as percent-encoded bytes; links are followed.",
     default="/",
     example="/etc/os-release",
     is_path=True,
-)
-_FETCHING = (
-    _PLATFORM,
-    Field(name="plain_http", kind="boolean", description="Talk to the registry without TLS."),
-    Field(name="insecure", kind="boolean", description="Do not check the registry's certificate."),
-    Field(
-        name="ca_file",
-        description="Certificates to trust, PEM, absolute path on the daemon's machine.",
-        example="/etc/ssl/certs/registry.pem",
-        is_path=True,
-    ),
 )
 _MAPPING = "`container:host:length`, with commas in between: IDs of the image, and on the host."
 _BINDING = (
@@ -234,7 +220,7 @@ ROUTES: Final[tuple[Route, ...]] = (
                 example=_EXAMPLE,
             ),
             Field(name="repair", kind="boolean", description="Pull again what is damaged."),
-            *_FETCHING[1:],
+            *FETCHING[1:],
         ),
         errors=(404,),
     ),
@@ -255,7 +241,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="images",
         handler=handlers.remove_image,
         answers=("Removal",),
-        query=(_IMAGE,),
+        query=(
+            _IMAGE,
+            Field(
+                name="force",
+                kind="boolean",
+                description="All names and pins of the image at once, also when it is mounted or "
+                "held by a lease: these keep its bytes until they end. Not here is fine.",
+            ),
+        ),
         errors=(404, 409),
     ),
     Route(
@@ -267,7 +261,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=handlers.pull_image,
         answers=("ProgressEvent", "PulledEvent", "ErrorEvent"),
         media_type=NDJSON,
-        body=(_IMAGE, *_FETCHING),
+        body=(_IMAGE, *FETCHING, *LOGIN),
         errors=_PULL_ERRORS,
     ),
     Route(
@@ -278,7 +272,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="images",
         handler=handlers.inspect_image,
         answers=("ImageDetails",),
-        query=(_IMAGE, _PLATFORM),
+        query=(_IMAGE, PLATFORM),
         errors=(404,),
     ),
     Route(
@@ -292,7 +286,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         media_type=NDJSON,
         query=(
             _IMAGE,
-            _PLATFORM,
+            PLATFORM,
             _PATH,
             Field(name="recursive", kind="boolean", description="Everything below the path."),
         ),
@@ -307,7 +301,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=handlers.read_file,
         answers=(),
         media_type=OCTETS,
-        query=(_IMAGE, _PLATFORM, _PATH),
+        query=(_IMAGE, PLATFORM, _PATH),
         errors=(404,),
     ),
     Route(
@@ -318,7 +312,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="files",
         handler=handlers.sum_files,
         answers=("TreeUsage",),
-        query=(_IMAGE, _PLATFORM, _PATH),
+        query=(_IMAGE, PLATFORM, _PATH),
         errors=(404,),
     ),
     Route(
@@ -339,7 +333,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         handler=handlers.mount_volume,
         answers=("ProgressEvent", "MountedEvent", "ErrorEvent"),
         media_type=NDJSON,
-        body=(_IMAGE, *_MOUNTING, *_FETCHING),
+        body=(_IMAGE, *_MOUNTING, *FETCHING, *LOGIN),
         errors=(*_PULL_ERRORS[:2], 409, *_PULL_ERRORS[2:], 501),
     ),
     Route(
@@ -366,6 +360,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         ),
         errors=(404, 409),
     ),
+    *PIN_ROUTES,
     *SANDBOX_ROUTES,
 )
 

@@ -124,12 +124,55 @@ def peer_uid(connected: trio.socket.SocketType) -> int:
     return int(uid)
 
 
-@contextlib.contextmanager
-def open_listener(path: str) -> Iterator[socket.socket]:
-    """A listening socket at `path`, 0600, in a directory that is 0700; removed at the end.
+class SocketPlace:
+    """A name for a socket, in a private directory that is held open.
 
-    A socket file that nobody listens on is replaced by rename(2), so that there is no moment
-    without one; raises Conflict when somebody listens.
+    The socket is bound under another name and then renamed, so that a dead daemon's file is
+    replaced without a moment in which there is none.
+    """
+
+    def __init__(self, directory: int, name: str) -> None:
+        self._directory = directory
+        self._name = name
+        self._temporary = f".{name}.{os.getpid()}"
+        self._made: os.stat_result | None = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=directory)
+
+    @property
+    def address(self) -> str:
+        """Where to bind: short, however deep the directory is."""
+        return f"/proc/self/fd/{self._directory}/{self._temporary}"
+
+    def publish(self) -> None:
+        """Gives the socket that was bound its name, and to its owner only."""
+        os.chmod(self._temporary, 0o600, dir_fd=self._directory)
+        self._made = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
+        os.rename(
+            self._temporary,
+            self._name,
+            src_dir_fd=self._directory,
+            dst_dir_fd=self._directory,
+        )
+
+    def withdraw(self) -> None:
+        """Removes the socket, unless another daemon has replaced it: that one's stays."""
+        if self._made is None:
+            return
+        with contextlib.suppress(OSError):
+            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            if (found.st_dev, found.st_ino) == (self._made.st_dev, self._made.st_ino):
+                os.unlink(self._name, dir_fd=self._directory)
+
+
+@contextlib.contextmanager
+def claim_place(path: str) -> Iterator[SocketPlace]:
+    """A place for a socket at `path`, in a directory that is 0700; what is there at the end goes.
+
+    Raises:
+        Conflict: A daemon listens there already.
+        PermissionDenied: The directory is somebody else's, or open to others.
+        InvalidArgument: Something that is no socket has that name.
     """
     directory = os.path.dirname(path) or "."
     ensure_private_directory(directory)
@@ -137,39 +180,27 @@ def open_listener(path: str) -> Iterator[socket.socket]:
     try:
         name = os.path.basename(path)
         _check_no_daemon(path, f"/proc/self/fd/{descriptor}/{name}")
-        with _bound(descriptor, name) as listener:
-            yield listener
+        place = SocketPlace(descriptor, name)
+        try:
+            yield place
+        finally:
+            place.withdraw()
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _bound(directory: int, name: str) -> Iterator[socket.socket]:
-    temporary = f".{name}.{os.getpid()}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=directory)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with listener:
+def open_listener(path: str) -> Iterator[socket.socket]:
+    """A listening socket at `path`, 0600 from the start; raises as `claim_place`."""
+    with claim_place(path) as place, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         # bind(2) makes the file with the mode of the socket's inode (net/unix/af_unix.c): this is
         # 0600 from the start, without touching the process's umask.
         os.fchmod(listener.fileno(), 0o600)
-        listener.bind(f"/proc/self/fd/{directory}/{temporary}")
+        listener.bind(place.address)
         listener.listen(_BACKLOG)
         listener.setblocking(False)
-        made = os.stat(temporary, dir_fd=directory, follow_symlinks=False)
-        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-        try:
-            yield listener
-        finally:
-            _remove_own(directory, name, made)
-
-
-def _remove_own(directory: int, name: str, made: os.stat_result) -> None:
-    # Another daemon may have replaced it: that one's socket stays.
-    with contextlib.suppress(OSError):
-        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
-        if (found.st_dev, found.st_ino) == (made.st_dev, made.st_ino):
-            os.unlink(name, dir_fd=directory)
+        place.publish()
+        yield listener
 
 
 def ensure_private_directory(path: str) -> None:

@@ -15,9 +15,12 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import trio
+
+from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
@@ -25,10 +28,11 @@ from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
+from imgvol.images.local import RemovalReport
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
-from imgvol.images.service import PullOptions, PullStatistics, RemovalReport
+from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import QueueLength, RequestCounts
@@ -55,6 +59,15 @@ class Images(Protocol):
 
     async def remove(self, image: str) -> RemovalReport:
         """Drops a name, and the image with its last name; raises NotFound, Conflict."""
+
+    async def remove_image(self, text: str) -> RemovalReport:
+        """Drops all names of an image, whatever uses it; not here is fine; raises Conflict."""
+
+    async def pin(self, image: str) -> ImageRecord:
+        """Pins a name, or an image by its ID; raises NotFound, Conflict."""
+
+    async def unpin(self, image: str) -> ImageRecord:
+        """Ends what users have pinned of an image; raises NotFound, Conflict."""
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """The manifest and the config, as stored."""
@@ -160,6 +173,26 @@ class Sandboxes(Protocol):
         """All volumes of a container, or none; raises ImageVolumeMountFailed."""
 
 
+class Server(Protocol):
+    """Whatever serves clients."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Listens until cancelled."""
+
+    def idle_seconds(self) -> float:
+        """How long no request has been in progress; 0 while one is."""
+
+
+class CriService(Server, Protocol):
+    """`cri.server.CriServer`, which is loaded only where it is wanted."""
+
+    def open(self) -> None:
+        """Lets calls through."""
+
+    def statistics(self) -> CallCounts:
+        """What has been asked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonInfo:
     """Who answers.
@@ -200,6 +233,7 @@ class Statistics:
         disk: Reads that wait for the disk.
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
+        cri: What has been asked of the Container Runtime Interface, if it is served.
     """
 
     requests: RequestCounts
@@ -210,6 +244,7 @@ class Statistics:
     disk: QueueLength
     volumes: int
     is_serving: bool
+    cri: CallCounts = field(default_factory=CallCounts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from imgvol import limits
 from imgvol.cli import units
 from imgvol.cli.client import Parameters
 from imgvol.cli.completion_values import complete_image
 from imgvol.cli.render import Column, echo_note, table_lines
 from imgvol.cli.session import Session
-from imgvol.errors import InternalError, NotFound
+from imgvol.errors import InternalError, InvalidArgument, NotFound
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,6 +41,45 @@ def fetch_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def login_options(function: F) -> F:
+    """Who to be to the registry, instead of what the login files say."""
+    options = [
+        click.option("--username", metavar="NAME", help="Log in to the registry as NAME."),
+        click.option(
+            "--password-stdin",
+            is_flag=True,
+            help="Read NAME's password from standard input, and do not ask for it.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def logging_in(*, username: str | None, password_stdin: bool) -> dict[str, str]:
+    """Members of a request's body; asks for the password, which is in no command line.
+
+    Raises:
+        InvalidArgument: There is no password, or nobody that it could be of.
+    """
+    import sys
+
+    if username is None:
+        if password_stdin:
+            raise InvalidArgument("a password without a user name", hint="Add --username NAME.")
+        return {}
+    if password_stdin:
+        # One too many is the daemon's to refuse: a part of a password would only be wrong.
+        password = sys.stdin.read(limits.LOGIN_LENGTH + 1).rstrip("\r\n")
+    elif sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, err=True)
+    else:
+        password = ""
+    if not password:
+        raise InvalidArgument("no password is given", hint="Add --password-stdin, and pipe it in.")
+    return {"username": username, "password": password}
 
 
 def stats_option(function: F) -> F:

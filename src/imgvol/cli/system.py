@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.cli import units
 from imgvol.cli.client import NotRunning, connect, peer_process
 from imgvol.cli.render import echo_facts, echo_json, echo_note
@@ -21,7 +21,7 @@ from imgvol.cli.session import (
     verbose_option,
 )
 from imgvol.config import DOCKER_SPEC, parse_rate
-from imgvol.errors import DaemonUnavailable
+from imgvol.errors import DaemonUnavailable, InvalidArgument
 
 _STOP_DEADLINE: Final = 30.0
 _POLL: Final = 0.05
@@ -59,11 +59,47 @@ _POLL: Final = 0.05
     "second: 500k, 2M. Unlimited by default [IMGVOL_BACKGROUND_RATE].",
 )
 @click.option(
+    "--max-downloads",
+    metavar="N",
+    type=click.IntRange(1, limits.MAX_DOWNLOADS),
+    help="How many layers to pull at once, of all images. By default 2 to 4, by the processors.",
+)
+@click.option(
+    "--pull-progress-timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=limits.PULL_PROGRESS_TIMEOUT,
+    show_default=True,
+    help="Give a pull up that waits for bytes and gets none for so long; 0: never.",
+)
+@click.option(
+    "--runtime-handler",
+    "runtime_handlers",
+    metavar="NAME=PLATFORM[,lazy=off]",
+    multiple=True,
+    help="Which platform the sandboxes of a runtime handler want, and whether their images have to "
+    "be here as a whole. May be repeated.",
+)
+@click.option(
+    "--cri-socket",
+    metavar="PATH",
+    help="Where to serve the Kubernetes Container Runtime Interface; its directory is 0700. By "
+    "default RUN/cri.sock for root, unless --idle-exit is given; nowhere otherwise.",
+)
+@click.option("--no-cri", is_flag=True, help="Do not serve the Container Runtime Interface.")
+@click.option(
     "--docker-plugin",
     metavar="[FILE]",
     is_flag=False,
     flag_value=str(DOCKER_SPEC),
     help=f"Also be a volume plugin for Docker, and tell it so in FILE [{DOCKER_SPEC}].",
+)
+@click.option(
+    "--pin-image",
+    "pinned_images",
+    metavar="IMAGE",
+    multiple=True,
+    help="Keep what has this name, now or later, from being collected. Can be repeated.",
 )
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
@@ -82,7 +118,13 @@ def serve_command(
     soci_referrers: bool | None,
     missing_digests: bool | None,
     background_rate: str | None,
+    max_downloads: int | None,
+    pull_progress_timeout: float,
+    runtime_handlers: tuple[str, ...],
+    cri_socket: str | None,
+    no_cri: bool,
     docker_plugin: str | None,
+    pinned_images: tuple[str, ...],
     ready_fd: int | None,
     log_level: str,
 ) -> int:
@@ -94,7 +136,14 @@ def serve_command(
 
     from imgvol import daemon
 
-    config = replace(session.config, idle_exit=idle_exit)
+    config = replace(
+        session.config,
+        idle_exit=idle_exit,
+        max_downloads=max_downloads,
+        pull_progress_timeout=pull_progress_timeout or None,
+        runtime_handlers=runtime_handlers,
+        pinned_images=pinned_images,
+    )
     trust = config.trust
     if soci_referrers is not None:
         trust = replace(trust, soci_referrers=soci_referrers)
@@ -103,6 +152,12 @@ def serve_command(
     config = replace(config, trust=trust)
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
+    if cri_socket is not None and no_cri:
+        raise InvalidArgument("give --cri-socket or --no-cri, not both")
+    if cri_socket is not None:
+        config = replace(config, cri=Path(os.path.abspath(cri_socket)))
+    elif config.is_system and idle_exit is None and not no_cri:
+        config = replace(config, cri=config.cri_socket)
     if docker_plugin is not None:
         config = replace(config, docker_spec=Path(os.path.abspath(docker_plugin)))
     return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))

@@ -78,6 +78,7 @@ from imgvol.errors import ImgvolError
     help="How long blocked readers wait before they get the error after all.",
 )
 @pulling.fetch_options
+@pulling.login_options
 @pulling.stats_option
 @json_option("Print the volume as JSON.")
 @quiet_option()
@@ -95,6 +96,8 @@ def mount_command(
     on_outage: str,
     outage_deadline: float,
     show_stats: bool,
+    username: str | None,
+    password_stdin: bool,
     **options: Any,
 ) -> None:
     """Mount IMAGE read-only at DIR, an existing directory, and print the path.
@@ -111,6 +114,7 @@ def mount_command(
         "patience": outage_deadline if on_outage == "block" else None,
         **binding.take(options),
         **pulling.fetching(**options),
+        **pulling.logging_in(username=username, password_stdin=password_stdin),
     }
     event = pulling.follow(session, "/volumes", body, title=image)
     volume = event["volume"]

@@ -5,13 +5,16 @@ sqlite 3.40 may damage a WAL that two connections write and checkpoint at once (
 one connection cannot meet that. Every operation is one transaction in a worker thread behind a
 limiter of one, committed durably (`synchronous=FULL`) before the caller goes on.
 
+Whoever keeps images in memory is told what a transaction has changed of them (`watch`): triggers of
+the connection note it, so that no statement can forget to, cascades and repairs included.
+
 The database does not know what lies on disk: `store` brings the two together at start.
 """
 
 import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -34,6 +37,7 @@ CREATE TABLE image (
     chain_id    TEXT NOT NULL,      -- of all layers, each diff ID verified
     size        INTEGER NOT NULL,   -- bytes: manifest, config and layers as stored by the registry
     created     TEXT,               -- the config's own word, RFC 3339; NULL: not said
+    user        TEXT NOT NULL,      -- the config's own word: whom a container runs as; may be empty
     pulled_at   REAL NOT NULL       -- seconds since the epoch; a record, never a deadline
 ) STRICT;
 
@@ -53,8 +57,12 @@ CREATE TABLE name (
     PRIMARY KEY (name, platform)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE pin (                                 -- images that stay without a name
-    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE
+CREATE INDEX name_manifest ON name (manifest);
+
+CREATE TABLE pin (                  -- what shall stay, as far as it is here
+    subject     TEXT NOT NULL,      -- a name, whatever it means, or the digest of a manifest
+    owner       TEXT NOT NULL,      -- who wants it: user, config, rebuild …
+    PRIMARY KEY (subject, owner)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (
@@ -139,6 +147,18 @@ CREATE TABLE named_mount (
 ) STRICT, WITHOUT ROWID;
 """
 
+# What an image's record is made of, and how a changed row leads to the manifests of the images that
+# it is a part of. {row} is `old` or `new`.
+_PARTS_OF_IMAGES: Final = {
+    "image": "note_image({row}.manifest)",
+    "image_layer": "note_image({row}.manifest)",
+    "name": "note_image({row}.manifest)",
+    "layer": "note_image(manifest) FROM image_layer WHERE digest = {row}.digest",
+    "pin": "note_image({row}.subject), (SELECT count(note_image(manifest)) FROM name"
+    " WHERE name = {row}.subject)",
+}
+_ROWS_OF: Final = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
+
 
 class Database:
     """One open database. Made by `open_database`."""
@@ -147,6 +167,37 @@ class Database:
         self._connection = connection
         self._copied_changes = connection.total_changes
         self._limiter = trio.CapacityLimiter(1)
+        # Whoever watches is told of transactions in their order.
+        self._turn = trio.Lock()
+        self._changed: set[str] = set()
+        self._read: Callable[[sqlite3.Connection, Collection[str] | None], object] | None = None
+        self._tell: Callable[[object], None] = lambda _: None
+
+    async def watch(
+        self,
+        read: Callable[[sqlite3.Connection, Collection[str] | None], T],
+        tell: Callable[[T], None],
+    ) -> None:
+        """Tells of images: once of all, and from then on of what each transaction has changed.
+
+        Args:
+            read: Reads images by their manifests, or all of them, as the end of a transaction.
+            tell: Takes that on the event loop, after the commit and before whoever changed it goes
+                on. There is one listener for a database.
+        """
+        assert self._read is None, "one listener for a database"
+
+        def begin() -> T:
+            try:
+                _note_images(self._connection, self._changed.add)
+                return read(self._connection, None)
+            except sqlite3.DatabaseError as exc:
+                raise _translated(exc) from exc
+
+        async with self._turn:
+            tell(await trio.to_thread.run_sync(begin, limiter=self._limiter))
+            self._read = read
+            self._tell = tell  # type: ignore[assignment]  # it takes what `read` gives
 
     async def run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         """Runs one transaction in the database's thread.
@@ -155,13 +206,23 @@ class Database:
             StoreFull: No room for the transaction; it did not happen.
             LocalError: The database failed otherwise.
         """
-        return await trio.to_thread.run_sync(self._run, operation, limiter=self._limiter)
+        async with self._turn:
+            result, changes = await trio.to_thread.run_sync(
+                self._run, operation, limiter=self._limiter
+            )
+            if changes is not None:
+                self._tell(changes)
+        return result
 
-    def _run(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, operation: Callable[[sqlite3.Connection], T]) -> tuple[T, object | None]:
+        self._changed.clear()
         try:
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE")
-                return operation(self._connection)
+                result = operation(self._connection)
+                if self._read is None or not self._changed:
+                    return result, None
+                return result, self._read(self._connection, frozenset(self._changed))
         except sqlite3.DatabaseError as exc:
             raise _translated(exc) from exc
 
@@ -200,6 +261,20 @@ class Database:
         """Closes the file; no operation may follow."""
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._connection.close, limiter=self._limiter)
+
+
+def _note_images(connection: sqlite3.Connection, note: Callable[[str], None]) -> None:
+    """Lets a connection tell of every image of which a transaction changes a row."""
+    connection.create_function("note_image", 1, note)
+    # Without, a row that is replaced does not count as deleted.
+    connection.execute("PRAGMA recursive_triggers = ON")
+    for table, noting in _PARTS_OF_IMAGES.items():
+        for event, rows in _ROWS_OF.items():
+            steps = "".join(f"SELECT {noting.format(row=row)}; " for row in rows)
+            connection.execute(
+                f"CREATE TEMP TRIGGER note_{table}_{event} AFTER {event} ON main.{table}"
+                f" BEGIN {steps}END"
+            )
 
 
 @asynccontextmanager

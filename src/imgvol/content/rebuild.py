@@ -127,6 +127,7 @@ def _image_of(
             wanted=(artifact.layer,),
             platform=ANY_PLATFORM,
             created=artifact.created,
+            user="",
         )
     raw = blobs.read(manifest.config.digest)
     config = parse_image_config(raw, expected=manifest.config.digest)
@@ -137,6 +138,7 @@ def _image_of(
         wanted=manifest.layers,
         platform=str(config.platform),
         created=config.created,
+        user=config.user,
         diff_ids=config.diff_ids,
     )
 
@@ -149,6 +151,7 @@ def _record_of(
     wanted: tuple[Descriptor, ...],
     platform: str,
     created: str,
+    user: str,
     diff_ids: tuple[DiffID, ...] = (),
 ) -> ImageRecord | None:
     """What was recorded when it was pulled; None if a layer is missing."""
@@ -165,5 +168,6 @@ def _record_of(
         layers=found,
         size=len(manifest.raw) + manifest.config.size + sum(layer.size for layer in wanted),
         created=created or None,
+        user=user,
         pulled_at=time.time(),
     )

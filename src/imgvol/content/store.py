@@ -32,6 +32,7 @@ from imgvol.content.durable import sync_directory, translate_os_errors, write_fi
 from imgvol.content.exchange import put_directory
 from imgvol.content.files import StoreFiles
 from imgvol.content.in_place_layer import InPlaceLayer
+from imgvol.content.known_images import KnownImages
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
@@ -75,10 +76,14 @@ class StoreUsage:
 class Store:
     """One root directory, open. Made by `open_store`."""
 
-    def __init__(self, layout: StoreLayout, database: Database, records: Records) -> None:
+    def __init__(
+        self, layout: StoreLayout, database: Database, records: Records, images: KnownImages
+    ) -> None:
         self._layout = layout
         self._database = database
         self.records = records
+        # The records of images, in memory.
+        self.images = images
         self.blobs = BlobStore(layout)
         # What is needed at this moment, for collection.
         self.pins = Pins()
@@ -281,7 +286,7 @@ class Store:
 
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
-        images = await self.records.images()
+        images = self.images
         layers = await self.records.layers()
 
         def measure() -> StoreUsage:
@@ -317,7 +322,9 @@ async def open_store(root: Path) -> AsyncIterator[Store]:
         async with open_database(layout.database) as database:
             records = Records(database)
             await _reconcile(layout, records)
-            store = Store(layout, database, records)
+            images = KnownImages()
+            await records.watch_images(images.take)
+            store = Store(layout, database, records, images)
             yield store
             with trio.CancelScope(shield=True):
                 await store.save_copy()

@@ -12,7 +12,7 @@ phases leaves files without records, which the next collection removes, or the n
 
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,9 +59,14 @@ class CollectionReport:
 
 @dataclass(eq=False, slots=True)
 class Collector:
-    """Collects a store. One per daemon."""
+    """Collects a store. One per daemon.
+
+    Attributes:
+        after: Called when something may have been removed.
+    """
 
     store: Store
+    after: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     _turn: trio.Lock = field(default_factory=trio.Lock)
 
     async def explain(self) -> tuple[Fate, ...]:
@@ -94,6 +99,7 @@ class Collector:
                 *(Thing(ThingKind.DOCUMENT, digest) for digest in documents),
                 *(Thing(ThingKind.FILE, digest) for digest in files),
             }
+            await self.after()
             return CollectionReport(removed=tuple(sorted(removed)), freed=freed + size)
 
     async def run(self, *, interval: float = limits.COLLECTION_INTERVAL) -> None:

@@ -42,18 +42,44 @@ LAYERS_AT_ONCE: Final = max(2, min(4, os.cpu_count() or 2))
 
 
 @dataclass(slots=True)
-class PullProgress:
-    """How far a pull is; a plain object that the pull changes and others read.
-
-    Attributes:
-        stage: "resolving", "pulling" or "done".
-        layers: Bottom first; empty until the manifest is known.
-        stats: Seconds and bytes of each stage, filled as the pull goes.
-    """
-
+class _Account:
     stage: str = "resolving"
     layers: list[LayerProgress] = field(default_factory=list)
     stats: dict[str, float | int] = field(default_factory=dict)
+
+
+class PullProgress:
+    """How far a pull is; a plain object that the pull changes and others read."""
+
+    def __init__(self) -> None:
+        self._account = _Account()
+
+    def follow(self, other: "PullProgress") -> None:
+        """Shows what another one shows, from now on."""
+        self._account = other._account  # noqa: SLF001 - one of us
+
+    @property
+    def stage(self) -> str:
+        """What is being done: "resolving", "pulling" or "done"."""
+        return self._account.stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        self._account.stage = stage
+
+    @property
+    def layers(self) -> list[LayerProgress]:
+        """Bottom first; empty until the manifest is known."""
+        return self._account.layers
+
+    @layers.setter
+    def layers(self, layers: list[LayerProgress]) -> None:
+        self._account.layers = layers
+
+    @property
+    def stats(self) -> dict[str, float | int]:
+        """Seconds and bytes of each stage, filled as the pull goes."""
+        return self._account.stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +106,19 @@ class Puller:
     Args:
         store: Where they go.
         trust: What layers may be read by before they are here, beside what is pinned.
+        layers_at_once: How many layers are received and unpacked at once, of all images.
     """
 
-    def __init__(self, store: Store, *, trust: LazyTrust = PINNED_ONLY) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        trust: LazyTrust = PINNED_ONLY,
+        layers_at_once: int = LAYERS_AT_ONCE,
+    ) -> None:
         self._store = store
         self._trust = trust
-        self._limiter = trio.CapacityLimiter(LAYERS_AT_ONCE)
+        self._limiter = trio.CapacityLimiter(layers_at_once)
         # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
         # meanwhile was right; serves open views from the complete form, if so.
         self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
@@ -162,6 +195,7 @@ class Puller:
             layers=tuple(layers),
             size=resolved.size,
             created=resolved.content.created or None,
+            user=resolved.user,
             pulled_at=time.time(),
         )
         async with self._store.naming:

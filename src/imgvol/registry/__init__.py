@@ -8,6 +8,7 @@ The layers, each knowing only those below it:
     referrers   what lists of referrers say
     session     a request with the authorisation it needs
     auth        challenges answered, once for all threads   tokens, credentials, helpers
+    auth_config the login that comes with a request
     hops        redirects followed, failures tried again    redirects, retry, addresses: the rules
     channel     an httpx client for one user at a time
     network     sockets with a deadline and a cancel button
@@ -16,17 +17,20 @@ Nothing below the client is asynchronous. Errors become ours in `failures`; what
 URL, or of a registry's words, is decided in `redaction`.
 """
 
+from imgvol.registry.auth_config import parse_auth_config
 from imgvol.registry.body import BlobReader
 from imgvol.registry.bounds import Bounds
 from imgvol.registry.client import RegistryClient, open_registry_client
 from imgvol.registry.credentials import (
     Credential,
+    CredentialChain,
     CredentialSource,
     FileCredentials,
     Lookup,
     NoCredentials,
     StaticCredentials,
     credential_files,
+    logins_of_this_user,
 )
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.registry.redaction import Secret
@@ -35,6 +39,7 @@ __all__ = [
     "BlobReader",
     "Bounds",
     "Credential",
+    "CredentialChain",
     "CredentialSource",
     "FileCredentials",
     "Lookup",
@@ -44,5 +49,7 @@ __all__ = [
     "Secret",
     "StaticCredentials",
     "credential_files",
+    "logins_of_this_user",
     "open_registry_client",
+    "parse_auth_config",
 ]

@@ -97,6 +97,27 @@ class StaticCredentials:
         return Lookup(self.credential, ("used the login that came with the request",))
 
 
+class CredentialChain:
+    """Several sources; the first that knows a login decides.
+
+    Args:
+        sources: The most specific first.
+    """
+
+    def __init__(self, *sources: CredentialSource) -> None:
+        self._sources = sources
+
+    def find(self, registry: str, repository: str) -> Lookup:
+        """Ask one after the other."""
+        notes: list[str] = []
+        for source in self._sources:
+            found = source.find(registry, repository)
+            if found.credential is not None:
+                return found
+            notes += found.notes
+        return Lookup(None, tuple(notes))
+
+
 class FileCredentials:
     """Logins in files, the first file that has one wins.
 
@@ -180,6 +201,23 @@ def credential_files(environ: Mapping[str, str], *, home: Path, uid: int) -> tup
         (Path(docker) if docker else home / ".docker") / "config.json",
         home / ".dockercfg",
     )
+
+
+def names_registry(address: str, registry: str) -> bool:
+    """Whether a URL or a name of a server, as clients write them, means a registry.
+
+    Args:
+        address: `https://registry.example.com/v1/`, `registry.example.com:5000`.
+        registry: The domain of a reference.
+    """
+    _, separator, rest = address.partition("://")
+    host = (rest if separator else address).partition("/")[0].rpartition("@")[2]
+    return _canonical(host.lower()) == _canonical(registry.lower())
+
+
+def logins_of_this_user() -> FileCredentials:
+    """The logins that `docker login` and `podman login` of this process's user have written."""
+    return FileCredentials(credential_files(os.environ, home=Path.home(), uid=os.geteuid()))
 
 
 def _read_document(file: Path) -> Mapping[str, object]:

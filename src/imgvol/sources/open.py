@@ -4,7 +4,6 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import trio
@@ -12,7 +11,7 @@ import trio
 from imgvol.errors import InvalidArgument
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.client import open_registry_client
-from imgvol.registry.credentials import CredentialSource, FileCredentials, credential_files
+from imgvol.registry.credentials import CredentialSource, logins_of_this_user
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.archive import ArchiveFiles, open_archive
 from imgvol.sources.base import ImageSource
@@ -59,7 +58,7 @@ async def open_source(
     """
     match argument:
         case RegistryImage(reference):
-            logins = credentials or _logins_of_this_user()
+            logins = credentials or logins_of_this_user()
             async with open_registry_client(
                 reference.domain, options, logins, bounds=bounds
             ) as client:
@@ -103,7 +102,3 @@ async def _open_archive(
             files.close()
         raise
     return opened[0]
-
-
-def _logins_of_this_user() -> FileCredentials:
-    return FileCredentials(credential_files(os.environ, home=Path.home(), uid=os.geteuid()))

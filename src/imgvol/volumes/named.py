@@ -26,8 +26,9 @@ import trio
 from imgvol import limits
 from imgvol.content.records import NamedVolumeRecord, Records
 from imgvol.errors import Conflict, ImgvolError, InvalidArgument, NotFound
+from imgvol.images.catalog import ID
 from imgvol.images.pull import PullProgress
-from imgvol.images.service import SHORT_ID, PullOptions
+from imgvol.images.service import PullOptions
 from imgvol.sources.parse import RegistryImage, parse_image_argument
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.options import BindOptions
@@ -246,7 +247,7 @@ def _check_user(user: str) -> None:
 
 
 def _canonical(image: str) -> str:
-    if SHORT_ID.fullmatch(image):
+    if ID.fullmatch(image):
         return image
     argument = parse_image_argument(image)
     if not isinstance(argument, RegistryImage) and not os.path.isabs(argument.path):

@@ -4,9 +4,10 @@ from typing import Literal
 
 from imgvol.content.records import ImageRecord
 from imgvol.errors import InvalidArgument, NotFound
+from imgvol.images.catalog import ID
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
-from imgvol.images.service import SHORT_ID, ImageService, PullOptions
+from imgvol.images.service import ImageService, PullOptions
 
 PullPolicy = Literal["missing", "never", "always"]
 
@@ -71,6 +72,6 @@ def _name_to_pull(image: str, record: ImageRecord, pull: PullPolicy) -> str:
             hint="Pull it first: imgvol pull IMAGE. Or mount it with --lazy=auto --verify=lazy.",
             image=image,
         )
-    if SHORT_ID.fullmatch(image):
+    if ID.fullmatch(image):
         return record.names[0]
     return image

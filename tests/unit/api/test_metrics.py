@@ -89,6 +89,14 @@ def test_one_failure_flips_one_gauge(component, changes):
     assert rendered()["imgvol_failing", f"component={component}"] == 0
 
 
+def test_calls_of_the_cri_are_counted_by_method_and_code():
+    seen = rendered()
+    assert seen["imgvol_cri_calls_total", "code=OK", "method=ListImages"] == 1
+    assert seen["imgvol_cri_call_seconds_count", "method=ListImages"] == 1
+    assert seen["imgvol_cri_calls_in_progress", "method=ListImages"] == 0
+    assert seen["imgvol_cri_calls_in_progress", "method=PullImage"] == 1
+
+
 def test_names_and_units_are_as_promtool_wants_them():
     for family in rendered().families:
         assert family.name.startswith("imgvol_")

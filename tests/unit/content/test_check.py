@@ -256,7 +256,9 @@ async def test_an_artifact_is_found_by_its_files(config):
     assert (await offline.check(config, repair=True)).wrong == ()
     async with open_store(config.root) as store:
         (found,) = await store.records.images()
-    assert replace(found, pulled_at=image.pulled_at, names=image.names) == image
+    assert found.pinned_by == ("rebuild",)
+    kept = {"pulled_at", "names", "targets", "pinned_by"}
+    assert replace(found, **{key: getattr(image, key) for key in kept}) == image
 
 
 @pytest.mark.fault("F10")
@@ -283,13 +285,13 @@ async def test_a_copy_that_is_damaged_itself_is_not_believed(config):
 async def test_a_row_that_belongs_to_nothing_is_told(config):
     await filled(config)
     with sqlite3.connect(config.root / "imgvol.db") as db:
-        db.execute("INSERT INTO pin VALUES ('sha256:nobody')")
+        db.execute("INSERT INTO named_mount VALUES ('nobody', 'user')")
         db.execute("INSERT INTO lease_hold VALUES ('nobody', ?)", [str(Digest.of(b"x"))])
     db.close()
     report = await offline.check(config, repair=False)
     assert [finding.problem for finding in report.wrong] == [
         "rows of lease_hold belong to no lease",
-        "rows of pin belong to no image",
+        "rows of named_mount belong to no named_volume",
     ]
     report = await offline.check(config, repair=True)
     assert (len(report.repaired), report.wrong) == (2, ())

@@ -45,7 +45,7 @@ async def test_without_its_name_an_image_goes_with_what_only_it_needed(tmp_path)
         one, two = await pull(store, ONE, "one"), await pull(store, TWO, "two")
         view = await store.records.view_slot(one.view_id)
         assert view
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         report = await collector.collect()
         assert layer_names(tmp_path) == names_of(two)
         assert await store.records.images() == [two]
@@ -59,7 +59,7 @@ async def test_without_its_name_an_image_goes_with_what_only_it_needed(tmp_path)
         }
         assert report.freed > 0
         assert len(os.listdir(tmp_path / "files" / "sha256")) == 1, "the other image has the file"
-        await store.records.remove_name("two")
+        await store.records.remove_names(["two"])
         report = await collector.collect()
         assert {thing.kind for thing in report.removed} >= {ThingKind.FILE, ThingKind.LAYER}
         assert report.freed > len(BIG)
@@ -78,7 +78,7 @@ async def test_an_image_that_loses_its_name_during_a_collection_keeps_its_docume
         stray_layers = store.files.stray_layers
 
         async def lose_the_name():
-            await store.records.remove_name("one")
+            await store.records.remove_names(["one"])
             return await stray_layers()
 
         monkeypatch.setattr(store.files, "stray_layers", lose_the_name)
@@ -97,7 +97,7 @@ async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
     async with open_store(tmp_path) as store:
         collector = Collector(store)
         one, two = await pull(store, ONE, "one"), await pull(store, TWO, "two")
-        await store.records.pin_image(one.manifest)
+        await store.records.pin([str(one.manifest)], "user")
         async with Views(store).hold(two):
             fates = {fate.thing: fate for fate in await collector.explain()}
         base = fates[Thing(ThingKind.LAYER, one.layers[0].digest)]
@@ -105,14 +105,14 @@ async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
             "name one",
             "name two",
             f"open view {two.view_id}",
-            f"pin {one.manifest}",
+            "pin by user",
         ]
         assert base.size > len(BIG)
         (shared,) = [fate for thing, fate in fates.items() if thing.kind is ThingKind.FILE]
         assert shared.reasons == base.reasons, "both layers link to it"
 
-        await store.records.remove_name("one")
-        await store.records.unpin_image(one.manifest)
+        await store.records.remove_names(["one"])
+        await store.records.unpin([str(one.manifest)], "user")
         goes = {fate.thing for fate in await collector.explain() if not fate.reasons}
         assert goes == set((await collector.collect()).removed) != set()
 
@@ -126,7 +126,7 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
         view = None
         match keeper:
             case "pin":
-                await store.records.pin_image(image.manifest)
+                await store.records.pin([str(image.manifest)], "user")
             case "lease":
                 lease = LeaseRecord(id="pod", created_at=1.0)
                 await store.records.ensure_lease(lease, images=[image.manifest])
@@ -134,14 +134,14 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
                 await store.records.add_volume(volume_of(image))
             case "view":
                 view = await views.acquire(image)
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         assert (await collector.collect()).removed == ()
         assert layer_names(tmp_path) == names_of(image)
         await store.read_blob(image.manifest)
 
         match keeper:
             case "pin":
-                await store.records.unpin_image(image.manifest)
+                await store.records.unpin([str(image.manifest)], "user")
             case "lease":
                 await store.records.remove_lease("pod")
             case "volume":
@@ -172,7 +172,7 @@ async def test_a_mount_that_begins_before_the_records_go_keeps_everything(tmp_pa
     async with open_store(tmp_path) as store:
         collector, views = Collector(store), Views(store)
         image = await pull(store, ONE, "one")
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         sweep = store.records.sweep
         opened = []
 
@@ -193,7 +193,7 @@ async def test_a_mount_that_begins_after_the_records_have_gone_is_told(tmp_path,
     async with open_store(tmp_path) as store:
         collector, views = Collector(store), Views(store)
         image = await pull(store, ONE, "one")
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         stray_layers = store.files.stray_layers
 
         async def late():
@@ -213,7 +213,7 @@ async def test_a_pull_that_begins_after_the_records_have_gone_gets_a_whole_image
     async with open_store(tmp_path) as store:
         collector = Collector(store)
         image = await pull(store, ONE, "one")
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         stray_layers = store.files.stray_layers
         again = []
 
@@ -287,7 +287,7 @@ async def test_a_pull_without_room_collects_once_and_tries_once_more(tmp_path, m
     async with open_store(tmp_path) as store:
         puller, collector = Puller(store), Collector(store)
         await pull(store, ONE, "one")
-        await store.records.remove_name("one")
+        await store.records.remove_names(["one"])
         collections = []
 
         async def make_room():
@@ -313,7 +313,7 @@ async def test_a_pull_without_room_collects_once_and_tries_once_more(tmp_path, m
             raise StoreFull(os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(store, "new_layer", always_full)
-        await store.records.remove_name("two")
+        await store.records.remove_names(["two"])
         with pytest.raises(StoreFull):
             await pull(store, ONE, "one", puller)
         assert len(collections) == 2, "once, and no more"

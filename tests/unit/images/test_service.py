@@ -3,7 +3,7 @@
 import threading
 
 from imgvol.content.store import open_store
-from imgvol.images import service
+from imgvol.images import local
 from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.resolve import resolve_image, wanted_platform
@@ -16,13 +16,13 @@ from support.sources import MemorySource
 async def test_documents_are_parsed_where_they_keep_no_view_waiting(tmp_path, monkeypatch):
     """Four megabytes are allowed; the event loop answers the kernel."""
     threads = []
-    parse_json = service.parse_json
+    parse_json = local.parse_json
 
     def watched(*arguments, **options):
         threads.append(threading.current_thread())
         return parse_json(*arguments, **options)
 
-    monkeypatch.setattr(service, "parse_json", watched)
+    monkeypatch.setattr(local, "parse_json", watched)
     async with open_store(tmp_path) as store:
         source = MemorySource(images.Image([images.Layer([images.file("a")], "none")]))
         resolved = await resolve_image(source, wanted_platform("linux/amd64"))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from imgvol import limits
 from imgvol.registry.credentials import (
     Credential,
+    CredentialChain,
     FileCredentials,
     NoCredentials,
     StaticCredentials,
@@ -332,3 +333,29 @@ def test_helper_sees_three_files(file, helper):
         notes = find(file).notes
     # A heading, 0 to 2, and the directory that ls reads.
     assert "status 1: 5" in notes[0]
+
+
+# --- several sources ----------------------------------------------------------------------------
+
+
+def test_the_first_source_with_a_login_decides(file):
+    file.write_text(json.dumps({"auths": {"h.example.com": auth("file")}}))
+    files = FileCredentials([file])
+    chain = CredentialChain(NoCredentials(), StaticCredentials(login("first")), files)
+    assert chain.find("h.example.com", "i").credential == login("first")
+    assert CredentialChain(NoCredentials(), files).find("h.example.com", "i").credential == login(
+        "file"
+    )
+
+
+def test_where_all_sources_have_looked_is_told():
+    found = CredentialChain(NoCredentials(), FileCredentials([Path("/missing")])).find("h", "i")
+    assert found.credential is None
+    assert found.notes == ("no login was given", "/missing is not there")
+
+
+@pytest.mark.parametrize(
+    "key", ["h.example.com/ns/i:tag", "h.example.com/ns/i@sha256:00", "user@h.example.com"]
+)
+def test_keys_that_name_no_repository_are_not_found(file, key):
+    assert find_in(file, {"auths": {key: auth()}}, "h.example.com", "ns/i") is None

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind, World, unreachable
-from imgvol.content.records.images import images_where
+from imgvol.content.records.images import read_images
 from imgvol.content.records.table import Table
 from imgvol.oci.digest import Digest
 
@@ -116,8 +116,11 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
 
     for name, target, manifest in db.execute("SELECT name, target, manifest FROM name"):
         hold(RootKind.NAME, name, _image(manifest), _document(target))
-    for (manifest,) in db.execute("SELECT manifest FROM pin"):
-        hold(RootKind.PIN, manifest, _image(manifest))
+    for manifest, owner in db.execute(
+        "SELECT manifest, owner FROM image JOIN pin ON subject = manifest"
+        " UNION SELECT manifest, owner FROM name JOIN pin ON subject = name"
+    ):
+        hold(RootKind.PIN, f"by {owner}", _image(manifest))
     for lease, digest in db.execute("SELECT lease, digest FROM lease_hold"):
         # Whatever it is of: a lease keeps images, one of a pull also parts of one.
         hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))
@@ -131,7 +134,7 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
         references[_image(manifest)] = {_document(manifest), _document(config)}
     for manifest, layer in db.execute("SELECT manifest, digest FROM image_layer"):
         references[_image(manifest)].add(_layer(layer))
-    for image in images_where(db, "", []):
+    for image in read_images(db):
         references[Thing(ThingKind.IMAGE, image.manifest)].add(Thing(ThingKind.VIEW, image.view_id))
     return World(roots=roots, references=references, stored=frozenset(stored))
 

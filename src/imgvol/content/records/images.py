@@ -1,12 +1,15 @@
 """Images, what they are called, and which layers and documents they need."""
 
+import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from imgvol.content.records.layers import LAYER_COLUMNS, LayerRecord, layer_from
-from imgvol.content.records.table import Table
+from imgvol.content.records.pins import REBUILD, drop_pins
+from imgvol.content.records.table import Row, Table
+from imgvol.errors import InvalidDigest
 from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import ChainID, Digest
 
@@ -27,7 +30,10 @@ class ImageRecord:
         names: What users call it: canonical references, or local sources.
         size: Bytes of manifest, config and layers as the source stores them.
         created: The config's own word, RFC 3339.
+        user: The config's own word: whom a container runs as; may be empty.
         pulled_at: Seconds since the epoch.
+        targets: What each of the names resolved to: an index, or the manifest.
+        pinned_by: Who wants it to stay, under whatever name.
     """
 
     id: Digest
@@ -39,7 +45,15 @@ class ImageRecord:
     size: int
     created: str | None
     pulled_at: float
+    user: str = ""
     names: tuple[str, ...] = ()
+    targets: tuple[Digest, ...] = ()
+    pinned_by: tuple[str, ...] = ()
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether anybody wants it to stay."""
+        return bool(self.pinned_by)
 
     @property
     def is_artifact(self) -> bool:
@@ -72,8 +86,28 @@ class ImageRecord:
         return Digest.of(f"unverified {blobs}".encode())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageChanges:
+    """What a transaction has made of some images.
+
+    Attributes:
+        manifests: All that may have changed; None: all there are.
+        images: Those of them that are here now.
+    """
+
+    manifests: frozenset[Digest] | None
+    images: tuple[ImageRecord, ...]
+
+
 class ImageTable(Table):
     """The images and their names."""
+
+    async def watch_images(self, tell: Callable[[ImageChanges], None]) -> None:
+        """Tells of all images now, and from then on of what every transaction makes of them.
+
+        Told on the event loop, after the commit, before whoever has changed something goes on.
+        """
+        await self._database.watch(_changes, tell)
 
     async def add_image(self, image: ImageRecord, name: str, target: Digest) -> ImageRecord:
         """Records an image and, last, its name; a name that meant another image now means this."""
@@ -90,7 +124,7 @@ class ImageTable(Table):
                 "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
                 [name, image.platform, str(target), key],
             )
-            (stored,) = images_where(db, "WHERE manifest = ?", [key])
+            (stored,) = read_images(db, [key])
             return stored
 
         return await self._database.run(add)
@@ -100,50 +134,69 @@ class ImageTable(Table):
 
         def adopt(db: sqlite3.Connection) -> None:
             _put_image(db, image)
-            db.execute("INSERT OR IGNORE INTO pin VALUES (?)", [str(image.manifest)])
+            db.execute("INSERT OR IGNORE INTO pin VALUES (?, ?)", [str(image.manifest), REBUILD])
 
         await self._database.run(adopt)
 
     async def images(self) -> list[ImageRecord]:
         """Every image whose layers are all here, the latest pulled first."""
-        return await self._database.run(lambda db: images_where(db, "ORDER BY pulled_at DESC", []))
+        return await self._database.run(read_images)
 
     async def image(self, manifest: Digest) -> ImageRecord | None:
         """The image with this manifest."""
-        found = await self._database.run(
-            lambda db: images_where(db, "WHERE manifest = ?", [str(manifest)])
-        )
+        found = await self._database.run(lambda db: read_images(db, [str(manifest)]))
         return found[0] if found else None
 
-    async def images_named(self, name: str) -> list[tuple[ImageRecord, Digest]]:
-        """What a name means, one image per platform, each with the digest it resolved to."""
+    async def remove_names(
+        self, names: Collection[str], manifests: Collection[Digest] = ()
+    ) -> None:
+        """Forgets names on every platform, and all names of some images, with the pins on both.
 
-        def find(db: sqlite3.Connection) -> list[tuple[ImageRecord, Digest]]:
-            rows = db.execute("SELECT manifest, target FROM name WHERE name = ?", [name]).fetchall()
-            return [
-                (image, Digest.parse(target))
-                for manifest, target in rows
-                for image in images_where(db, "WHERE manifest = ?", [manifest])
-            ]
+        The images stay until they are collected, if nothing else needs them.
+        """
 
-        return await self._database.run(find)
+        def remove(db: sqlite3.Connection) -> None:
+            for name in names:
+                db.execute("DELETE FROM name WHERE name = ?", [name])
+                drop_pins(db, name)
+            for manifest in map(str, manifests):
+                db.execute("DELETE FROM name WHERE manifest = ?", [manifest])
+                drop_pins(db, manifest)
 
-    async def remove_name(self, name: str) -> None:
-        """Forgets a name on every platform."""
-        await self._database.run(lambda db: db.execute("DELETE FROM name WHERE name = ?", [name]))
+        await self._database.run(remove)
 
     async def remove_image(self, manifest: Digest) -> None:
-        """Forgets an image and its names; its layers stay."""
-        await self._database.run(
-            lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
-        )
+        """Forgets an image, its names and the pins on it; its layers stay."""
+
+        def remove(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
+            drop_pins(db, str(manifest))
+
+        await self._database.run(remove)
+
+
+def _changes(db: sqlite3.Connection, manifests: Collection[str] | None) -> ImageChanges:
+    images = tuple(read_images(db, manifests))
+    if manifests is None:
+        return ImageChanges(manifests=None, images=images)
+    # What is noted of a pin may be a name: no image's key.
+    digests = (text for text in manifests if _is_digest(text))
+    return ImageChanges(manifests=frozenset(map(Digest.parse, digests)), images=images)
+
+
+def _is_digest(text: str) -> bool:
+    try:
+        Digest.parse(text)
+    except InvalidDigest:
+        return False
+    return True
 
 
 def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:
     """Records an image and its layers, without a name, as part of a transaction."""
     key = str(image.manifest)
     db.execute(
-        "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        "INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (manifest) DO UPDATE SET pulled_at = excluded.pulled_at",
         [
             key,
@@ -153,6 +206,7 @@ def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:
             str(image.chain_id),
             image.size,
             image.created,
+            image.user,
             image.pulled_at,
         ],
     )
@@ -163,28 +217,56 @@ def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:
     )
 
 
-_SELECT_IMAGE: Final = (
-    "SELECT manifest, config, media_type, platform, chain_id, size, created, pulled_at FROM image "
-)
+def read_images(
+    db: sqlite3.Connection, manifests: Collection[str] | None = None
+) -> list[ImageRecord]:
+    """Images with their layers, names and pins, the latest pulled first, by five queries.
 
+    An image of which a layer was lost is not here until it is pulled again.
 
-def images_where(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -> list[ImageRecord]:
-    """Images with their layers and names. `rest` is one of this module's own clauses."""
-    rows = db.execute(_SELECT_IMAGE + rest, parameters).fetchall()
+    Args:
+        manifests: Of which images; None: of all.
+    """
+    chosen, parameters = ("SELECT manifest FROM image", [])
+    if manifests is not None:
+        chosen, parameters = "SELECT value FROM json_each(?)", [json.dumps(list(manifests))]
+
+    def rows(query: str) -> Iterable[Row]:
+        return db.execute(query.replace("{chosen}", f"({chosen})"), parameters)
+
+    # An image may have the same layer more than once, and a thousand images mostly share theirs.
+    stored = {
+        row[1]: layer_from(row)
+        for row in rows(
+            f"SELECT {LAYER_COLUMNS} FROM layer WHERE digest IN"
+            " (SELECT digest FROM image_layer WHERE manifest IN {chosen})"
+        )
+    }
+    layers: dict[str, list[LayerRecord | None]] = {}
+    for manifest, digest in rows(
+        "SELECT manifest, digest FROM image_layer WHERE manifest IN {chosen}"
+        " ORDER BY manifest, position"
+    ):
+        layers.setdefault(manifest, []).append(stored.get(digest))
+    names: dict[str, list[tuple[str, Digest]]] = {}
+    for manifest, name, target in rows(
+        "SELECT manifest, name, target FROM name WHERE manifest IN {chosen} ORDER BY name"
+    ):
+        names.setdefault(manifest, []).append((name, Digest.parse(target)))
+    pins: dict[str, set[str]] = {}
+    for subject, owner in rows(
+        "SELECT subject, owner FROM pin WHERE subject IN {chosen}"
+        " UNION SELECT manifest, owner FROM name JOIN pin ON subject = name"
+    ):
+        pins.setdefault(subject, set()).add(owner)
+
     images = []
-    for manifest, config, media_type, platform, chain, size, created, pulled_at in rows:
-        (expected,) = db.execute(
-            "SELECT count(*) FROM image_layer WHERE manifest = ?", [manifest]
-        ).fetchone()
-        layers = db.execute(
-            f"SELECT {LAYER_COLUMNS} FROM image_layer JOIN layer USING (digest)"
-            " WHERE manifest = ? ORDER BY position",
-            [manifest],
-        ).fetchall()
-        if len(layers) != expected:
-            # A layer was lost since: the image is not here until it is pulled again.
+    for row in rows(f"{_SELECT_IMAGE} WHERE manifest IN {{chosen}} ORDER BY pulled_at DESC"):
+        manifest, config, media_type, platform, chain, size, created, user, pulled_at = row
+        held = layers.get(manifest, ())
+        complete = tuple(layer for layer in held if layer is not None)
+        if len(complete) != len(held):
             continue
-        names = db.execute("SELECT name FROM name WHERE manifest = ? ORDER BY name", [manifest])
         images.append(
             ImageRecord(
                 id=Digest.parse(config),
@@ -192,11 +274,20 @@ def images_where(db: sqlite3.Connection, rest: str, parameters: Sequence[str]) -
                 media_type=media_type,
                 platform=platform,
                 chain_id=ChainID(Digest.parse(chain)),
-                layers=tuple(layer_from(row) for row in layers),
+                layers=complete,
                 size=size,
                 created=created,
+                user=user,
                 pulled_at=pulled_at,
-                names=tuple(name for (name,) in names),
+                names=tuple(name for name, _ in names.get(manifest, ())),
+                targets=tuple(target for _, target in names.get(manifest, ())),
+                pinned_by=tuple(sorted(pins.get(manifest, ()))),
             )
         )
     return images
+
+
+_SELECT_IMAGE: Final = (
+    "SELECT manifest, config, media_type, platform, chain_id, size, created, user, pulled_at"
+    " FROM image"
+)

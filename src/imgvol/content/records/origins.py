@@ -63,3 +63,15 @@ class OriginTable(Table):
             )
 
         return await self._database.run(find)
+
+    async def needed_origins(self) -> frozenset[str]:
+        """The images that some layer's rest has yet to be fetched from, as users name them."""
+
+        def find(db: sqlite3.Connection) -> frozenset[str]:
+            rows = db.execute(
+                "SELECT DISTINCT argument FROM origin JOIN layer USING (digest)"
+                " WHERE NOT is_complete"
+            )
+            return frozenset(argument for (argument,) in rows)
+
+        return await self._database.run(find)

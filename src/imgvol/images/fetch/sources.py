@@ -11,6 +11,7 @@ import trio
 from imgvol import limits
 from imgvol.content.records import Origin
 from imgvol.registry.bounds import Bounds
+from imgvol.registry.credentials import CredentialSource
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.base import ImageSource
 from imgvol.sources.open import open_source
@@ -31,10 +32,13 @@ class SourcePool:
 
     Args:
         nursery: Where open sources live.
+        logins: Asked whenever a registry refuses what it was sent before, and so also for a login
+            that has been replaced since a source was opened. None: those in this user's files.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, logins: CredentialSource | None = None) -> None:
         self._nursery = nursery
+        self._logins = logins
         self._open: dict[Origin, _OpenSource] = {}
         self._opening = trio.Lock()
 
@@ -70,7 +74,10 @@ class SourcePool:
         opened: _OpenSource | None = None
         try:
             async with open_source(
-                parse_image_argument(origin.argument), options, bounds=bounds
+                parse_image_argument(origin.argument),
+                options,
+                credentials=self._logins,
+                bounds=bounds,
             ) as source:
                 opened = _OpenSource(source, idle_since=trio.current_time())
                 self._open[origin] = opened

@@ -1,0 +1,1 @@
+"""What scripts/generate-proto makes of the files in ../proto."""

@@ -1,0 +1,319 @@
+"""From a request to an image: shared with whoever asks for the same, watched, counted.
+
+A request is first looked for among the pulls under way (`sharing`): same image, platform, way to
+the registry, readiness and login. What remains takes its turn, asks the registry what the name
+means now, with the login of this very request, and pulls what is missing (`pull`).
+"""
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from imgvol import limits
+from imgvol.config import PINNED_ONLY, LazyTrust
+from imgvol.content.records import ImageRecord, Origin
+from imgvol.content.store import Store
+from imgvol.errors import ImgvolError, RemoteError
+from imgvol.images.catalog import Catalog
+from imgvol.images.collection import Collector
+from imgvol.images.credentials import Logins
+from imgvol.images.handlers import RuntimeHandlers
+from imgvol.images.leases import Leases
+from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress
+from imgvol.images.pull_source import PullSource
+from imgvol.images.readiness import Readiness
+from imgvol.images.resolve import resolve_image, wanted_platform
+from imgvol.images.sharing import SharedPulls
+from imgvol.images.stalling import PullWatch
+from imgvol.registry.credentials import Credential
+from imgvol.registry.hosts import RegistryOptions
+from imgvol.sources.base import ImageSource
+from imgvol.sources.open import open_source
+from imgvol.sources.parse import ImageArgument, RegistryImage, parse_image_argument
+from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullOptions:
+    """How to reach a registry, for one pull; `credential` is the login that came with it."""
+
+    plain_http: bool = False
+    insecure: bool = False
+    ca_file: str | None = None
+    credential: Credential | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullSettings:
+    """The habits of all pulls.
+
+    Attributes:
+        trust: As `Puller` takes it.
+        layers_at_once: Layers of all images that are received and unpacked at once.
+        pulls_at_once: Images that are pulled at once.
+        progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
+        handlers: What runtime handlers mean.
+    """
+
+    trust: LazyTrust = PINNED_ONLY
+    layers_at_once: int = LAYERS_AT_ONCE
+    pulls_at_once: int = limits.PULLS_AT_ONCE
+    progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
+    handlers: RuntimeHandlers = field(default_factory=RuntimeHandlers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullRequest:
+    """What is asked for; requests that are equal can be answered by one pull.
+
+    The login is part of what has to be equal: nobody shall be let in by somebody else's.
+    """
+
+    argument: ImageArgument
+    platform: str | None
+    options: PullOptions
+    readiness: Readiness
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullStatistics:
+    """What pulls have done since the daemon started, and do at this moment.
+
+    Attributes:
+        succeeded: How many made an image ready.
+        failed: How many did not.
+        cancelled: How many were given up by whoever asked.
+        seconds: How long those that succeeded took.
+        received: Bytes of blobs received, by all of them, so far.
+        unpacked: Bytes of uncompressed layers stored by all of them, so far.
+        under_way: How many have not ended.
+        layers: Layers that are being pulled, and those waiting for their turn.
+    """
+
+    succeeded: int
+    failed: int
+    cancelled: int
+    seconds: Distribution
+    received: int
+    unpacked: int
+    under_way: int
+    layers: QueueLength
+
+
+class Pulls:
+    """The pulls of one daemon; used on the event loop.
+
+    Args:
+        store: Where images go.
+        catalog: What names mean.
+        leases: Keep what a pull has brought.
+        collector: Makes room, and removes what a failed pull leaves.
+        logins: Who we are to registries.
+        shared: Where pulls are shared; None: each is its caller's own.
+        settings: Their habits.
+
+    Attributes:
+        puller: Brings the layers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        catalog: Catalog,
+        leases: Leases,
+        collector: Collector,
+        logins: Logins,
+        shared: SharedPulls | None,
+        settings: PullSettings,
+    ) -> None:
+        self._store = store
+        self._catalog = catalog
+        self._leases = leases
+        self._collector = collector
+        self._logins = logins
+        self._shared = shared
+        self._settings = settings
+        self._turns = trio.CapacityLimiter(settings.pulls_at_once)
+        self._tallies = _PullTallies()
+        self.puller = Puller(
+            store,
+            trust=settings.trust,
+            layers_at_once=settings.layers_at_once,
+        )
+        self.puller.make_room = collector.make_room
+        collector.after = self._forget_logins
+
+    @property
+    def under_way(self) -> int:
+        """How many pulls have not ended."""
+        return len(self._tallies.under_way)
+
+    def statistics(self) -> PullStatistics:
+        """What pulls have done and do; from memory."""
+        tallies = self._tallies
+        received, unpacked = tallies.bytes
+        return PullStatistics(
+            succeeded=tallies.succeeded,
+            failed=tallies.failed,
+            cancelled=tallies.cancelled,
+            seconds=tallies.seconds.snapshot(),
+            received=received,
+            unpacked=unpacked,
+            under_way=self.under_way,
+            layers=self.puller.queue,
+        )
+
+    async def pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:
+        """The image of a request; see `ImageService.pull`."""
+        wanted_platform(request.platform)  # refused now rather than after a turn
+        work = partial(self._pull, request)
+        if self._shared is None:
+            return await work(progress)
+        return await self._shared.join(request, progress, work)
+
+    async def _pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:
+        name = str(request.argument)
+        before = self._catalog.manifests_named(name)
+        watch = PullWatch(self._settings.progress_timeout)
+        try:
+            with self._tallies.pull(progress):
+                async with self._turns:
+                    started = time.perf_counter()
+                    record = await watch.guard(
+                        partial(self._bring, request, progress, watch, started)
+                    )
+        except ImgvolError as exc:
+            if not isinstance(exc, RemoteError):
+                await self._collector.collect()
+            raise
+        self._keep_login(request, record)
+        # The name may have meant another image until now, which then has no name.
+        if before - {record.manifest}:
+            await self._collector.collect()
+        _sum_up(progress, time.perf_counter() - started)
+        return record
+
+    async def _bring(
+        self, request: PullRequest, progress: PullProgress, watch: PullWatch, started: float
+    ) -> ImageRecord:
+        argument, options = request.argument, request.options
+        async with open_source(
+            argument,
+            _registry_options(options),
+            credentials=self._logins.for_pull(request.options.credential),
+            spool_directory=self._store.spool_directory,
+        ) as opened:
+            # Local bytes are at hand: nothing stalls, and tables of contents would gain nothing.
+            is_remote = isinstance(argument, RegistryImage)
+            source: ImageSource = PullSource(opened, watch, self._store) if is_remote else opened
+            matcher = wanted_platform(request.platform)
+            resolved = await resolve_image(source, matcher, must_match=request.platform is not None)
+            progress.stats["resolve_seconds"] = time.perf_counter() - started
+            is_lazy = is_remote and request.readiness is Readiness.LAZY
+            async with self._leases.pull(resolved.manifest.digest, resolved.digests):
+                return await self.puller.pull(
+                    source,
+                    resolved,
+                    str(argument),
+                    progress,
+                    _origin(str(argument), options) if is_lazy else None,
+                    in_place=not is_remote and request.readiness is not Readiness.STORED,
+                )
+
+    def _keep_login(self, request: PullRequest, record: ImageRecord) -> None:
+        """Keeps the login if something has yet to be fetched with it."""
+        argument, kept = request.argument, self._logins.kept
+        if not isinstance(argument, RegistryImage):
+            return
+        repository = argument.reference.repository
+        if repository in kept or not record.is_stored:
+            kept.keep(repository, request.options.credential)
+
+    async def _forget_logins(self) -> None:
+        """Forgets those that came with pulls of which nothing has to be fetched any more."""
+        candidates = self._logins.kept.repositories
+        if not candidates:
+            return
+        arguments = map(parse_image_argument, await self._store.records.needed_origins())
+        needed = {a.reference.repository for a in arguments if isinstance(a, RegistryImage)}
+        self._logins.kept.forget(candidates - needed)
+
+
+class _PullTallies:
+    """Counts pulls; those under way are asked how far they are."""
+
+    def __init__(self) -> None:
+        self.succeeded = self.failed = self.cancelled = 0
+        self.seconds = Histogram(PULL_BOUNDS)
+        self.under_way: list[PullProgress] = []
+        self._received = self._unpacked = 0
+
+    @contextmanager
+    def pull(self, progress: PullProgress) -> Iterator[None]:
+        """One pull, however it ends."""
+        began = time.perf_counter()
+        self.under_way.append(progress)
+        try:
+            yield
+        except Exception:
+            self.failed += 1
+            raise
+        except BaseException:
+            self.cancelled += 1
+            raise
+        else:
+            self.succeeded += 1
+            self.seconds.observe(time.perf_counter() - began)
+        finally:
+            self.under_way.remove(progress)
+            received, unpacked = _bytes_of([progress])
+            self._received += received
+            self._unpacked += unpacked
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Received and unpacked, by pulls that have ended and by those under way."""
+        received, unpacked = _bytes_of(self.under_way)
+        return self._received + received, self._unpacked + unpacked
+
+
+def _registry_options(options: PullOptions) -> RegistryOptions:
+    return RegistryOptions(
+        plain_http=options.plain_http,
+        insecure=options.insecure,
+        ca_file=Path(options.ca_file) if options.ca_file else None,
+    )
+
+
+def _origin(argument: str, options: PullOptions) -> Origin:
+    return Origin(
+        argument=argument,
+        plain_http=options.plain_http,
+        insecure=options.insecure,
+        ca_file=options.ca_file,
+    )
+
+
+def _bytes_of(pulls: Collection[PullProgress]) -> tuple[int, int]:
+    layers = [layer for progress in pulls for layer in progress.layers]
+    return sum(layer.received for layer in layers), sum(layer.unpacked for layer in layers)
+
+
+def _sum_up(progress: PullProgress, seconds: float) -> None:
+    """Fills in the totals of a finished pull."""
+    stats = progress.stats
+    stats["total_seconds"] = seconds
+    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
+    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
+    stats["entries"] = sum(layer.entries for layer in progress.layers)
+    for layer in progress.layers:
+        for stage, spent in layer.seconds.items():
+            key = f"{stage}_seconds"
+            stats[key] = stats.get(key, 0.0) + spent
+    progress.stage = "done"

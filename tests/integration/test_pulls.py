@@ -3,8 +3,10 @@
 The registry is a scripted one, the service the daemon's own, over real sockets.
 """
 
+import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -26,7 +28,8 @@ from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
 from imgvol.registry import StaticCredentials
-from support.images import Image, Layer, file
+from support.images import Image, Layer, file, sha256
+from support.lazy import decompress
 from support.pulling import Crowd, Gate, Served, basic, login, open_service
 from support.scripted_registry import ScriptedServer, break_off, respond, send_blob_head, serve
 
@@ -242,6 +245,51 @@ async def test_a_login_can_come_with_the_options(tmp_path, served):
             served.name, platform="linux/amd64", options=options, progress=PullProgress()
         )
         assert service.logins.kept.repositories == frozenset()  # nothing is left to fetch
+
+
+def lazy_layer():
+    """One that other people's tools made: see tests/fixtures/lazy/README.md."""
+    fixture = Path(__file__).parents[1] / "fixtures" / "lazy" / "estargz"
+    blob = fixture.with_suffix(".blob").read_bytes()
+    made = Layer(decompress(blob), "gzip")
+    made.blob, made.size, made.digest = blob, len(blob), sha256(blob)
+    made.annotations = json.loads(fixture.with_suffix(".json").read_text())
+    return made
+
+
+async def test_a_login_is_kept_while_something_has_to_be_fetched_with_it(tmp_path, server):
+    served = Served(server, "some/image", Image([lazy_layer()]))
+    repository = f"{server.domain}/some/image"
+    served.allowed = [basic("old"), basic("new")]
+
+    def known(service):
+        found = service.logins.for_reads().find(server.domain, "some/image").credential
+        return found and found.password.reveal()
+
+    async with open_service(tmp_path) as service:
+
+        async def pull(password, readiness=Readiness.LAZY):
+            return await service.pull(served.name, credentials=login(password), readiness=readiness)
+
+        record = await pull("old")
+        assert not record.is_stored
+        assert known(service) == "old"
+        with pytest.raises(Unauthorized):
+            await pull("wrong")
+        assert known(service) == "old"
+        await pull("new")
+        assert known(service) == "new"
+        await service.images.collect()
+        assert known(service) == "new"
+        await service.images.remove(served.name)
+        assert known(service) is None
+        assert service.logins.kept.repositories == frozenset()
+        # Nothing is left to fetch: it is not kept in the first place, nor any longer.
+        await pull("old")
+        assert service.logins.kept.repositories == {repository}
+        assert (await pull("old", Readiness.STORED)).is_stored
+        await service.images.collect()
+        assert service.logins.kept.repositories == frozenset()
 
 
 # --- stalls: the three that containerd's own tests tell apart -------------------------------------

@@ -27,7 +27,6 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
-from imgvol.registry import StaticCredentials
 from support.images import Image, Layer, file, sha256
 from support.lazy import decompress
 from support.pulling import Crowd, Gate, Served, basic, login, open_service
@@ -42,6 +41,15 @@ def noise(size, seed):
 
 def layer(seed, size=200_000):
     return Layer([file(f"file-{seed}", noise(size, seed))], "none")
+
+
+@pytest.fixture(autouse=True)
+def logins_file(tmp_path_factory, monkeypatch):
+    """Where logins are looked for that did not come with a request; empty."""
+    file = tmp_path_factory.mktemp("logins") / "auth.json"
+    file.write_text("{}")
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(file))
+    return file
 
 
 @pytest.fixture
@@ -227,11 +235,12 @@ async def test_what_somebody_else_has_pulled_lets_nobody_in(tmp_path, server, se
 
 
 async def test_a_login_of_the_request_is_not_made_up_for_by_one_that_is_configured(
-    tmp_path, served
+    tmp_path, served, logins_file
 ):
     served.allowed = [basic("configured")]
-    configured = StaticCredentials(login("configured"))
-    async with open_service(tmp_path, configured=configured) as service:
+    auth = basic("configured").removeprefix("Basic ")
+    logins_file.write_text(json.dumps({"auths": {served.server.domain: {"auth": auth}}}))
+    async with open_service(tmp_path) as service:
         with pytest.raises(Unauthorized):
             await service.pull(served.name, credentials=login("wrong"))
         assert await service.pull(served.name)

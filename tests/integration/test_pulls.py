@@ -3,8 +3,10 @@
 The registry is a scripted one, the service the daemon's own, over real sockets.
 """
 
+import json
 import random
 import time
+from pathlib import Path
 
 import pytest
 import trio
@@ -25,8 +27,8 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
-from imgvol.registry import StaticCredentials
-from support.images import Image, Layer, file
+from support.images import Image, Layer, file, sha256
+from support.lazy import decompress
 from support.pulling import Crowd, Gate, Served, basic, login, open_service
 from support.scripted_registry import ScriptedServer, break_off, respond, send_blob_head, serve
 
@@ -39,6 +41,15 @@ def noise(size, seed):
 
 def layer(seed, size=200_000):
     return Layer([file(f"file-{seed}", noise(size, seed))], "none")
+
+
+@pytest.fixture(autouse=True)
+def logins_file(tmp_path_factory, monkeypatch):
+    """Where logins are looked for that did not come with a request; empty."""
+    file = tmp_path_factory.mktemp("logins") / "auth.json"
+    file.write_text("{}")
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(file))
+    return file
 
 
 @pytest.fixture
@@ -224,11 +235,12 @@ async def test_what_somebody_else_has_pulled_lets_nobody_in(tmp_path, server, se
 
 
 async def test_a_login_of_the_request_is_not_made_up_for_by_one_that_is_configured(
-    tmp_path, served
+    tmp_path, served, logins_file
 ):
     served.allowed = [basic("configured")]
-    configured = StaticCredentials(login("configured"))
-    async with open_service(tmp_path, configured=configured) as service:
+    auth = basic("configured").removeprefix("Basic ")
+    logins_file.write_text(json.dumps({"auths": {served.server.domain: {"auth": auth}}}))
+    async with open_service(tmp_path) as service:
         with pytest.raises(Unauthorized):
             await service.pull(served.name, credentials=login("wrong"))
         assert await service.pull(served.name)
@@ -242,6 +254,51 @@ async def test_a_login_can_come_with_the_options(tmp_path, served):
             served.name, platform="linux/amd64", options=options, progress=PullProgress()
         )
         assert service.logins.kept.repositories == frozenset()  # nothing is left to fetch
+
+
+def lazy_layer():
+    """One that other people's tools made: see tests/fixtures/lazy/README.md."""
+    fixture = Path(__file__).parents[1] / "fixtures" / "lazy" / "estargz"
+    blob = fixture.with_suffix(".blob").read_bytes()
+    made = Layer(decompress(blob), "gzip")
+    made.blob, made.size, made.digest = blob, len(blob), sha256(blob)
+    made.annotations = json.loads(fixture.with_suffix(".json").read_text())
+    return made
+
+
+async def test_a_login_is_kept_while_something_has_to_be_fetched_with_it(tmp_path, server):
+    served = Served(server, "some/image", Image([lazy_layer()]))
+    repository = f"{server.domain}/some/image"
+    served.allowed = [basic("old"), basic("new")]
+
+    def known(service):
+        found = service.logins.for_reads().find(server.domain, "some/image").credential
+        return found and found.password.reveal()
+
+    async with open_service(tmp_path) as service:
+
+        async def pull(password, readiness=Readiness.LAZY):
+            return await service.pull(served.name, credentials=login(password), readiness=readiness)
+
+        record = await pull("old")
+        assert not record.is_stored
+        assert known(service) == "old"
+        with pytest.raises(Unauthorized):
+            await pull("wrong")
+        assert known(service) == "old"
+        await pull("new")
+        assert known(service) == "new"
+        await service.images.collect()
+        assert known(service) == "new"
+        await service.images.remove(served.name)
+        assert known(service) is None
+        assert service.logins.kept.repositories == frozenset()
+        # Nothing is left to fetch: it is not kept in the first place, nor any longer.
+        await pull("old")
+        assert service.logins.kept.repositories == {repository}
+        assert (await pull("old", Readiness.STORED)).is_stored
+        await service.images.collect()
+        assert service.logins.kept.repositories == frozenset()
 
 
 # --- stalls: the three that containerd's own tests tell apart -------------------------------------

@@ -199,6 +199,11 @@ class Proxy:
         """Sends no more after so many bytes of a range that is longer."""
         return self._add(Stall(lambda e: any_range(e) and e.asked > size, times, after=size))
 
+    def stall_blob_after(self, digest: str, size: int) -> Fault:
+        """Sends no more after so many bytes of a blob."""
+        matches = f"/blobs/{digest}"
+        return self._add(Stall(lambda e: e.is_blob and e.path.endswith(matches), 1, after=size))
+
     def truncate_after(self, size: int, *, times: int) -> Fault:
         """Closes the next connections after so many bytes of a range that is longer."""
         return self._add(Truncation(lambda e: any_range(e) and e.asked > size, times, after=size))

@@ -19,7 +19,7 @@ from imgvol.images.pulls import PullSettings
 from imgvol.images.service import ImageService, PullOptions
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
-from imgvol.registry import Credential, NoCredentials, Secret
+from imgvol.registry import Credential, Secret
 from support.images import Image, sha256
 from support.scripted_registry import Connection, ScriptedServer, Seen, Step, respond, serve
 
@@ -54,9 +54,9 @@ class Service:
 
 
 @asynccontextmanager
-async def open_service(root, *, configured=None, **settings):
-    """A service that shares pulls and reads lazily; without logins, unless some are configured."""
-    logins = Logins(configured or NoCredentials())
+async def open_service(root, **settings):
+    """A service that shares pulls and reads lazily; REGISTRY_AUTH_FILE says what it may find."""
+    logins = Logins()
     async with (
         open_store(root) as store,
         open_shared_pulls() as shared,

@@ -22,6 +22,10 @@ class Turns(Generic[K]):
     def __init__(self) -> None:
         self._locks: dict[K, _CountedLock] = {}
 
+    def __len__(self) -> int:
+        """How many keys somebody has, or waits for."""
+        return len(self._locks)
+
     @asynccontextmanager
     async def turn(self, key: K) -> AsyncIterator[None]:
         """Waits for its turn, and has it inside the block."""

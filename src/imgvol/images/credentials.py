@@ -14,40 +14,35 @@ from collections.abc import Collection
 from imgvol import limits
 from imgvol.registry.credentials import (
     Credential,
-    CredentialChain,
     CredentialSource,
     Lookup,
     StaticCredentials,
-    logins_of_this_user,
 )
 
 
 class Logins:
-    """Who we are to registries. One per daemon.
+    """Who requests have said to be. One per daemon.
 
-    Args:
-        configured: Logins that need no request; None: those in this user's files.
+    Logins that need no request, configured or in files, come after these: see `open_source`.
+
+    Attributes:
+        kept: Those of pulls that have left something for later.
     """
 
-    def __init__(self, configured: CredentialSource | None = None) -> None:
-        self._configured = configured
+    def __init__(self) -> None:
         self.kept = KeptLogins()
 
-    def for_pull(self, credential: Credential | None) -> CredentialSource:
-        """What a pull is done with: the login that came with it, else one that is configured.
+    def for_pull(self, credential: Credential | None) -> CredentialSource | None:
+        """What a pull is done with, if a login came with it.
 
         One that came and is refused is not made up for by another: whoever sends a wrong password
         shall hear of it.
         """
-        return self._known if credential is None else StaticCredentials(credential)
+        return None if credential is None else StaticCredentials(credential)
 
     def for_reads(self) -> CredentialSource:
         """What the rest of lazy layers is fetched with."""
-        return CredentialChain(self.kept, self._known)
-
-    @property
-    def _known(self) -> CredentialSource:
-        return self._configured or logins_of_this_user()
+        return self.kept
 
 
 class KeptLogins:

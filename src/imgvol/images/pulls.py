@@ -113,7 +113,7 @@ class Pulls:
         catalog: What names mean.
         leases: Keep what a pull has brought.
         collector: Makes room, and removes what a failed pull leaves.
-        logins: Who we are to registries.
+        logins: Who requests have said to be.
         shared: Where pulls are shared; None: each is its caller's own.
         settings: Their habits.
 

@@ -30,7 +30,7 @@ class ImageService(LocalImages):
         views: What is open of them.
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
-        logins: Who we are to registries; None: those in this user's files.
+        logins: Who requests have said to be; None: its own.
         shared: Where pulls are shared; None: each is its caller's own.
         settings: The habits of pulls.
 

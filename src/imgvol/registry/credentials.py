@@ -97,25 +97,21 @@ class StaticCredentials:
         return Lookup(self.credential, ("used the login that came with the request",))
 
 
+@dataclass(frozen=True, slots=True)
 class CredentialChain:
-    """Several sources; the first that knows a login decides.
+    """Several sources; the first one that has a login wins."""
 
-    Args:
-        sources: The most specific first.
-    """
-
-    def __init__(self, *sources: CredentialSource) -> None:
-        self._sources = sources
+    sources: Sequence[CredentialSource]
 
     def find(self, registry: str, repository: str) -> Lookup:
-        """Ask one after the other."""
-        notes: list[str] = []
-        for source in self._sources:
+        """Ask in order."""
+        notes: tuple[str, ...] = ()
+        for source in self.sources:
             found = source.find(registry, repository)
-            if found.credential is not None:
+            if found.credential is not None and found.credential.is_usable:
                 return found
             notes += found.notes
-        return Lookup(None, tuple(notes))
+        return Lookup(None, notes)
 
 
 class FileCredentials:

@@ -11,7 +11,7 @@ import trio
 from imgvol.errors import InvalidArgument
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.client import open_registry_client
-from imgvol.registry.credentials import CredentialSource, logins_of_this_user
+from imgvol.registry.credentials import CredentialChain, CredentialSource, logins_of_this_user
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.sources.archive import ArchiveFiles, open_archive
 from imgvol.sources.base import ImageSource
@@ -45,8 +45,8 @@ async def open_source(
     Args:
         argument: Which image, from `parse_image_argument`.
         options: How to reach a registry.
-        credentials: Logins for a registry; None: those of the files that `docker login` and
-            `podman login` of this process's user write.
+        credentials: The login that came with a request for this registry. Without one, the files
+            that `docker login` and `podman login` of this process's user write.
         bounds: How long to wait for a registry, and how often to try.
         spool_directory: Where a compressed archive is decompressed; None: the system's choice.
 
@@ -58,7 +58,8 @@ async def open_source(
     """
     match argument:
         case RegistryImage(reference):
-            logins = credentials or logins_of_this_user()
+            sources = (credentials, logins_of_this_user())
+            logins = CredentialChain([source for source in sources if source is not None])
             async with open_registry_client(
                 reference.domain, options, logins, bounds=bounds
             ) as client:

@@ -16,6 +16,7 @@ from imgvol.api.schemas import COMPONENTS
 from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUnavailable
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.registry import Credential, Secret
 from imgvol.volumes.manager import Volume
 from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
 from support.api_fakes import FakeDaemon, broken_content, digest, invalid_reference
@@ -145,6 +146,32 @@ async def test_unknown_paths_and_methods(daemon):
         with pytest.raises(RequestError) as caught:
             await call(daemon, method, path)
         assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"username": "jane", "password": "x"}, {"username": "jane", "password": Secret("x")}),
+        ({"auth": "amFuZTp4"}, {"username": "jane", "password": Secret("x")}),
+        ({"identity_token": "x"}, {"identity_token": Secret("x")}),
+        ({"registry_token": "x"}, {"registry_token": Secret("x")}),
+    ],
+)
+async def test_a_login_is_passed_on_with_a_pull(daemon, members, expected):
+    await call(daemon, "POST", "/images/pull", body={"image": "busybox:1", **members})
+    (*_, options) = daemon.images.calls[0]
+    assert options == PullOptions(credential=Credential(**expected))
+
+
+def test_secrets_are_marked_and_taken_in_bodies_only():
+    marked = set()
+    for route in ROUTES:
+        assert not any(field.is_secret for field in route.query)
+        for field in route.body:
+            if field.is_secret:
+                marked.add(field.name)
+                assert field.schema()["writeOnly"] is True
+    assert marked == {"password", "auth", "identity_token", "registry_token"}
 
 
 async def test_pull_passes_everything_on_and_reports(daemon, quick_progress):

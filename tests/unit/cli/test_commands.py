@@ -1,5 +1,6 @@
 """The commands, whole, against a fake daemon on a real socket."""
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from imgvol.cli.main import COMMANDS, cli, main, run
 from imgvol.errors import Conflict
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.registry import Credential, Secret
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Propagation, parse_mappings
 from support.api_fakes import broken_content, invalid_reference
 
@@ -71,6 +73,48 @@ def test_pull_prints_the_id_and_is_quiet_in_pipes(daemon, imgvol):
     assert (status, out.decode().strip(), err) == (0, ALPINE_ID, b"")
     options = PullOptions(plain_http=True)
     assert daemon.images.calls == [("pull", "busybox:1", "linux/arm64", options)]
+
+
+def test_a_password_is_read_from_standard_input(daemon, imgvol, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("pass word\n"))
+    status, *_ = imgvol("pull", "--username", "jane", "--password-stdin", "busybox:1")
+    assert status == 0
+    login = Credential(username="jane", password=Secret("pass word"))
+    assert daemon.images.calls[0][3] == PullOptions(credential=login)
+
+
+def test_a_password_is_asked_for_on_a_terminal_and_not_shown(daemon, directory):
+    places = ["--run", str(directory), "--root", str(directory.parent / "root")]
+    arguments = [*places, "pull", "--username", "jane", "busybox:1"]
+    terminal = _Terminal(b"pass word\n")
+    result = CliRunner().invoke(cli, arguments, input=terminal)
+    assert result.exit_code == 0, result.output
+    assert "Password: " in result.output
+    assert "pass word" not in result.output
+    assert daemon.images.calls[0][3].credential.password == Secret("pass word")
+
+
+class _Terminal(io.BytesIO):
+    """Input that somebody types."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--username", "jane"], b"no password is given"),
+        (["--username", "jane", "--password-stdin"], b"no password is given"),
+        (["--password-stdin"], b"a password without a user name"),
+    ],
+)
+def test_half_a_login_is_refused(daemon, imgvol, monkeypatch, options, said):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    status, _, err = imgvol("pull", *options, "busybox:1")
+    assert status == 1
+    assert said in err
+    assert daemon.images.calls == []
 
 
 def test_pull_stats_and_json(daemon, imgvol):

@@ -1,13 +1,8 @@
 """Logins of pulls: which is used, and how long it is kept."""
 
 from imgvol.images.credentials import KeptLogins, Logins
-from imgvol.registry import Lookup, StaticCredentials
+from imgvol.registry import StaticCredentials
 from support.pulling import login
-
-
-class Nobody:
-    def find(self, registry, repository):
-        return Lookup(None, ("asked nobody",))
 
 
 def found(source, repository="h.example/a/b"):
@@ -15,28 +10,26 @@ def found(source, repository="h.example/a/b"):
     return source.find(registry, path).credential
 
 
-def test_a_login_that_came_with_a_pull_is_the_only_one_for_it():
-    logins = Logins(StaticCredentials(login("configured")))
+def test_a_login_that_came_with_a_pull_is_used_for_it_and_else_none():
+    logins = Logins()
     assert found(logins.for_pull(login("request"))) == login("request")
-    assert found(logins.for_pull(None)) == login("configured")
+    assert logins.for_pull(None) is None
 
 
-def test_reads_use_the_login_of_the_latest_pull_and_else_one_that_is_configured():
-    logins = Logins(StaticCredentials(login("configured")))
+def test_reads_use_the_login_of_the_latest_pull_of_the_repository():
+    logins = Logins()
     reads = logins.for_reads()
-    assert found(reads) == login("configured")
+    assert found(reads) is None
     logins.kept.keep("h.example/a/b", login("first"))
     assert found(reads) == login("first")
     logins.kept.keep("h.example/a/b", login("second"))
     assert found(reads) == login("second")
-    assert found(reads, "h.example/a/c") == login("configured")
+    assert found(reads, "h.example/a/c") is None
     logins.kept.keep("h.example/a/b", None)
-    assert found(reads) == login("configured")
-
-
-def test_what_is_not_known_is_told():
-    notes = Logins(Nobody()).for_reads().find("h.example", "a").notes
-    assert notes == ("no pull since the daemon's start has brought a login", "asked nobody")
+    assert found(reads) is None
+    assert reads.find("h.example", "a/b").notes == (
+        "no pull since the daemon's start has brought a login",
+    )
 
 
 def test_there_are_never_too_many():

@@ -341,15 +341,14 @@ def test_helper_sees_three_files(file, helper):
 def test_the_first_source_with_a_login_decides(file):
     file.write_text(json.dumps({"auths": {"h.example.com": auth("file")}}))
     files = FileCredentials([file])
-    chain = CredentialChain(NoCredentials(), StaticCredentials(login("first")), files)
+    chain = CredentialChain([NoCredentials(), StaticCredentials(login("first")), files])
     assert chain.find("h.example.com", "i").credential == login("first")
-    assert CredentialChain(NoCredentials(), files).find("h.example.com", "i").credential == login(
-        "file"
-    )
+    chain = CredentialChain([NoCredentials(), files])
+    assert chain.find("h.example.com", "i").credential == login("file")
 
 
 def test_where_all_sources_have_looked_is_told():
-    found = CredentialChain(NoCredentials(), FileCredentials([Path("/missing")])).find("h", "i")
+    found = CredentialChain([NoCredentials(), FileCredentials([Path("/missing")])]).find("h", "i")
     assert found.credential is None
     assert found.notes == ("no login was given", "/missing is not there")
 

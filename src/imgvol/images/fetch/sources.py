@@ -33,7 +33,7 @@ class SourcePool:
     Args:
         nursery: Where open sources live.
         logins: Asked whenever a registry refuses what it was sent before, and so also for a login
-            that has been replaced since a source was opened. None: those in this user's files.
+            that has been replaced since a source was opened; before those in this user's files.
     """
 
     def __init__(self, nursery: trio.Nursery, logins: CredentialSource | None = None) -> None:

@@ -25,6 +25,7 @@ from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.oci.platform import Matcher, Platform
 from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.registries import Registries
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import RegistryImage, parse_image_argument
 from imgvol.tallies import PULL_BOUNDS, Distribution, Histogram, QueueLength
@@ -130,6 +131,7 @@ class ImageService:
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
         soci_referrers: As `Puller` takes it.
+        registries: Where images of registries come from; None: from the registries themselves.
     """
 
     def __init__(
@@ -140,8 +142,10 @@ class ImageService:
         leases: Leases,
         collector: Collector | None = None,
         soci_referrers: bool = False,
+        registries: Registries | None = None,
     ) -> None:
         self._store = store
+        self._registries = registries
         self._leases = leases
         self._views = views
         self._collector = collector or Collector(store)
@@ -207,6 +211,7 @@ class ImageService:
                 async with open_source(
                     argument,
                     _registry_options(options),
+                    registries=self._registries,
                     spool_directory=self._store.spool_directory,
                 ) as source:
                     resolved = await resolve_image(source, matcher, must_match=platform is not None)

@@ -18,6 +18,7 @@ from imgvol.images.fetch.pace import Pace
 from imgvol.images.fetch.slots import FlightSlots
 from imgvol.images.fetch.sources import SourcePool
 from imgvol.oci.descriptor import Descriptor
+from imgvol.registry.registries import Registries
 from imgvol.tallies import WAIT_BOUNDS, Distribution, Histogram, QueueLength, WaitCounts
 
 
@@ -63,6 +64,7 @@ class FetchEngine:
     Args:
         nursery: Where flights and sources live.
         background_rate: Bytes per second that the background may receive; None: any.
+        registries: Where images of registries come from.
 
     Attributes:
         sources: Sources that are open.
@@ -72,8 +74,13 @@ class FetchEngine:
         tallies: What is counted over all layers, for `statistics`.
     """
 
-    def __init__(self, nursery: trio.Nursery, background_rate: float | None = None) -> None:
-        self.sources = SourcePool(nursery)
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        background_rate: float | None = None,
+        registries: Registries | None = None,
+    ) -> None:
+        self.sources = SourcePool(nursery, registries)
         self.slots = FlightSlots(limits.FETCH_AT_ONCE, limits.FETCH_PER_HOST)
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
         self.pace = Pace(background_rate)
@@ -183,12 +190,15 @@ class FetchEngine:
 
 
 @asynccontextmanager
-async def open_fetch_engine(background_rate: float | None = None) -> AsyncIterator[FetchEngine]:
+async def open_fetch_engine(
+    background_rate: float | None = None, registries: Registries | None = None
+) -> AsyncIterator[FetchEngine]:
     """An engine; leaving the block cancels every flight.
 
     Args:
         background_rate: Bytes per second that the background may receive; None: any.
+        registries: Where images of registries come from; None: from the registries themselves.
     """
     async with trio.open_nursery() as nursery:
-        yield FetchEngine(nursery, background_rate)
+        yield FetchEngine(nursery, background_rate, registries)
         nursery.cancel_scope.cancel()

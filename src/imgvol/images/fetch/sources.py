@@ -12,6 +12,7 @@ from imgvol import limits
 from imgvol.content.records import Origin
 from imgvol.registry.bounds import Bounds
 from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.registries import Registries
 from imgvol.sources.base import ImageSource
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import parse_image_argument
@@ -31,10 +32,12 @@ class SourcePool:
 
     Args:
         nursery: Where open sources live.
+        registries: Where images of registries come from.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, registries: Registries | None = None) -> None:
         self._nursery = nursery
+        self._registries = registries
         self._open: dict[Origin, _OpenSource] = {}
         self._opening = trio.Lock()
 
@@ -70,7 +73,10 @@ class SourcePool:
         opened: _OpenSource | None = None
         try:
             async with open_source(
-                parse_image_argument(origin.argument), options, bounds=bounds
+                parse_image_argument(origin.argument),
+                options,
+                registries=self._registries,
+                bounds=bounds,
             ) as source:
                 opened = _OpenSource(source, idle_since=trio.current_time())
                 self._open[origin] = opened

@@ -42,6 +42,7 @@ from imgvol.images.leases import Leases
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
+from imgvol.registry.registries import Registries
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
@@ -107,14 +108,18 @@ class _Daemon:
             # As the kernel tells mount points.
             homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
             collector = Collector(store)
+            registries = Registries(config.registries)
             images = ImageService(
                 store,
                 views,
                 leases=leases,
                 collector=collector,
                 soci_referrers=config.soci_referrers,
+                registries=registries,
             )
-            engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images)
+            engine, lazy_layers = await self._open_lazy_layers(
+                stack, store, views, images, registries
+            )
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
                 images=images,
@@ -178,9 +183,16 @@ class _Daemon:
             log.info("stopping")
 
     async def _open_lazy_layers(
-        self, stack: AsyncExitStack, store: Store, views: Views, images: ImageService
+        self,
+        stack: AsyncExitStack,
+        store: Store,
+        views: Views,
+        images: ImageService,
+        registries: Registries,
     ) -> tuple[FetchEngine, LazyLayers]:
-        engine = await stack.enter_async_context(open_fetch_engine(self._config.background_rate))
+        engine = await stack.enter_async_context(
+            open_fetch_engine(self._config.background_rate, registries)
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         lazy_layers = LazyLayers(store, engine, nursery)

@@ -53,6 +53,20 @@ _POLL: Final = 0.05
     "second: 500k, 2M. Unlimited by default [IMGVOL_BACKGROUND_RATE].",
 )
 @click.option(
+    "--hosts-dir",
+    "hosts_dirs",
+    metavar="DIR",
+    multiple=True,
+    help="Look for hosts.toml of registries here, as containerd does; again for more directories, "
+    "the first that speaks of a registry counts [IMGVOL_HOSTS_DIRS, with colons].",
+)
+@click.option(
+    "--registries-file",
+    metavar="FILE",
+    help="Mirrors, rewrites and logins in the form of k3s' registries.yaml "
+    "[IMGVOL_REGISTRIES_FILE].",
+)
+@click.option(
     "--docker-plugin",
     metavar="[FILE]",
     is_flag=False,
@@ -75,6 +89,8 @@ def serve_command(
     idle_exit: float | None,
     soci_referrers: bool | None,
     background_rate: str | None,
+    hosts_dirs: tuple[str, ...],
+    registries_file: str | None,
     docker_plugin: str | None,
     ready_fd: int | None,
     log_level: str,
@@ -87,7 +103,11 @@ def serve_command(
 
     from imgvol import daemon
 
-    config = replace(session.config, idle_exit=idle_exit)
+    config = replace(
+        session.config,
+        idle_exit=idle_exit,
+        registries=session.config.registries.with_chosen(hosts_dirs, registries_file),
+    )
     if soci_referrers is not None:
         config = replace(config, soci_referrers=soci_referrers)
     if background_rate is not None:

@@ -32,7 +32,8 @@ class FallbackReader:
     Args:
         stations: The registry's endpoints.
         at_station: Reads from one of them.
-        others: URLs, and what reads the same bytes from there; asked in turn if the registry does not have it.
+        others: URLs, and what reads the same bytes from there; asked in turn if the registry does
+            not have it.
         start: The first byte wanted.
     """
 

@@ -68,9 +68,13 @@ class HostEntry:
 def parse_hosts_file(directory: Path, data: bytes) -> tuple[HostEntry, ...]:
     """The servers in the order to try them; the last is the one for the registry itself.
 
+    An empty file is as good as none, as it is for containerd.
+
     Raises:
         BadKey: It is not TOML, or a value cannot be used.
     """
+    if not data:
+        return ()
     try:
         document = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -138,7 +142,7 @@ def _base(text: object, key: str, *, is_whole: bool) -> httpx.URL | None:
         raise BadKey("not a text", key)
     if not text:
         return None
-    url = read_url(text if text.startswith("http") else f"https://{text}", key)
+    url = read_url(text if "://" in text else f"https://{text}", key)
     path = posixpath.normpath(url.path).lstrip("/") if url.path else ""
     path = f"/{path}" if path and path != "." else ""
     if not is_whole and not path.endswith("/v2"):

@@ -14,7 +14,18 @@ from imgvol.registry.registries import Registries
 from imgvol.registry.rewrites import Rewrite
 
 SCALARS = st.sampled_from(
-    ["", "x", "https://m.test", "m.test:5000/a", "http://[::1]:1/v2", "true", "pull", "3s", "a\0b"]
+    [
+        "",
+        "x",
+        "https://m.test",
+        "https://h.test",
+        "m.test:5000/a",
+        "http://[::1]:1/v2",
+        "true",
+        "pull",
+        "3s",
+        "a\0b",
+    ]
 )
 SIMPLE = st.one_of(SCALARS, st.booleans(), st.integers(0, 9))
 VALUES = st.recursive(

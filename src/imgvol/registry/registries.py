@@ -88,7 +88,10 @@ class Registries:
         for configured in found:
             is_own = configured.is_registry
             endpoint = with_options(configured, domain, options) if is_own else configured
-            unique.setdefault(endpoint.base, endpoint)
+            # Asked once, where it comes first; the last one has the last word, wherever it is asked.
+            known = unique.get(endpoint.base, endpoint)
+            is_authority = known.is_authority or endpoint.is_authority
+            unique[endpoint.base] = dataclasses.replace(known, is_authority=is_authority)
         return tuple(self._with_login(each, domain, registries) for each in unique.values())
 
     def _configured(self, domain: str, registries: _Registries) -> list[Endpoint]:

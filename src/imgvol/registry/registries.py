@@ -88,7 +88,7 @@ class Registries:
         for configured in found:
             is_own = configured.is_registry
             endpoint = with_options(configured, domain, options) if is_own else configured
-            # Asked once, where it comes first; the last one has the last word, wherever it is asked.
+            # Asked once, where it comes first; whoever has the last word has it there, too.
             known = unique.get(endpoint.base, endpoint)
             is_authority = known.is_authority or endpoint.is_authority
             unique[endpoint.base] = dataclasses.replace(known, is_authority=is_authority)

@@ -361,6 +361,25 @@ async def test_a_reader_that_was_cancelled_asks_nobody(setup, own, mirror, image
     assert own.seen == mirror.seen == []
 
 
+async def test_closing_the_client_is_no_failure_of_its_servers(setup, own, mirror, image):
+    setup.hosts(own.domain, mirror.url)
+    mirror.on("GET", image.layer_path, drip(image.layer, every=0.05))
+    async with trio.open_nursery() as nursery, setup.client(own.domain) as client:
+
+        async def receive() -> None:
+            with pytest.raises(RegistryUnavailable, match="cancelled"):
+                await read_blob(client, own, image.layer_descriptor)
+
+        nursery.start_soon(receive)
+        with trio.fail_after(5):
+            while not mirror.fired:
+                await trio.sleep(0.01)
+        endpoints = setup.registries.endpoints(own.domain, RegistryOptions())
+    assert mirror.fired == ["drip"]
+    assert not any(setup.registries.health.rests(endpoint) for endpoint in endpoints)
+    assert own.seen == []
+
+
 async def test_a_server_that_does_not_let_us_connect_is_left_soon(setup, own, image):
     # A backlog that is full: the kernel answers nobody.
     with contextlib.ExitStack() as stack:

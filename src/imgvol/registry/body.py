@@ -158,6 +158,11 @@ class RemoteBlobReader:
         """Where the blob is asked for."""
         return self._request.url
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled, by `cancel` or because its client was closed."""
+        return self._operation.is_cancelled
+
     def iter_pieces(self) -> Iterator[bytes]:
         """See BlobReader."""
         return self._pieces

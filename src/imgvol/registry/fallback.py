@@ -90,7 +90,7 @@ class FallbackReader:
             try:
                 yield from self._read(open_at(self._position))
             except (ContentError, NotFound, RemoteError) as error:
-                if self._is_cancelled:
+                if self._has_been_cancelled():
                     raise
                 missing = error
             else:
@@ -107,7 +107,7 @@ class FallbackReader:
                     self._at_station(station, self._position, position < len(able))
                 )
             except ImgvolError as error:
-                if self._is_cancelled:
+                if self._has_been_cancelled():
                     raise
                 self._stations.note_failure(station, error)
                 failures.add(station.endpoint, error)
@@ -122,6 +122,9 @@ class FallbackReader:
         if self._others and isinstance(failure, NotFound):
             return failure
         raise failure
+
+    def _has_been_cancelled(self) -> bool:
+        return self._is_cancelled or (self._reader is not None and self._reader.is_cancelled)
 
     def _read(self, reader: RemoteBlobReader) -> Generator[bytes, None, None]:
         with self._lock:

@@ -5,7 +5,7 @@ Nothing else in the package reads `os.environ` for paths.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
@@ -19,6 +19,59 @@ SYSTEM_ROOT = Path("/var/lib/imgvol")
 SYSTEM_RUN = Path("/run/imgvol")
 # Where Docker looks for plugins that are not its own (docs.docker.com, "Docker Plugin API").
 DOCKER_SPEC = Path("/etc/docker/plugins/imgvol.spec")
+
+
+# A registries.yaml counts alone, the first one that is there.
+_SYSTEM_HOSTS: Final = ("/etc/imgvol/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d")
+_SYSTEM_REGISTRIES: Final = ("/etc/imgvol/registries.yaml", "/etc/rancher/k3s/registries.yaml")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryPaths:
+    """Where the configuration of registries is.
+
+    Attributes:
+        hosts_dirs: Directories with a directory for each registry, as containerd has them.
+        registries_files: Places of a `registries.yaml`; the first one that is there counts.
+        are_dirs_chosen: Whether somebody named the directories; else those that are not for this
+            user are passed over.
+        is_file_chosen: Whether somebody named the file: then it has to be there.
+    """
+
+    hosts_dirs: tuple[Path, ...] = ()
+    registries_files: tuple[Path, ...] = ()
+    are_dirs_chosen: bool = False
+    is_file_chosen: bool = False
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
+        """The usual places, or those that the environment names."""
+        home = environ.get("HOME", "")
+        personal = environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+        own = (Path(personal) / "imgvol",) if personal and uid else ()
+        paths = cls(
+            hosts_dirs=(*(each / "certs.d" for each in own), *map(Path, _SYSTEM_HOSTS)),
+            registries_files=(
+                *(each / "registries.yaml" for each in own),
+                *map(Path, _SYSTEM_REGISTRIES),
+            ),
+        )
+        directories = environ.get("IMGVOL_HOSTS_DIRS", "")
+        return paths.with_chosen(
+            [each for each in directories.split(":") if each],
+            environ.get("IMGVOL_REGISTRIES_FILE"),
+        )
+
+    def with_chosen(self, directories: Sequence[str], file: str | None) -> Self:
+        """The same with other places, made absolute; none keep what is there."""
+        chosen = self
+        if directories:
+            paths = tuple(Path(os.path.abspath(each)) for each in directories)
+            chosen = replace(chosen, hosts_dirs=paths, are_dirs_chosen=True)
+        if file:
+            path = Path(os.path.abspath(file))
+            chosen = replace(chosen, registries_files=(path,), is_file_chosen=True)
+        return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +106,7 @@ class Config:
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
         pinned_images: Names of images that stay when they have come, whatever else happens.
+        registries: Where the configuration of registries is.
         docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
         max_downloads: Layers of all images that are pulled at once; None: as many as suits the
             machine.
@@ -68,6 +122,7 @@ class Config:
     trust: LazyTrust = PINNED_ONLY
     background_rate: float | None = None
     pinned_images: tuple[str, ...] = ()
+    registries: RegistryPaths = RegistryPaths()
     docker_spec: Path | None = None
     max_downloads: int | None = None
     pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
@@ -102,6 +157,7 @@ class Config:
                 missing_digests=_switch(environ, "IMGVOL_MISSING_DIGESTS"),
             ),
             background_rate=parse_rate(rate) if rate else None,
+            registries=RegistryPaths.from_environment(environ, uid),
         )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 

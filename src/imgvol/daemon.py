@@ -48,6 +48,7 @@ from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
+from imgvol.registry.registries import Registries
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
@@ -114,17 +115,21 @@ class _Daemon:
             homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
             collector = Collector(store)
             logins = Logins()
+            registries = Registries(config.registries)
             images = ImageService(
                 store,
                 views,
                 leases=leases,
                 collector=collector,
                 logins=logins,
+                registries=registries,
                 shared=await stack.enter_async_context(open_shared_pulls()),
                 settings=_pull_settings(config),
             )
             await images.pin_configured(config.pinned_images)
-            engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images, logins)
+            engine, lazy_layers = await self._open_lazy_layers(
+                stack, store, views, images, logins, registries
+            )
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
                 images=images,
@@ -204,9 +209,12 @@ class _Daemon:
         views: Views,
         images: ImageService,
         logins: Logins,
+        registries: Registries,
     ) -> tuple[FetchEngine, LazyLayers]:
         engine = await stack.enter_async_context(
-            open_fetch_engine(self._config.background_rate, logins=logins.for_reads())
+            open_fetch_engine(
+                self._config.background_rate, logins=logins.for_reads(), registries=registries
+            )
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)

@@ -28,6 +28,7 @@ Two questions choose the class: whose fault is it, and can the same call succeed
     │   ├── StoreFull               ENOSPC, EDQUOT, EFBIG; retryable after making room
     │   ├── StoreDamaged            local bytes are not what was stored
     │   ├── StoreLocked             another daemon owns the root
+    │   ├── BadConfiguration        a file that an administrator wrote cannot be used
     │   ├── DaemonUnavailable       the command cannot reach or start a daemon
     │   └── MachineLacks            to be installed or granted first: /dev/fuse, root, a program
     ├── ImageVolumeMountFailed      a sandbox does not get a volume; its cause is one of the others
@@ -247,6 +248,10 @@ class StoreLocked(LocalError):
     """Another daemon owns the root."""
 
     http_status = 409
+
+
+class BadConfiguration(LocalError):
+    """A file of the administrator's cannot be used; its fields say which, and where in it."""
 
 
 class DaemonUnavailable(LocalError):

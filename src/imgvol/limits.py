@@ -173,6 +173,32 @@ IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.
 DOCUMENT_THREADS: Final = 8
 
+# --- where images come from ----------------------------------------------------------------------
+# A hosts.toml and a registries.yaml. k3s' own example has 1 KiB; a cluster with a hundred
+# registries, some tens.
+HOSTS_FILE_SIZE: Final = 256 * KIB
+REGISTRIES_FILE_SIZE: Final = 256 * KIB
+REGISTRIES_FILE_DEPTH: Final = 32
+# Files that are kept as read.
+CONFIGURATION_FILES: Final = 256
+# Mirrors of one registry; certificates in one directory; headers and rules of one mirror.
+ENDPOINTS: Final = 32
+HOST_CERTIFICATES: Final = 64
+HOST_HEADERS: Final = 64
+HOST_HEADER_LENGTH: Final = 8 * KIB
+REWRITE_RULES: Final = 256
+REWRITE_LENGTH: Final = 1 * KIB
+DIAL_TIMEOUT: Final = 300.0
+# An endpoint that failed is asked last for so long, twice as long each time that it fails again.
+ENDPOINT_REST: Final = 30.0
+ENDPOINT_LONGEST_REST: Final = 600.0
+# Endpoints whose failures are remembered.
+ENDPOINTS_KNOWN: Final = 1024
+# Where there is somebody else to ask: a failure that passes is tried again so often, and a server
+# that wants to be left alone for longer is left alone.
+ALTERNATIVE_RETRIES: Final = 1
+ALTERNATIVE_RETRY_AFTER: Final = 1.0
+
 # --- lazy layers -------------------------------------------------------------------------------
 # What a small range is amplified to while nothing is known of its line.
 FETCH_SMALLEST: Final = 32 * KIB

@@ -6,11 +6,12 @@ when it is looked at is found, too. `AssertionError` is how it says that what it
 
 import contextlib
 import gzip
+import logging
 import random
 import struct
 import tempfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,8 +54,12 @@ from imgvol.oci.manifest import Index, parse_manifest, select_manifests
 from imgvol.oci.platform import Platform, only
 from imgvol.oci.reference import Reference, parse_any_reference
 from imgvol.registry.challenge import choose_challenge, parse_challenges
+from imgvol.registry.config_files import BadKey
 from imgvol.registry.credentials import FileCredentials
+from imgvol.registry.hosts_file import parse_hosts_file
 from imgvol.registry.redirects import Origin, next_hop
+from imgvol.registry.registries_file import RegistriesFile
+from imgvol.registry.rewrites import rewrite
 from imgvol.registry.tokens import Realm
 from imgvol.sources.parse import parse_image_argument
 from support import tars
@@ -362,6 +367,34 @@ def _logins(data: bytes) -> None:
                 FileCredentials([file], helper_deadline=1).find(registry, "library/x")
 
 
+def _hosts_toml(data: bytes) -> None:
+    for entry in parse_hosts_file(Path("/etc/certs.d/h.test"), data):
+        assert entry.base is None or entry.base.scheme in {"http", "https"}
+        assert "\n" not in "".join(value.reveal() for _, value in entry.headers)
+
+
+def _registries_yaml(data: bytes) -> None:
+    file = RegistriesFile.parse(data)
+    for name in ("docker.io", "h.test:5000", "m.test"):
+        with _quiet("imgvol.registry.registries_file"):
+            mirrors = file.mirrors_of(name)
+        if mirrors is not None:
+            assert all(base.host for base in mirrors.bases)
+            rewrite("library/x", mirrors.rewrites)
+        file.login_for(name)
+        file.tls_for(name, Path("/"))
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
+
+
 PARSERS = {
     "tar": Parser(_tar, seeds.archives),
     "pax": Parser(_pax, seeds.pax_bodies),
@@ -391,4 +424,6 @@ PARSERS = {
     "cri-request": Parser(_cri_request, seeds.cri_requests, (InvalidArgument, NotFound)),
     "cri-user": Parser(_cri_user, lambda: [b"0:1", b"root:root", b"-9223372036854775808"], ()),
     "logins": Parser(_logins, seeds.logins, ()),
+    "hosts-toml": Parser(_hosts_toml, seeds.hosts_files, (BadKey,)),
+    "registries-yaml": Parser(_registries_yaml, seeds.registries_files, (BadKey,)),
 }

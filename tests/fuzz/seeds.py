@@ -302,3 +302,28 @@ def cri_requests() -> Sequence[bytes]:
         pb.RemoveImageRequest(image=spec),
     )
     return [request.SerializeToString() for request in requests]
+
+
+def hosts_files() -> Sequence[bytes]:
+    return [
+        (
+            b'server = "https://h.test"\n[host."http://m.test:5000/path"]\n'
+            b'capabilities = ["pull"]\n'
+            b'ca = ["ca.crt"]\nclient = [["a.cert", "a.key"]]\nskip_verify = true\n'
+            b'override_path = true\ndial_timeout = "1m30s"\n'
+            b'[host."http://m.test:5000/path".header]\nX-Key = ["a", "b"]\n'
+        ),
+        b'ca = "ca.crt"\nclient = "both.pem"\n[host."m.test"]\n[host."https://[::1]:5000"]\n',
+    ]
+
+
+def registries_files() -> Sequence[bytes]:
+    return [
+        (
+            b"mirrors:\n  docker.io: &m\n    endpoint: [localhost:5000, 'https://m.test/v2/x']\n"
+            b"    rewrite: {'^library/(.*)': 'hub/$1', '/': '-'}\n  '*': *m\n"
+            b"configs:\n  h.test:5000:\n    auth: {username: u, password: p}\n"
+            b"    tls: {ca_file: /ca.crt, cert_file: a, key_file: b, insecure_skip_verify: true}\n"
+            b"  '*': {auth: {auth: dTpw}}\n  docker.io: {auth: {identity_token: t}}\n"
+        ),
+    ]

@@ -600,8 +600,10 @@ async def test_a_place_that_other_readers_found_and_that_has_gone_is_asked_for_a
                 got = await read_blob(client, registry, image.layer_descriptor, **part)
                 assert got == image.layer[start : start + 100]
                 if start == 0:
-                    client._session.hops.locations.note(blob, httpx.URL(gone))
-            assert client._session.hops.locations.get(blob) == httpx.URL(f"{other.url}/data")
+                    client._stations.authority.session.hops.locations.note(blob, httpx.URL(gone))
+            assert client._stations.authority.session.hops.locations.get(blob) == httpx.URL(
+                f"{other.url}/data"
+            )
         assert len(registry.seen) == 2
 
 

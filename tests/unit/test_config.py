@@ -1,5 +1,7 @@
 """What a daemon takes from its environment."""
 
+from pathlib import Path
+
 import pytest
 
 from imgvol.config import Config, LazyTrust, parse_rate
@@ -43,3 +45,51 @@ def test_what_is_no_rate_is_refused(text):
 
 def test_without_a_rate_the_background_has_no_limit():
     assert Config.from_environment({}, 0).background_rate is None
+
+
+# --- where the configuration of registries is -----------------------------------------------------
+
+
+def test_root_reads_the_systems_configuration_of_registries():
+    paths = Config.from_environment({"HOME": "/root"}, 0).registries
+    assert [str(each) for each in paths.hosts_dirs] == [
+        "/etc/imgvol/certs.d",
+        "/etc/containerd/certs.d",
+        "/etc/docker/certs.d",
+    ]
+    assert [str(each) for each in paths.registries_files] == [
+        "/etc/imgvol/registries.yaml",
+        "/etc/rancher/k3s/registries.yaml",
+    ]
+    assert not paths.are_dirs_chosen
+    assert not paths.is_file_chosen
+
+
+@pytest.mark.parametrize(
+    ("environ", "own"),
+    [
+        ({"HOME": "/home/jane"}, "/home/jane/.config/imgvol"),
+        ({"HOME": "/home/jane", "XDG_CONFIG_HOME": "/c"}, "/c/imgvol"),
+    ],
+)
+def test_a_user_reads_her_own_before(environ, own):
+    paths = Config.from_environment(environ, 1000).registries
+    assert str(paths.hosts_dirs[0]) == f"{own}/certs.d"
+    assert str(paths.registries_files[0]) == f"{own}/registries.yaml"
+    assert len(paths.hosts_dirs) == 4
+
+
+def test_the_environment_and_options_choose_the_configuration_of_registries():
+    environ = {
+        "HOME": "/home/jane",
+        "IMGVOL_HOSTS_DIRS": "/a:/b",
+        "IMGVOL_REGISTRIES_FILE": "/r.yaml",
+    }
+    paths = Config.from_environment(environ, 1000).registries
+    assert [str(each) for each in paths.hosts_dirs] == ["/a", "/b"]
+    assert [str(each) for each in paths.registries_files] == ["/r.yaml"]
+    assert paths.are_dirs_chosen
+    assert paths.is_file_chosen
+    assert paths.with_chosen([], None) == paths
+    assert paths.with_chosen(["/c"], None).hosts_dirs == (Path("/c"),)
+    assert paths.with_chosen([], "/s.yaml").registries_files == (Path("/s.yaml"),)

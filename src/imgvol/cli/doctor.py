@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -52,17 +53,25 @@ class Check:
     repair: str = ""
 
 
-@click.command("doctor", epilog=examples("imgvol doctor", "imgvol doctor --json"))
+@click.command(
+    "doctor",
+    epilog=examples("imgvol doctor", "imgvol doctor --json", "imgvol doctor --registry docker.io"),
+)
+@click.option(
+    "--registry",
+    metavar="DOMAIN",
+    help="Also show who is asked for images of this registry, in order, and which file says so.",
+)
 @json_option("Print an array of checks as JSON.")
 @quiet_option("Print only what is not ok.")
 @pass_session
-def doctor_command(session: Session, /) -> int:
+def doctor_command(session: Session, /, *, registry: str | None) -> int:
     """Check the machine, and say for each thing that is missing how to repair it.
 
     Exits with 1 when something will not work.
     """
     checks = []
-    for check in run_checks(session):
+    for check in chain(run_checks(session), check_registry(session.config, registry)):
         checks.append(check)
         if not session.is_json and not (session.is_quiet and check.status == "ok"):
             _echo(check)
@@ -295,6 +304,19 @@ def check_daemon(config: Config) -> Check:
             repair="Repair what failed above, then: imgvol stop",
         )
     return Check(name="daemon", status="ok", detail=detail)
+
+
+def check_registry(config: Config, domain: str | None) -> Iterator[Check]:
+    """Whom a daemon asks for images of a registry, one check each."""
+    if domain is None:
+        return
+    from imgvol.cli.doctor_registry import describe_registry
+
+    try:
+        for line in describe_registry(config, domain):
+            yield Check(name="registry", status="ok", detail=line)
+    except ImgvolError as error:
+        yield Check(name="registry", status="fail", detail=str(error), repair=error.hint)
 
 
 def check_mounts(

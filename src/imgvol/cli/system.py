@@ -88,6 +88,20 @@ _POLL: Final = 0.05
 )
 @click.option("--no-cri", is_flag=True, help="Do not serve the Container Runtime Interface.")
 @click.option(
+    "--hosts-dir",
+    "hosts_dirs",
+    metavar="DIR",
+    multiple=True,
+    help="Look for hosts.toml of registries here, as containerd does; again for more directories, "
+    "the first that speaks of a registry counts [IMGVOL_HOSTS_DIRS, with colons].",
+)
+@click.option(
+    "--registries-file",
+    metavar="FILE",
+    help="Mirrors, rewrites and logins in the form of k3s' registries.yaml "
+    "[IMGVOL_REGISTRIES_FILE].",
+)
+@click.option(
     "--docker-plugin",
     metavar="[FILE]",
     is_flag=False,
@@ -123,6 +137,8 @@ def serve_command(
     runtime_handlers: tuple[str, ...],
     cri_socket: str | None,
     no_cri: bool,
+    hosts_dirs: tuple[str, ...],
+    registries_file: str | None,
     docker_plugin: str | None,
     pinned_images: tuple[str, ...],
     ready_fd: int | None,
@@ -143,6 +159,7 @@ def serve_command(
         pull_progress_timeout=pull_progress_timeout or None,
         runtime_handlers=runtime_handlers,
         pinned_images=pinned_images,
+        registries=session.config.registries.with_chosen(hosts_dirs, registries_file),
     )
     trust = config.trust
     if soci_referrers is not None:

@@ -32,6 +32,7 @@ from imgvol.images.sharing import SharedPulls
 from imgvol.images.stalling import PullWatch
 from imgvol.registry.credentials import Credential
 from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.registries import Registries
 from imgvol.sources.base import ImageSource
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import ImageArgument, RegistryImage, parse_image_argument
@@ -129,6 +130,7 @@ class Pulls:
         leases: Leases,
         collector: Collector,
         logins: Logins,
+        registries: Registries | None,
         shared: SharedPulls | None,
         settings: PullSettings,
     ) -> None:
@@ -137,6 +139,7 @@ class Pulls:
         self._leases = leases
         self._collector = collector
         self._logins = logins
+        self._registries = registries
         self._shared = shared
         self._settings = settings
         self._turns = trio.CapacityLimiter(settings.pulls_at_once)
@@ -207,6 +210,7 @@ class Pulls:
             argument,
             _registry_options(options),
             credentials=self._logins.for_pull(request.options.credential),
+            registries=self._registries,
             spool_directory=self._store.spool_directory,
         ) as opened:
             # Local bytes are at hand: nothing stalls, and tables of contents would gain nothing.

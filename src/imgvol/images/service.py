@@ -17,6 +17,7 @@ from imgvol.images.sharing import SharedPulls
 from imgvol.images.usage import FilesystemUsage, UsageMeter
 from imgvol.images.views import OpenView, Views
 from imgvol.registry.credentials import Credential
+from imgvol.registry.registries import Registries
 from imgvol.sources.parse import parse_image_argument
 
 __all__ = ["ImageService", "PullOptions", "PullStatistics", "RemovalReport"]
@@ -32,6 +33,7 @@ class ImageService(LocalImages):
         collector: Removes what nobody needs; None: one of its own.
         logins: Who requests have said to be; None: its own.
         shared: Where pulls are shared; None: each is its caller's own.
+        registries: Where images of registries come from; None: from the registries themselves.
         settings: The habits of pulls.
 
     Attributes:
@@ -47,6 +49,7 @@ class ImageService(LocalImages):
         collector: Collector | None = None,
         logins: Logins | None = None,
         shared: SharedPulls | None = None,
+        registries: Registries | None = None,
         settings: PullSettings | None = None,
     ) -> None:
         super().__init__(store, leases=leases, collector=collector or Collector(store))
@@ -61,6 +64,7 @@ class ImageService(LocalImages):
             leases=leases,
             collector=self._collector,
             logins=logins or Logins(),
+            registries=registries,
             shared=shared,
             settings=settings,
         )

@@ -3,15 +3,19 @@
 The layers, each knowing only those below it:
 
     client      coroutines for documents, readers for blobs
-    foreign     blobs that the registry does not have
+    fallback    blobs from the first place that delivers     foreign: places that images name
+    stations    the endpoints of a registry, one after another
     documents   manifests, configs: whole and verified      body   blobs: resumed by range
     referrers   what lists of referrers say
-    session     a request with the authorisation it needs
+    session     a request to one endpoint, with the authorisation it needs
     auth        challenges answered, once for all threads   tokens, credentials, helpers
     auth_config the login that comes with a request
     hops        redirects followed, failures tried again    redirects, retry, addresses: the rules
     channel     an httpx client for one user at a time
     network     sockets with a deadline and a cancel button
+
+Which endpoints there are, is said by `registries`, from `hosts_file` and `registries_file`
+(`rewrites`); `health` knows who has failed lately.
 
 Nothing below the client is asynchronous. Errors become ours in `failures`; what may be shown of a
 URL, or of a registry's words, is decided in `redaction`.
@@ -34,6 +38,7 @@ from imgvol.registry.credentials import (
 )
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.registry.redaction import Secret
+from imgvol.registry.registries import Registries
 
 __all__ = [
     "BlobReader",
@@ -44,6 +49,7 @@ __all__ = [
     "FileCredentials",
     "Lookup",
     "NoCredentials",
+    "Registries",
     "RegistryClient",
     "RegistryOptions",
     "Secret",

@@ -124,6 +124,7 @@ class RemoteBlobReader:
         descriptor: The blob.
         start: The first byte wanted.
         end: One past the last.
+        has_alternative: Whether somebody else can be asked for it.
     """
 
     def __init__(
@@ -136,6 +137,7 @@ class RemoteBlobReader:
         *,
         start: int,
         end: int,
+        has_alternative: bool = False,
     ) -> None:
         self._server = server
         self._bounds = server.hops.bounds
@@ -146,6 +148,7 @@ class RemoteBlobReader:
         self._start = start
         self._end = end
         self._operation = Operation()
+        self._operation.has_alternative = has_alternative
         # Where redirects led, us or another reader: asked directly, as long as it works.
         self._location = server.hops.locations.get(request.url)
         self._pieces = self._generate()
@@ -154,6 +157,11 @@ class RemoteBlobReader:
     def url(self) -> httpx.URL:
         """Where the blob is asked for."""
         return self._request.url
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it was cancelled, by `cancel` or because its client was closed."""
+        return self._operation.is_cancelled
 
     def iter_pieces(self) -> Iterator[bytes]:
         """See BlobReader."""
@@ -182,7 +190,7 @@ class RemoteBlobReader:
         if self._start == self._end:
             return
         with public_errors(self._request.url), self._pool.lend(self._operation) as channel:
-            attempts = self._server.hops.attempts()
+            attempts = self._server.hops.attempts(self._operation)
             position = mark = self._start
             while position < self._end:
                 try:

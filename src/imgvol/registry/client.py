@@ -6,10 +6,11 @@ when its thread has let go. Blobs are received in the thread that asks for them,
 a layer ever passes through the event loop.
 """
 
+import dataclasses
 import functools
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
@@ -23,17 +24,20 @@ from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.reference import Reference
 from imgvol.registry.auth import Authorizer
-from imgvol.registry.body import BlobReader, RemoteBlobReader, Server
+from imgvol.registry.body import BlobReader, RemoteBlobReader
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.channel import Channel, ChannelPool
-from imgvol.registry.credentials import CredentialSource
+from imgvol.registry.credentials import CredentialChain, CredentialSource
 from imgvol.registry.documents import Documents
-from imgvol.registry.foreign import FallbackReader, Stranger, foreign_urls
-from imgvol.registry.hops import Hops, Request, public_errors
-from imgvol.registry.hosts import Capability, Endpoint, RegistryOptions, endpoints_of, tls_context
+from imgvol.registry.fallback import FallbackReader
+from imgvol.registry.foreign import Stranger, foreign_urls
+from imgvol.registry.hops import Hops, Request
+from imgvol.registry.hosts import Capability, Endpoint, RegistryOptions, TLSFiles, tls_context
 from imgvol.registry.operation import Operation
-from imgvol.registry.proxies import proxies_from
+from imgvol.registry.proxies import ProxySelector, proxies_from
+from imgvol.registry.registries import Registries
 from imgvol.registry.session import Session
+from imgvol.registry.stations import Station, Stations
 from imgvol.threads import run_cancellable
 
 T = TypeVar("T")
@@ -43,48 +47,95 @@ T = TypeVar("T")
 async def open_registry_client(
     reference_domain: str,
     options: RegistryOptions,
-    credentials: CredentialSource,
+    credentials: CredentialSource | None,
     *,
+    registries: Registries | None = None,
+    kept_logins: CredentialSource | None = None,
     bounds: Bounds = DEFAULT_BOUNDS,
     environ: Mapping[str, str] = os.environ,
     random: Random | None = None,
 ) -> AsyncIterator["RegistryClient"]:
     """A client for one registry; leaving cancels what is still under way.
 
+    Logins are asked for in a thread, and only if a server insists. Which one is used, the first
+    that there is: for the registry itself `credentials`, what is configured for it, `kept_logins`;
+    for a mirror what is configured for that server, `kept_logins` for it. So nobody sees a login
+    that was given for another.
+
     Args:
         reference_domain: The domain of the references that it will be asked for.
-        options: How to connect.
-        credentials: Where logins come from; asked in a thread, and only if the registry insists.
+        options: How to connect to the registry itself.
+        credentials: The login that came with a request for this registry.
+        registries: Where its images come from; None: from nobody else.
+        kept_logins: What a user keeps, for whatever server.
         bounds: How long to wait and how often to try.
         environ: Where the proxy variables are.
         random: Spreads retries.
 
     Raises:
         InvalidArgument: The name, the options, or a proxy variable cannot be used.
+        BadConfiguration: A file of `registries` cannot be used.
     """
     _keep_quiet()
-    endpoints = endpoints_of(reference_domain, options)
-    endpoint = next(each for each in endpoints if Capability.ALL in each.capabilities)
+    registries = registries or Registries()
     proxies = proxies_from(environ)
-    tls = functools.cache(partial(tls_context, options))
-    if endpoint.origin.scheme == "https" or options.ca_file or options.client_cert:
-        # Now rather than at the first request: options that cannot be used are an error here.
-        await trio.to_thread.run_sync(tls)
-    pool = ChannelPool(tls, bounds, proxies)
+    endpoints = await trio.to_thread.run_sync(registries.endpoints, reference_domain, options)
     # A certificate of ours is a login, and that the registry is not checked no word on others.
-    others_tls = functools.cache(partial(tls_context, RegistryOptions(ca_file=options.ca_file)))
-    others = ChannelPool(others_tls, bounds, proxies)
-    hops = Hops(endpoint.origin, bounds, random or Random())  # noqa: S311 - spreads retries
-    session = Session(hops, Authorizer(reference_domain, hops, credentials))
+    others_tls = TLSFiles(authorities=_authority(endpoints).tls.authorities)
+    others = ChannelPool(functools.cache(partial(tls_context, others_tls)), bounds, proxies)
+    makes_station = partial(
+        _station,
+        reference_domain,
+        credentials=credentials,
+        kept_logins=kept_logins,
+        bounds=bounds,
+        proxies=proxies,
+        random=random or Random(),  # noqa: S311 - spreads retries
+    )
+    stations: list[Station] = []
     try:
-        yield RegistryClient(endpoint, session, pool, others)
+        for endpoint in endpoints:
+            station = await trio.to_thread.run_sync(makes_station, endpoint)
+            stations.append(station)
+        yield RegistryClient(Stations(reference_domain, stations, registries.health), others)
     finally:
-        pool.close()
+        for station in stations:
+            station.pool.close()
         others.close()
 
 
+def _authority(endpoints: Sequence[Endpoint]) -> Endpoint:
+    return next(endpoint for endpoint in reversed(endpoints) if endpoint.is_authority)
+
+
+def _station(
+    domain: str,
+    endpoint: Endpoint,
+    *,
+    credentials: CredentialSource | None,
+    kept_logins: CredentialSource | None,
+    bounds: Bounds,
+    proxies: ProxySelector,
+    random: Random,
+) -> Station:
+    """What is needed to ask an endpoint. Blocks: it reads certificates."""
+    name = domain if endpoint.is_registry else endpoint.server
+    sources = (credentials if endpoint.is_registry else None, endpoint.login, kept_logins)
+    logins = CredentialChain([source for source in sources if source is not None])
+    if endpoint.dial_timeout is not None:
+        bounds = dataclasses.replace(bounds, connect_timeout=endpoint.dial_timeout)
+    tls = functools.cache(partial(tls_context, endpoint.tls))
+    if endpoint.tls:
+        # Now rather than at the first request: files that cannot be used are an error here.
+        tls()
+    hops = Hops(endpoint.origin, bounds, random)
+    session = Session(endpoint, hops, Authorizer(name, hops, logins))
+    documents = Documents(endpoint, session)
+    return Station(endpoint, session, documents, ChannelPool(tls, bounds, proxies))
+
+
 class RegistryClient:
-    """Asks one registry. Coroutines for trio; `open_blob` for worker threads.
+    """Asks whoever speaks for a registry. Coroutines for trio; `open_blob` for worker threads.
 
     Every method raises, beside what it names:
 
@@ -94,14 +145,9 @@ class RegistryClient:
     - ProtocolError, RemoteError: it breaks the rules, or cannot be trusted.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, session: Session, pool: ChannelPool, others: ChannelPool
-    ) -> None:
-        self._endpoint = endpoint
-        self._session = session
-        self._pool = pool
+    def __init__(self, stations: Stations, others: ChannelPool) -> None:
+        self._stations = stations
         self._others = others
-        self._documents = Documents(endpoint, session)
         self._threads = trio.CapacityLimiter(limits.DOCUMENT_THREADS)
 
     async def resolve(self, reference: Reference) -> Descriptor:
@@ -111,7 +157,9 @@ class RegistryClient:
             DigestMismatch: The reference has a digest, and the registry another document.
             LimitExceeded: The document is too large.
         """
-        return await self._run(lambda channel: self._documents.resolve(channel, reference))
+        # What a digest names, everybody may say; what a tag does, only who is trusted with it.
+        wanted = Capability.RESOLVE if reference.digest is None else Capability.PULL
+        return await self._run(wanted, lambda each, channel: each.resolve(channel, reference))
 
     async def fetch_manifest(self, reference: Reference, descriptor: Descriptor | None) -> bytes:
         """The very bytes of a manifest or an index.
@@ -125,8 +173,10 @@ class RegistryClient:
             InvalidDocument: They are no manifest, or one that contradicts what it is said to be.
             LimitExceeded: There are too many.
         """
+        is_pinned = descriptor is not None or reference.digest is not None
         return await self._run(
-            lambda channel: self._documents.fetch_manifest(channel, reference, descriptor)
+            Capability.PULL if is_pinned else Capability.PULL | Capability.RESOLVE,
+            lambda each, channel: each.fetch_manifest(channel, reference, descriptor),
         )
 
     async def list_referrers(
@@ -146,9 +196,8 @@ class RegistryClient:
             LimitExceeded: It is too long, or has more than limits.REFERRER_PAGES pages.
         """
         return await self._run(
-            lambda channel: self._documents.list_referrers(
-                channel, reference, manifest, artifact_type
-            )
+            Capability.REFERRERS,
+            lambda each, channel: each.list_referrers(channel, reference, manifest, artifact_type),
         )
 
     async def fetch_blob(
@@ -161,9 +210,10 @@ class RegistryClient:
             LimitExceeded: There are more than `max_size`.
         """
         return await self._run(
-            lambda channel: self._documents.fetch_blob(
+            Capability.PULL,
+            lambda each, channel: each.fetch_blob(
                 channel, reference, descriptor, max_size=max_size
-            )
+            ),
         )
 
     def open_blob(
@@ -176,7 +226,8 @@ class RegistryClient:
     ) -> BlobReader:
         """A reader of a blob, for a worker thread. Nothing is sent before its first piece is taken.
 
-        A blob that the registry does not have is fetched from its `urls`: see `foreign`.
+        What one endpoint does not deliver, the next is asked for, from the same byte on. A blob
+        that the registry does not have is fetched from its `urls`: see `foreign`.
 
         Args:
             reference: Names the repository.
@@ -188,36 +239,51 @@ class RegistryClient:
         if not 0 <= offset <= end <= descriptor.size:
             raise ValueError(f"no bytes {offset} to {end} in a blob of {descriptor.size}")
 
-        def read(server: Server, pool: ChannelPool, url: httpx.URL) -> RemoteBlobReader:
+        what = f"blob {descriptor.digest} of {reference.repository}"
+
+        def at_station(station: Station, position: int, has_alternative: bool) -> RemoteBlobReader:
+            endpoint = station.endpoint
+            path = endpoint.repository(reference.path)
             request = Request(
                 method="GET",
-                url=url,
-                what=f"blob {descriptor.digest} of {reference.repository}",
-                trusted=self._endpoint.origin,
+                url=endpoint.blob(path, descriptor.digest),
+                what=what,
+                who=endpoint.who,
+                trusted=endpoint.origin,
             )
             return RemoteBlobReader(
-                server, pool, request, reference.path, descriptor, start=offset, end=end
+                station.session,
+                station.pool,
+                request,
+                path,
+                descriptor,
+                start=position,
+                end=end,
+                has_alternative=has_alternative,
             )
 
-        blob = self._endpoint.blob(reference.path, descriptor.digest)
-        here = read(self._session, self._pool, blob)
-        urls = foreign_urls(descriptor, registry=self._endpoint.origin)
-        if not urls:
-            return here
-        stranger = Stranger(self._session.hops)
-        return FallbackReader(here, [read(stranger, self._others, url) for url in urls])
+        authority = self._stations.authority
+        stranger = Stranger(authority.session.hops)
 
-    async def _run(self, work: Callable[[Channel], T]) -> T:
+        def elsewhere(url: httpx.URL, position: int) -> RemoteBlobReader:
+            request = Request(method="GET", url=url, what=what, trusted=authority.endpoint.origin)
+            return RemoteBlobReader(
+                stranger, self._others, request, "", descriptor, start=position, end=end
+            )
+
+        urls = foreign_urls(descriptor, registry=authority.endpoint.origin)
+        others = [(url, partial(elsewhere, url)) for url in urls]
+        return FallbackReader(self._stations, at_station, others, start=offset)
+
+    async def _run(self, wanted: Capability, ask: Callable[[Documents, Channel], T]) -> T:
         operation = Operation()
-        return await run_cancellable(
-            partial(self._work, operation, work), operation.cancel, limiter=self._threads
-        )
 
-    def _work(self, operation: Operation, work: Callable[[Channel], T]) -> T:
-        # The deadline begins here: waiting for a thread is not the registry's fault.
-        operation.allow_within(self._session.hops.bounds.document_deadline)
-        with public_errors(self._endpoint.base), self._pool.lend(operation) as channel:
-            return work(channel)
+        def work() -> T:
+            return self._stations.ask(
+                operation, wanted, lambda station, channel: ask(station.documents, channel)
+            )
+
+        return await run_cancellable(work, operation.cancel, limiter=self._threads)
 
 
 def _keep_quiet() -> None:

@@ -21,7 +21,7 @@ from imgvol.registry.helpers import HelperFailed, ask_helper
 from imgvol.registry.redaction import Secret, quote_remote
 
 # Docker Hub's names for itself; its logins are kept under the last.
-_HUB_ALIASES: Final = frozenset(("docker.io", "registry-1.docker.io"))
+HUB_NAMES: Final = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _HUB_KEY: Final = "index.docker.io"
 _HUB_HELPER_KEY: Final = "https://index.docker.io/v1/"
 # A helper's user name for "the secret is an identity token".
@@ -95,6 +95,23 @@ class StaticCredentials:
     def find(self, registry: str, repository: str) -> Lookup:  # noqa: ARG002 - the protocol's
         """The login."""
         return Lookup(self.credential, ("used the login that came with the request",))
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredCredentials:
+    """The login that an administrator has configured for one server.
+
+    Args:
+        credential: The login.
+        file: Where it is configured.
+    """
+
+    credential: Credential
+    file: str
+
+    def find(self, registry: str, repository: str) -> Lookup:  # noqa: ARG002 - the protocol's
+        """The login."""
+        return Lookup(self.credential, (f"used the login in {self.file}",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +275,7 @@ def _canonical(key: str) -> str:
     """The registry that a key means, for keys that are URLs or other names of Docker Hub."""
     scheme, separator, rest = key.partition("://")
     host = rest.partition("/")[0] if separator and scheme in {"http", "https"} else key
-    return _HUB_KEY if host in _HUB_ALIASES else host
+    return _HUB_KEY if host in HUB_NAMES else host
 
 
 def _parse_entry(entry: Mapping[str, object]) -> Credential:

@@ -76,9 +76,11 @@ class Documents:
             )
         request = self._request(
             f"blob {descriptor.digest} of {reference.repository}",
-            self._endpoint.blob(reference.path, descriptor.digest),
+            self._endpoint.blob(self._path(reference), descriptor.digest),
         )
-        _, body = self._read(channel, request, reference.path, limit="max_size", allowed=max_size)
+        _, body = self._read(
+            channel, request, self._path(reference), limit="max_size", allowed=max_size
+        )
         _verify(body, descriptor, request)
         return body
 
@@ -87,18 +89,19 @@ class Documents:
     ) -> tuple[Descriptor, ...]:
         """What refers to a manifest of the reference's repository, of one type, in order."""
         what = f"referrers of {reference.repository}@{manifest}"
-        url = self._endpoint.referrers(reference.path, manifest, artifact_type)
+        path = self._path(reference)
+        url = self._endpoint.referrers(path, manifest, artifact_type)
         found: list[Descriptor] = []
         for page in range(limits.REFERRER_PAGES):
             request = self._request(what, url)
-            answer = self._ask(
-                channel, request, reference.path, limit="MANIFEST_SIZE", allowed=self._allowed
-            )
+            answer = self._ask(channel, request, path, limit="MANIFEST_SIZE", allowed=self._allowed)
             if isinstance(answer, httpx.Response):
-                if page == 0 and answer.status_code == httpx.codes.NOT_FOUND:
+                # A mirror that has no list knows nothing; that the registry has none, is an answer.
+                is_answer = self._endpoint.is_authority and page == 0
+                if is_answer and answer.status_code == httpx.codes.NOT_FOUND:
                     discard(answer)
                     return self._tagged_referrers(channel, reference, manifest, artifact_type)
-                raise self._session.refusal(answer, request, reference.path)
+                raise self._session.refusal(answer, request, path)
             found += parse_referrers(
                 answer.body, media_type=answer.media_type, artifact_type=artifact_type
             )
@@ -125,12 +128,12 @@ class Documents:
         request = self._manifest_request(reference, _name_of(reference), method="HEAD")
 
         def once() -> httpx.Response:
-            response = self._session.send(channel, request, reference.path)
+            response = self._session.send(channel, request, self._path(reference))
             discard(response)
             return response
 
         hops = self._session.hops
-        response = hops.insist(channel, request, hops.attempts(), once)
+        response = hops.insist(channel, request, hops.attempts(channel.operation), once)
         if response.status_code != httpx.codes.OK:
             return None
         descriptor = _descriptor_of(response)
@@ -151,7 +154,7 @@ class Documents:
         expected = descriptor.digest if descriptor else reference.digest
         request = self._manifest_request(reference, str(expected or _name_of(reference)))
         media_type, body = self._read(
-            channel, request, reference.path, limit="MANIFEST_SIZE", allowed=self._allowed
+            channel, request, self._path(reference), limit="MANIFEST_SIZE", allowed=self._allowed
         )
         if descriptor is not None:
             _verify(body, descriptor, request)
@@ -182,20 +185,29 @@ class Documents:
             return _Answer(response, body)
 
         hops = self._session.hops
-        return hops.insist(channel, request, hops.attempts(), once)
+        return hops.insist(channel, request, hops.attempts(channel.operation), once)
 
     def _manifest_request(self, reference: Reference, name: str, method: str = "GET") -> Request:
         separator = "@" if ":" in name else ":"
         return self._request(
             f"manifest {reference.repository}{separator}{name}",
-            self._endpoint.manifest(reference.path, name),
+            self._endpoint.manifest(self._path(reference), name),
             method,
         )
 
     def _request(self, what: str, url: httpx.URL, method: str = "GET") -> Request:
         return Request(
-            method=method, url=url, what=what, trusted=self._endpoint.origin, headers=_ACCEPT
+            method=method,
+            url=url,
+            what=what,
+            who=self._endpoint.who,
+            trusted=self._endpoint.origin,
+            headers=_ACCEPT,
         )
+
+    def _path(self, reference: Reference) -> str:
+        """What the endpoint calls the repository."""
+        return self._endpoint.repository(reference.path)
 
 
 def _name_of(reference: Reference) -> str:

@@ -129,7 +129,8 @@ def _translate_tls(error: ssl.SSLError, host: str, url: str) -> Failure:
     if isinstance(error, ssl.SSLCertVerificationError):
         untrusted = RemoteError(
             f"the certificate of {host} is not trusted: {quote_remote(error.verify_message)}",
-            hint="Name the certificate of its issuer with --ca-file, or add it to the system's.",
+            hint="Name the certificate of its issuer with --ca-file or in the configuration of "
+            "registries, or add it to the system's.",
             url=url,
         )
         return Failure(untrusted, Kind.PERMANENT)

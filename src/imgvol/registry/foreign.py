@@ -16,20 +16,16 @@ Whose bytes they are the digest says, as for every blob.
 
 import dataclasses
 import logging
-from collections.abc import Generator, Iterator, Sequence
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import httpx
 
 from imgvol import limits
-from imgvol.errors import ContentError, ImgvolError, NotFound, RemoteError
+from imgvol.errors import ImgvolError
 from imgvol.oci.descriptor import Descriptor
-from imgvol.registry.body import RemoteBlobReader
 from imgvol.registry.channel import Channel
 from imgvol.registry.failures import failure_of_status
 from imgvol.registry.hops import Hops, Request, words_of
-from imgvol.registry.redaction import redact_url
 from imgvol.registry.redirects import Origin, url_problem
 
 log = logging.getLogger(__name__)
@@ -93,63 +89,3 @@ class Stranger:
             who=_WHO,
             words=words_of(response, request),
         ).error
-
-
-class FallbackReader:
-    """A BlobReader of the first place that has the blob.
-
-    Args:
-        registry: Reads it from the registry.
-        others: Read the same bytes from elsewhere; asked in turn if the registry does not have it.
-    """
-
-    def __init__(self, registry: RemoteBlobReader, others: Sequence[RemoteBlobReader]) -> None:
-        self._registry = registry
-        self._others = others
-        self._pieces = self._generate()
-
-    def iter_pieces(self) -> Iterator[bytes]:
-        """See BlobReader."""
-        return self._pieces
-
-    def cancel(self) -> None:
-        """See BlobReader."""
-        for reader in (self._registry, *self._others):
-            reader.cancel()
-
-    def close(self) -> None:
-        """See BlobReader."""
-        self._pieces.close()
-        for reader in (self._registry, *self._others):
-            reader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _generate(self) -> Generator[bytes, None, None]:
-        reader = self._registry
-        for other in (*self._others, None):
-            pieces = reader.iter_pieces()
-            try:
-                first = next(pieces, b"")
-            except (ContentError, NotFound, RemoteError) as error:
-                # A registry that fails in any other way may have it all the same.
-                is_missing = reader is not self._registry or isinstance(error, NotFound)
-                if other is None or not is_missing:
-                    raise
-                log.info("%s: asking %s", error.message, redact_url(other.url))
-                reader = other
-            else:
-                # From here on there is no going elsewhere: some bytes would be given twice.
-                if first:
-                    yield first
-                yield from pieces
-                return

@@ -5,6 +5,7 @@ know of the registry: its origin, and the address that it was last reached at.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
@@ -24,7 +25,7 @@ from imgvol.registry.failures import (
     translate,
 )
 from imgvol.registry.locations import Locations
-from imgvol.registry.operation import OperationCancelled
+from imgvol.registry.operation import Operation, OperationCancelled
 from imgvol.registry.redaction import Secret, quote_remote, redact_url
 from imgvol.registry.redirects import REDIRECT_STATUSES, Origin, next_hop
 from imgvol.registry.retry import RETRIED_STATUSES, Attempts, Failure, RetryBudget
@@ -44,7 +45,8 @@ class Request:
         headers: Sent on every hop, to every host.
         form: A body to post; such a request is never redirected.
         authorization: Sent to `trusted` only.
-        trusted: The one origin that may see `authorization`.
+        private: Headers that are sent to `trusted` only, too.
+        trusted: The one origin that may see `authorization` and `private`.
         secrets: What whoever answers may know of us, and is not to be quoted with.
     """
 
@@ -56,6 +58,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     form: Mapping[str, str] | None = field(default=None, repr=False)
     authorization: Secret | None = None
+    private: tuple[tuple[str, Secret], ...] = ()
     secrets: tuple[Secret, ...] = ()
 
 
@@ -71,7 +74,7 @@ class Hops:
     """Sends requests and follows where they lead. Safe to use from any thread.
 
     Args:
-        registry: The registry's origin.
+        registry: The origin of the registry, or of what stands for it.
         bounds: How far to go, and how often to try.
         random: Spreads retries.
 
@@ -82,14 +85,22 @@ class Hops:
     def __init__(self, registry: Origin, bounds: Bounds, random: Random) -> None:
         self.registry = registry
         self.bounds = bounds
+        self._hasty_bounds = dataclasses.replace(
+            bounds,
+            connect_retries=0,
+            stall_retries=0,
+            retries=min(bounds.retries, limits.ALTERNATIVE_RETRIES),
+            retry_after=min(bounds.retry_after, limits.ALTERNATIVE_RETRY_AFTER),
+        )
         self.locations = Locations()
         self._random = random
         self._budget = RetryBudget(bounds.retry_budget)
         self._registry_address: IPAddress | None = None
 
-    def attempts(self) -> Attempts:
-        """The tries of one piece of work."""
-        return Attempts(self.bounds, self._budget, self._random)
+    def attempts(self, operation: Operation) -> Attempts:
+        """The tries of one piece of work: few where somebody else can be asked instead."""
+        bounds = self._hasty_bounds if operation.has_alternative else self.bounds
+        return Attempts(bounds, self._budget, self._random)
 
     def follow(self, channel: Channel, request: Request) -> httpx.Response:
         """The answer at the end of the redirects: open, to be read and closed by the caller.
@@ -151,7 +162,10 @@ class Hops:
 
     def _send(self, channel: Channel, request: Request, url: httpx.URL) -> httpx.Response:
         origin = Origin.of(url)
-        headers = dict(request.headers)
+        headers = httpx.Headers()
+        if origin == request.trusted:
+            headers = httpx.Headers([(name, value.reveal()) for name, value in request.private])
+        headers.update(request.headers)
         if request.authorization is not None and origin == request.trusted:
             headers["Authorization"] = request.authorization.reveal()
         if origin == self.registry:

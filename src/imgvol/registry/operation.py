@@ -62,12 +62,14 @@ class OpenSockets:
 class Operation:
     """One piece of work: a document, a token, a blob.
 
-    `deadline` is of the monotonic clock; whoever does the work may move it. `cancel` may be called
-    from any thread, at any time and more than once; everything else is for the working thread.
+    `deadline` is of the monotonic clock; whoever does the work may move it. `has_alternative` says
+    that somebody else can be asked, so that patience is of little use. `cancel` may be called from
+    any thread, at any time and more than once; everything else is for the working thread.
     """
 
     def __init__(self, *, seconds: float = math.inf) -> None:
         self.deadline = time.monotonic() + seconds
+        self.has_alternative = False
         self._cancelled: Future[None] = Future()
         self._lock = threading.Lock()
         self._sockets: OpenSockets | None = None

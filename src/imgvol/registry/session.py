@@ -1,6 +1,7 @@
 """Requests to a registry with whatever authorisation they need."""
 
 import dataclasses
+from typing import Final
 
 import httpx
 
@@ -10,15 +11,23 @@ from imgvol.registry.challenge import parse_challenges
 from imgvol.registry.channel import Channel
 from imgvol.registry.failures import failure_of_status
 from imgvol.registry.hops import Hops, Request, discard, words_of
+from imgvol.registry.hosts import Endpoint
 from imgvol.registry.redaction import Secret
+
+_SECRET_LENGTH: Final = 8
 
 
 class Session:
-    """One registry, as one user sees it. Safe to use from any thread."""
+    """One endpoint, as one user sees it. Safe to use from any thread."""
 
-    def __init__(self, hops: Hops, authorizer: Authorizer) -> None:
+    def __init__(self, endpoint: Endpoint, hops: Hops, authorizer: Authorizer) -> None:
         self.hops = hops
+        self._endpoint = endpoint
         self._authorizer = authorizer
+        # Short ones are no secrets, and would make holes in every message.
+        self._header_secrets = tuple(
+            value for _, value in endpoint.headers if len(value.reveal()) >= _SECRET_LENGTH
+        )
 
     def send(self, channel: Channel, request: Request, repository: str) -> httpx.Response:
         """One try: ask, answer a challenge if there is one, ask again. Whatever comes then, comes.
@@ -43,16 +52,20 @@ class Session:
 
     def refusal(self, response: httpx.Response, request: Request, repository: str) -> ImgvolError:
         """The error that an answer means which is not the one we want; the answer is closed."""
-        is_registry = self.hops.is_registry(response)
+        is_registry, who = self.hops.is_registry(response), self._endpoint.who
         return failure_of_status(
             response,
             what=request.what,
-            who="the registry" if is_registry else "the server that the registry sent us to",
+            who=who if is_registry else f"the server that {who} sent us to",
             words=words_of(response, self._with(request, repository, None)),
             # Nobody logs in to an object store.
             hint=self._authorizer.hint(repository) if is_registry else "",
         ).error
 
     def _with(self, request: Request, repository: str, authorization: Secret | None) -> Request:
-        secrets = self._authorizer.secrets(repository)
-        return dataclasses.replace(request, authorization=authorization, secrets=secrets)
+        return dataclasses.replace(
+            request,
+            authorization=authorization,
+            private=self._endpoint.headers,
+            secrets=(*self._authorizer.secrets(repository), *self._header_secrets),
+        )

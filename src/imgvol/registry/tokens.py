@@ -169,7 +169,7 @@ def _ask(hops: Hops, channel: Channel, request: Request) -> Token | httpx.Respon
         is_good = response.status_code == httpx.codes.OK
         return _read(response, hops.bounds.token_size) if is_good else response
 
-    return hops.insist(channel, request, hops.attempts(), once)
+    return hops.insist(channel, request, hops.attempts(channel.operation), once)
 
 
 def _read(response: httpx.Response, allowed: int) -> Token:

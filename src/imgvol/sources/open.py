@@ -11,8 +11,9 @@ import trio
 from imgvol.errors import InvalidArgument
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.client import open_registry_client
-from imgvol.registry.credentials import CredentialChain, CredentialSource, logins_of_this_user
+from imgvol.registry.credentials import CredentialSource, logins_of_this_user
 from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.registries import Registries
 from imgvol.sources.archive import ArchiveFiles, open_archive
 from imgvol.sources.base import ImageSource
 from imgvol.sources.docker_archive import DockerArchiveSource
@@ -37,6 +38,7 @@ async def open_source(
     options: RegistryOptions = _DEFAULT_OPTIONS,
     *,
     credentials: CredentialSource | None = None,
+    registries: Registries | None = None,
     bounds: Bounds = DEFAULT_BOUNDS,
     spool_directory: str | None = None,
 ) -> AsyncIterator[ImageSource]:
@@ -45,23 +47,29 @@ async def open_source(
     Args:
         argument: Which image, from `parse_image_argument`.
         options: How to reach a registry.
-        credentials: The login that came with a request for this registry. Without one, the files
-            that `docker login` and `podman login` of this process's user write.
+        credentials: The login that came with a request for this registry. Without one, what the
+            configuration has, and then the files that `docker login` and `podman login` of this
+            process's user write.
+        registries: Where images of registries come from; None: from the registries themselves.
         bounds: How long to wait for a registry, and how often to try.
         spool_directory: Where a compressed archive is decompressed; None: the system's choice.
 
     Raises:
         InvalidArgument: The path is relative, or leads to something else than it should.
         NotFound: There is nothing there.
+        BadConfiguration: The configuration of registries cannot be used.
         ContentError: An archive is damaged.
         LocalError: The system refuses.
     """
     match argument:
         case RegistryImage(reference):
-            sources = (credentials, logins_of_this_user())
-            logins = CredentialChain([source for source in sources if source is not None])
             async with open_registry_client(
-                reference.domain, options, logins, bounds=bounds
+                reference.domain,
+                options,
+                credentials,
+                registries=registries,
+                kept_logins=logins_of_this_user(),
+                bounds=bounds,
             ) as client:
                 yield RegistrySource(client, reference)
         case LayoutImage() | OCIArchive() | DockerArchive():

@@ -5,7 +5,7 @@ import pytest
 
 from imgvol.errors import InvalidArgument
 from imgvol.oci.digest import Digest
-from imgvol.registry.hosts import Capability, RegistryOptions, endpoints_of, tls_context
+from imgvol.registry.hosts import Capability, RegistryOptions, own_endpoint, tls_context
 from imgvol.registry.proxies import proxies_from
 
 PLAIN, TLS = RegistryOptions(plain_http=True), RegistryOptions(insecure=True)
@@ -33,7 +33,7 @@ PLAIN, TLS = RegistryOptions(plain_http=True), RegistryOptions(insecure=True)
     ],
 )
 def test_base_of_a_registry(domain, options, expected):
-    [endpoint] = endpoints_of(domain, options)
+    endpoint = own_endpoint(domain, options)
     assert str(endpoint.base) == expected
     assert endpoint.capabilities == Capability.ALL
 
@@ -43,11 +43,11 @@ def test_base_of_a_registry(domain, options, expected):
 )
 def test_registries_that_cannot_be(domain):
     with pytest.raises(InvalidArgument):
-        endpoints_of(domain, RegistryOptions())
+        own_endpoint(domain, RegistryOptions())
 
 
 def test_urls_of_an_endpoint():
-    [endpoint] = endpoints_of("127.0.0.1:5000", RegistryOptions())
+    endpoint = own_endpoint("127.0.0.1:5000", RegistryOptions())
     digest = Digest.of(b"")
     assert str(endpoint.manifest("a/b", "v1")) == "http://127.0.0.1:5000/v2/a/b/manifests/v1"
     assert str(endpoint.blob("a/b", digest)) == f"http://127.0.0.1:5000/v2/a/b/blobs/{digest}"
@@ -56,7 +56,7 @@ def test_urls_of_an_endpoint():
 @pytest.mark.parametrize("options", [RegistryOptions(plain_http=True, insecure=True)])
 def test_options_that_contradict(options):
     with pytest.raises(InvalidArgument):
-        endpoints_of("h.example.com", options)
+        own_endpoint("h.example.com", options)
 
 
 def test_files_that_are_no_certificates(tmp_path):
@@ -69,7 +69,7 @@ def test_files_that_are_no_certificates(tmp_path):
         RegistryOptions(ca_file=tmp_path),
     ):
         with pytest.raises(InvalidArgument):
-            tls_context(options)
+            tls_context(options.tls)
 
 
 @pytest.mark.parametrize(

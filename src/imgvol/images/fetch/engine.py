@@ -19,6 +19,7 @@ from imgvol.images.fetch.slots import FlightSlots
 from imgvol.images.fetch.sources import SourcePool
 from imgvol.oci.descriptor import Descriptor
 from imgvol.registry.credentials import CredentialSource
+from imgvol.registry.registries import Registries
 from imgvol.tallies import WAIT_BOUNDS, Distribution, Histogram, QueueLength, WaitCounts
 
 
@@ -65,6 +66,7 @@ class FetchEngine:
         nursery: Where flights and sources live.
         background_rate: Bytes per second that the background may receive; None: any.
         logins: As `SourcePool` takes them.
+        registries: Where images of registries come from.
 
     Attributes:
         sources: Sources that are open.
@@ -79,8 +81,9 @@ class FetchEngine:
         nursery: trio.Nursery,
         background_rate: float | None = None,
         logins: CredentialSource | None = None,
+        registries: Registries | None = None,
     ) -> None:
-        self.sources = SourcePool(nursery, logins)
+        self.sources = SourcePool(nursery, logins, registries)
         self.slots = FlightSlots(limits.FETCH_AT_ONCE, limits.FETCH_PER_HOST)
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
         self.pace = Pace(background_rate)
@@ -191,14 +194,18 @@ class FetchEngine:
 
 @asynccontextmanager
 async def open_fetch_engine(
-    background_rate: float | None = None, *, logins: CredentialSource | None = None
+    background_rate: float | None = None,
+    *,
+    logins: CredentialSource | None = None,
+    registries: Registries | None = None,
 ) -> AsyncIterator[FetchEngine]:
     """An engine; leaving the block cancels every flight.
 
     Args:
         background_rate: Bytes per second that the background may receive; None: any.
         logins: As `SourcePool` takes them.
+        registries: Where images of registries come from; None: from the registries themselves.
     """
     async with trio.open_nursery() as nursery:
-        yield FetchEngine(nursery, background_rate, logins)
+        yield FetchEngine(nursery, background_rate, logins, registries)
         nursery.cancel_scope.cancel()

@@ -13,6 +13,7 @@ from imgvol.content.records import Origin
 from imgvol.registry.bounds import Bounds
 from imgvol.registry.credentials import CredentialSource
 from imgvol.registry.hosts import RegistryOptions
+from imgvol.registry.registries import Registries
 from imgvol.sources.base import ImageSource
 from imgvol.sources.open import open_source
 from imgvol.sources.parse import parse_image_argument
@@ -34,11 +35,18 @@ class SourcePool:
         nursery: Where open sources live.
         logins: Asked whenever a registry refuses what it was sent before, and so also for a login
             that has been replaced since a source was opened; before those in this user's files.
+        registries: Where images of registries come from.
     """
 
-    def __init__(self, nursery: trio.Nursery, logins: CredentialSource | None = None) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        logins: CredentialSource | None = None,
+        registries: Registries | None = None,
+    ) -> None:
         self._nursery = nursery
         self._logins = logins
+        self._registries = registries
         self._open: dict[Origin, _OpenSource] = {}
         self._opening = trio.Lock()
 
@@ -77,6 +85,7 @@ class SourcePool:
                 parse_image_argument(origin.argument),
                 options,
                 credentials=self._logins,
+                registries=self._registries,
                 bounds=bounds,
             ) as source:
                 opened = _OpenSource(source, idle_since=trio.current_time())

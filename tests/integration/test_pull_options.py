@@ -20,11 +20,11 @@ def test_a_pull_without_bytes_is_given_up_and_can_be_repeated(
     layer = Layer([file("large", random.Random(1).randbytes(5 * MB))], "none")
     name = "pull-options/stall:1"
     push(write_layout(tmp_path / "layout", {"x": Image([layer])}), "x", registry.reference(name))
-    with running_daemon(short_path, "--pull-progress-timeout", "1") as daemon:
+    with running_daemon(short_path, "--pull-progress-timeout", "2") as daemon:
         stall = proxy.stall_blob_after(layer.digest, 3 * MB)
         done = daemon.run("pull", proxy.reference(name), check=False)
         assert done.returncode == 1
-        assert "stalled: no byte for 1 s" in done.stderr
+        assert "stalled: no byte for 2 s" in done.stderr
         assert f"waiting_for blob {layer.digest}" in done.stderr
         assert stall.fired == 1
         assert daemon.json("images") == []

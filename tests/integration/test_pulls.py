@@ -307,12 +307,12 @@ async def test_a_login_is_kept_while_something_has_to_be_fetched_with_it(tmp_pat
 async def test_no_byte_for_too_long_ends_the_pull(tmp_path, served):
     blob = served.image.layers[1]
     served.on_blob(blob.digest, break_off(blob.blob, 100_000, how="stall"))
-    async with open_service(tmp_path, progress_timeout=0.5) as service:
+    async with open_service(tmp_path, progress_timeout=1.5) as service:
         began = time.monotonic()
-        with pytest.raises(RegistryUnavailable, match=r"stalled: no byte for 0\.5 s") as raised:
+        with pytest.raises(RegistryUnavailable, match=r"stalled: no byte for 1\.5 s") as raised:
             await service.pull(served.name)
         # Long before the registry's client gives this one connection up.
-        assert 0.5 <= time.monotonic() - began < limits.READ_TIMEOUT / 2
+        assert 1.5 <= time.monotonic() - began < limits.READ_TIMEOUT / 2
         assert raised.value.fields["waiting_for"] == f"blob {blob.digest}"
         assert left_over(tmp_path) == []
         assert await service.images.list() == []
@@ -334,12 +334,12 @@ async def test_slow_storing_is_no_stall(tmp_path, served, monkeypatch):
     publish, waited = LayerWriter.publish, []
 
     def slowly(self, *arguments):
-        time.sleep(0.8)
+        time.sleep(2)
         waited.append(True)
         return publish(self, *arguments)
 
     monkeypatch.setattr(LayerWriter, "publish", slowly)
-    async with open_service(tmp_path, progress_timeout=0.3) as service:
+    async with open_service(tmp_path, progress_timeout=1) as service:
         assert await service.pull(served.name)
     assert len(waited) == 2
 
@@ -360,15 +360,15 @@ def trickle(data, *, pieces, every):
 async def test_waiting_for_anothers_layer_is_no_stall(tmp_path, server, served):
     """One gets a few bytes now and then, the other none at all, and asks for none either."""
     shared = served.image.layers[0]
-    served.on_blob(shared.digest, trickle(shared.blob, pieces=6, every=0.25))
+    served.on_blob(shared.digest, trickle(shared.blob, pieces=8, every=0.3))
     other = Served(server, "other/image", Image([shared]))
-    async with open_service(tmp_path, progress_timeout=0.6) as service:
+    async with open_service(tmp_path, progress_timeout=1.5) as service:
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(service.pull, served.name)
             await trio.testing.wait_all_tasks_blocked(0.1)
             nursery.start_soon(service.pull, other.name)
-        assert time.monotonic() - began > 1.2
+        assert time.monotonic() - began > 2.2
         assert len(await service.images.list()) == 2
     assert len(served.fetched(shared.digest)) == 1
     assert other.fetched(shared.digest) == []

@@ -273,3 +273,28 @@ HOOK_CONFIG_SIZE: Final = 16 * MIB
 # A container that starts waits for the hook; pulling an image should not be left to it.
 HOOK_DEADLINE: Final = 60.0
 HOOK_MOUNTS: Final = 256
+
+# --- the daemon -----------------------------------------------------------------------------------
+# Seconds that a component may take to stop: most take milliseconds, a copy of a large database and
+# the handlers of the filesystem longer.
+STOP_COMPONENT: Final = 5.0
+# Unmounting a thousand volumes takes some 5 s.
+STOP_VOLUMES: Final = 15.0
+# A component that was cancelled because it took longer.
+STOP_CANCELLED: Final = 1.0
+# All of them: `imgvol stop` waits for 30 s, the systemd unit for 60.
+STOP_DEADLINE: Final = 25.0
+# systemd gives a start 90 s unless it is told more; recovery of a thousand volumes takes 2.
+START_STAGE: Final = 90.0
+# How often the event loop shows that it turns, and who watches it looks.
+LOOP_BEAT: Final = 0.5
+# The event loop is blocked: nothing is to keep it for a hundredth of that, and a reader waits for
+# 30 s at most.
+LOOP_BLOCKED: Final = 5.0
+# What a report of a blocked loop shows: of each thread and task, the innermost calls.
+REPORT_THREADS: Final = 100
+REPORT_TASKS: Final = 200
+REPORT_CALLS: Final = 20
+# Who follows events, and what waits for one of them who is slow.
+EVENT_SUBSCRIBERS: Final = 32
+EVENT_QUEUE: Final = 1024

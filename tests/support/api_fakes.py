@@ -23,6 +23,7 @@ from imgvol.content.records import LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
+from imgvol.images.events import Events
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
@@ -33,6 +34,7 @@ from imgvol.images.views import LayerStatus, ViewStatistics
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
 from imgvol.tallies import (
+    LOOP_BOUNDS,
     PULL_BOUNDS,
     WAIT_BOUNDS,
     Histogram,
@@ -185,6 +187,7 @@ def statistics(**changes: object) -> Statistics:
         "disk": QueueLength(0, 0),
         "volumes": 3,
         "is_serving": True,
+        "loop_blocked": observed(LOOP_BOUNDS, 7.0),
     }
     return Statistics(**{**values, **changes})
 
@@ -433,6 +436,7 @@ class FakeDaemon:
         self.inspection = FakeInspection()
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
+        self.events = Events()
         self.stopped = False
         self.statistics = statistics()
         self.on_stop = lambda: None
@@ -443,6 +447,7 @@ class FakeDaemon:
             sandboxes=self.sandboxes,
             check=self.check,
             scrub=self.scrub,
+            events=self.events,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

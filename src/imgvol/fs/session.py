@@ -74,7 +74,6 @@ async def open_session(
 
             async def serve() -> None:
                 await pyfuse3.main(min_tasks=1, max_tasks=limits.FUSE_TASKS)
-                log.error("the filesystem's connection ended: somebody unmounted or aborted it")
                 on_lost()
 
             nursery.start_soon(serve)

@@ -16,6 +16,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.collection import CollectionReport, Collector, Fate
+from imgvol.images.events import IMAGE_REMOVED, PULL_FAILED, PULL_PROGRESS, Event
 from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.readiness import Readiness
@@ -130,6 +131,9 @@ class ImageService:
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
         soci_referrers: As `Puller` takes it.
+
+    Attributes:
+        publish: Told what happens to images.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class ImageService:
         self._puller = Puller(store, soci_referrers=soci_referrers)
         self._puller.make_room = self._collector.make_room
         self._pulls = _PullTallies()
+        self.publish: Callable[[Event], None] = _tell_nobody
 
     @property
     def pulls_under_way(self) -> int:
@@ -203,7 +208,7 @@ class ImageService:
         before = {record.manifest for record, _ in named}
         started = time.perf_counter()
         try:
-            with self._pulls.pull(progress):
+            with self._pulls.pull(progress), self._told_pull(str(argument)):
                 async with open_source(
                     argument,
                     _registry_options(options),
@@ -231,7 +236,24 @@ class ImageService:
         if before - {record.manifest}:
             await self._collector.collect()
         _sum_up(progress, time.perf_counter() - started)
+        self._tell(PULL_PROGRESS, str(argument), record.id, stage="done")
         return record
+
+    @contextmanager
+    def _told_pull(self, image: str) -> Iterator[None]:
+        """Tells of a pull that begins, and that fails or is given up."""
+        self._tell(PULL_PROGRESS, image, stage="started")
+        try:
+            yield
+        except ImgvolError as exc:
+            self._tell(PULL_FAILED, image, code=exc.code, reason=str(exc))
+            raise
+        except BaseException:
+            self._tell(PULL_FAILED, image, code="cancelled", reason="nobody waits for it any more")
+            raise
+
+    def _tell(self, kind: str, image: str, id_: Digest | None = None, **data: JSONValue) -> None:
+        self.publish(Event(kind=kind, at=time.time(), image=image, id=id_, data=data))
 
     async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
         """The local image of a name, an image ID or its first 12 or more digits.
@@ -325,6 +347,8 @@ class ImageService:
         for image_record in gone:
             await self._leases.forget_pull(image_record.manifest)
         deleted = tuple(str(record.manifest) for record in gone)
+        for image_record in gone:
+            self._tell(IMAGE_REMOVED, image, image_record.id)
         collected = await self._collector.collect()
         return RemovalReport(untagged=untagged, deleted=deleted, freed=collected.freed)
 
@@ -374,6 +398,10 @@ class ImageService:
     async def usage(self) -> StoreUsage:
         """Sizes of what is stored."""
         return await self._store.usage()
+
+
+def _tell_nobody(_event: Event) -> None:
+    """For a service that nobody follows."""
 
 
 def _best(images: Collection[ImageRecord], matcher: Matcher) -> ImageRecord | None:

@@ -13,7 +13,7 @@ from unittest.mock import sentinel
 
 import trio
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
@@ -23,7 +23,7 @@ from imgvol.content.records import LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
-from imgvol.images.events import Events
+from imgvol.images.events import IMAGE_REMOVED, PULL_FAILED, Event, Subscription
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
@@ -428,6 +428,22 @@ class FakeSandboxes:
         ]
 
 
+class FakeEvents:
+    """Everything has happened already, and more than anybody could take; then the daemon ends."""
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, kinds=()):
+        subscription = Subscription(frozenset(kinds))
+        about = {"at": 1_714_000_000.0, "image": "docker.io/library/alpine:3.20"}
+        failure = {"code": "not-found", "reason": "no such tag"}
+        some_id = Digest.parse(digest(1))
+        subscription.put(Event(kind=PULL_FAILED, id=None, data=failure, **about))
+        for _ in range(limits.EVENT_QUEUE):
+            subscription.put(Event(kind=IMAGE_REMOVED, id=some_id, data={}, **about))
+        subscription.end()
+        yield subscription
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -436,7 +452,7 @@ class FakeDaemon:
         self.inspection = FakeInspection()
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
-        self.events = Events()
+        self.events = FakeEvents()
         self.stopped = False
         self.statistics = statistics()
         self.on_stop = lambda: None

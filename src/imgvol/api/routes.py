@@ -4,6 +4,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
+from imgvol.api.event_routes import EVENT_ROUTES
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
     NDJSON,
@@ -367,6 +368,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *SANDBOX_ROUTES,
+    *EVENT_ROUTES,
 )
 
 

@@ -28,6 +28,7 @@ EXAMPLES = {
     "getMetrics": ("", None),
     "stopDaemon": ("", None),
     "getUsage": ("", None),
+    "followEvents": ("kinds=pull.failed,image.removed", None),
     "checkStore": ("", None),
     "scrubImages": ("", {"image": "busybox:1", "repair": True}),
     "planCollection": ("", None),

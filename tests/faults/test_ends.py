@@ -1,12 +1,15 @@
 """A component that fails, or does not stop: the daemon ends, says which, and the next goes on."""
 
 import signal
+import subprocess
+from dataclasses import replace
 
 import pytest
 
 from support import images
 from support.daemon import Imgvol
-from support.programs import require_fuse, stop
+from support.guards import mounts_below
+from support.programs import require_fuse, stop, wait_until
 
 pytestmark = pytest.mark.fuse
 
@@ -42,7 +45,7 @@ def broken(short_path):
     imgvol = Imgvol(short_path)
     layout = images.write_layout(short_path / "layout", {"v1": IMAGE})
     yield imgvol, f"oci:{layout}:v1"
-    if imgvol.process.poll() is None:
+    if imgvol.process is not None and imgvol.process.poll() is None:
         stop(imgvol.process)
 
 
@@ -82,3 +85,52 @@ def test_a_component_that_does_not_stop_is_left_behind(broken, agent):
     imgvol.start()
     assert agent.ask_bytes("content", path=f"{target}/motd") == b"hello"
     assert [volume["state"] for volume in imgvol.json("ps")] == ["mounted"]
+
+
+# Recovery that does not come to its end, and one that fails.
+ENDLESS = """
+import trio
+from imgvol.volumes import recovery
+
+async def recover(*_, **__):
+    with open({seen!r}, "w"):
+        await trio.sleep_forever()
+
+recovery.recover = recover
+"""
+FAILED = """
+from imgvol.errors import StoreDamaged
+from imgvol.volumes import recovery
+
+async def recover(*_, **__):
+    raise StoreDamaged("no record can be read")
+
+recovery.recover = recover
+"""
+
+
+def test_a_daemon_that_is_told_to_stop_while_it_recovers_stops(broken, agent):
+    imgvol, name = broken
+    imgvol.start()
+    target = imgvol.target("mnt")
+    imgvol.run("mount", name, target)
+    imgvol.terminate()
+    seen = imgvol.base / "seen"
+    source = f"exec({ENDLESS.format(seen=str(seen))!r})"
+    slow = subprocess.Popen(replace(imgvol, prelude=source)._serve_command)
+    wait_until(seen.exists, seconds=20, what="the recovery to begin")
+    assert not (imgvol.run_dir / "imgvol.sock").exists(), "nobody is let in before"
+    assert stop(slow, seconds=20) == 0
+    imgvol.start()
+    assert agent.ask_bytes("content", path=f"{target}/motd") == b"hello", "nothing is forgotten"
+
+
+def test_a_recovery_that_fails_is_the_end_of_the_start_and_named(broken):
+    imgvol, _ = broken
+    imgvol.prelude = f"exec({FAILED!r})"
+    done = subprocess.run(
+        imgvol._serve_command, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 1
+    assert "no record can be read (stage volumes)" in done.stderr
+    assert not mounts_below([str(imgvol.base)])

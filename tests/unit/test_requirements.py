@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+LIFECYCLE = [4, 6, 7, 9, 11, *range(13, 26), 27, 28, 29]
 WANTED = [
+    *(f"S0.{number}" for number in (1, 2, 3)),
     *(f"S1.{number}" for number in range(1, 32)),
+    *(f"S3.{number}" for number in LIFECYCLE),
     *(f"K{number}" for number in range(1, 28)),
     *(f"C{number}" for number in range(1, 17)),
     *(f"O{number}" for number in range(1, 17)),

@@ -238,6 +238,8 @@ LEASE_RETRY: Final = 10.0
 # Mounts of one sandbox in one request; a pod has at most some tens of volumes.
 SANDBOX_MOUNTS: Final = 256
 MOUNT_OPTIONS: Final = 32
+# A view that the kernel is just forgetting is looked up again: once for each earlier withdrawal.
+BIND_ATTEMPTS: Final = 5
 # Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
 # the caller says otherwise. The kubelet waits for two minutes.
 DRAIN: Final = 60.0

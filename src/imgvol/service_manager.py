@@ -5,9 +5,9 @@ import os
 import socket
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Final, Self
 
-_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class ServiceManager:
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str]) -> Self:
         """What the environment says; taken out of it: programs that we start are not the daemon."""
-        address, period, pid = (environ.pop(name, "") for name in _VARIABLES)
+        address, period, pid = (environ.pop(name, "") for name in VARIABLES)
         is_meant = pid in {"", str(os.getpid())}
         return cls(
             address="\0" + address[1:] if address.startswith("@") else address or None,

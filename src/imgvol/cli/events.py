@@ -36,7 +36,8 @@ _ID_DIGITS: Final = 12
 def events_command(session: Session, /, *, kinds: tuple[str, ...]) -> None:
     """Tell what happens to images from now on, until you interrupt it or the daemon ends.
 
-    Nothing is told of what was before: look first, with `imgvol images`, and follow meanwhile.
+    Nothing is told of what was before: look with `imgvol images` once this runs. A daemon that was
+    started on demand stays as long as somebody follows.
     """
     for event in session.client.iter_events("GET", "/events", {"kinds": ",".join(kinds)}):
         if event["event"] in {"alive", "done"}:

@@ -85,8 +85,9 @@ class Tally:
         yield "refused", _counts(self.refused)
         yield "reads that failed", _counts(self.failed_reads)
         if self.memory:
-            first, last = self.memory[0] / MIB, self.memory[-1] / MIB
-            yield "memory, last life", f"{first:.0f} MiB, then {last:.0f} MiB"
+            steps = [self.memory[len(self.memory) * quarter // 4] for quarter in range(4)]
+            shown = ", ".join(f"{size / MIB:.0f}" for size in [*steps, self.memory[-1]])
+            yield "memory, last life", f"MiB by quarters: {shown}; {len(self.memory)} rounds"
         yield "problems", str(len(self.problems))
 
 

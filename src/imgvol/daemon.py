@@ -1,43 +1,47 @@
 """The daemon: the only place where everything meets.
 
-Each resource is entered on one stack, its undoing beside it; leaving goes backwards: no new
-requests, volumes unmounted, filesystem unmounted, database closed, locks released. Start-up
-contacts no registry.
+It is constructed, recovers what the last one left, opens its sockets, begins its work in the
+background, and only then says that it is ready. Each component has a name, and is stopped in the
+opposite order: no new requests, volumes unmounted, filesystem unmounted, database closed, locks
+released. How components start, fail and stop is the business of `lifecycle`. Start-up contacts no
+registry.
 """
 
 import contextlib
+import faulthandler
 import json
 import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.api.docker import make_docker_dispatch, write_spec
 from imgvol.api.problems import as_imgvol_error, error_document
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statistics
-from imgvol.config import Config
+from imgvol.config import Config, LazyTrust
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
-from imgvol.errors import ImgvolError, InternalError, MachineLacks
+from imgvol.errors import ImgvolError, InternalError, LocalError, MachineLacks
 from imgvol.images import inspection
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
+from imgvol.images.events import Events
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.lazy import LazyLayers
@@ -48,7 +52,9 @@ from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
+from imgvol.lifecycle import Lifecycle
 from imgvol.registry.registries import Registries
+from imgvol.service_manager import ServiceManager
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
@@ -56,10 +62,15 @@ from imgvol.volumes.homes import Homes
 from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.named import NamedVolumes
 from imgvol.volumes.sandboxes import Sandboxes
+from imgvol.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 IDLE_CHECK: Final = 1.0
+# Of the process: it was told to end; it could not start or go on; it could not end in good order.
+EXIT_STOPPED: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_STUCK: Final = 3
 
 
 def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info") -> int:
@@ -76,157 +87,211 @@ def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info")
     _configure_logging(log_level)
     os.umask(0o077)
     _raise_file_limit()
-    daemon = _Daemon(config, ready_fd)
+    starter = _Starter(ready_fd)
+    daemon = _Daemon(config, starter, ServiceManager.from_environment(os.environ))
     try:
-        trio.run(daemon.serve)
+        trio.run(daemon.run)
     except Exception as exc:
         error = as_imgvol_error(exc)
         level = logging.ERROR if isinstance(error, InternalError) else logging.DEBUG
         log.log(level, "the daemon failed", exc_info=True)
-        daemon.report_failure(error)
-        return 1
-    return daemon.exit_code
+        starter.report_failure(error)
+        return EXIT_FAILED
+    return EXIT_STOPPED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Images:
+    """What serves images, constructed and recovered."""
+
+    store: Store
+    views: Views
+    leases: Leases
+    collector: Collector
+    service: ImageService
+    engine: FetchEngine
+    lazy_layers: LazyLayers
+    events: Events
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Mounts:
+    """What serves volumes, recovered.
+
+    Attributes:
+        obstacle: Why nothing can be mounted here; None when it can.
+    """
+
+    volumes: VolumeManager
+    sandboxes: Sandboxes
+    obstacle: MachineLacks | None
 
 
 class _Daemon:
-    def __init__(self, config: Config, ready_fd: int | None) -> None:
+    def __init__(self, config: Config, starter: "_Starter", manager: ServiceManager) -> None:
         self._config = config
-        self._ready_fd = ready_fd
-        self._stopping = trio.Event()
+        self._starter = starter
+        self._manager = manager
+        self._lifecycle = Lifecycle(announce=self._announce, abandon=_leave_stuck)
+        self._watchdog = Watchdog(manager)
         self._started_at = time.time()
+        self._is_ready = False
         # A daemon that is told to stop forgets its volumes; one that is restarted keeps them.
         self._forget_volumes = False
         self._requests = RequestTallies()
         self._has_lost_filesystem = False
-        self.exit_code = 0
+        self._cri: CriService | None = None
 
-    async def serve(self) -> None:
-        """Starts everything in order, waits, and takes it down in the opposite order."""
-        config = self._config
-        async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(open_store(config.root))
-            lock = await trio.to_thread.run_sync(own_directory, config.run)
-            stack.callback(os.close, lock)
-            await recovery.detach_dead(store.records, config.views)
-            views = Views(store)
-            leases = Leases(store.records)
+    async def run(self) -> None:
+        """Lives from the first component's start to the last one's end.
+
+        Raises:
+            ImgvolError: As `Lifecycle.run`.
+        """
+        await self._lifecycle.run(self._start)
+
+    # --- the order of things --------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        lifecycle = self._lifecycle
+        await lifecycle.start("signals", self._watch_signals)
+        await lifecycle.start("watchdog", self._watchdog.run)
+        images = await self._open_images()
+        mounts = await self._recover_mounts(images)
+        servers = await self._open_sockets(images, mounts)
+        self._begin_work(images, mounts, servers)
+        self._is_ready = True
+        if self._cri is not None:
+            self._cri.open()
+        self._manager.ready(f"serving {self._config.views}")
+        log.info(
+            "ready: version %s, root %s, run %s", __version__, self._config.root, self._config.run
+        )
+        # Whoever is told that we are ready may stop us in the next moment: nothing comes after.
+        self._starter.report_ready()
+
+    async def _open_images(self) -> _Images:
+        """Takes the directories, and makes what serves images of them."""
+        config, lifecycle = self._config, self._lifecycle
+        store = await lifecycle.open("store", open_store(config.root))
+        await lifecycle.open("run directory", _own(config.run))
+        # Whoever wants to know what happens is there before anything does.
+        events = Events()
+        views = Views(store)
+        leases = Leases(store.records)
+        collector = Collector(store)
+        logins = Logins()
+        registries = Registries(config.registries)
+        with lifecycle.stage("settings of pulls"):
+            settings = _pull_settings(config)
+        service = ImageService(
+            store,
+            views,
+            leases=leases,
+            collector=collector,
+            logins=logins,
+            registries=registries,
+            shared=await lifecycle.open("pulls", open_shared_pulls()),
+            settings=settings,
+        )
+        service.publish_to(events.publish)
+        fetching = open_fetch_engine(
+            config.background_rate, logins=logins.for_reads(), registries=registries
+        )
+        engine = await lifecycle.open("fetching", fetching)
+        lazy_layers = await lifecycle.open(
+            "lazy layers", _open_lazy_layers(store, engine, views, service, config.trust)
+        )
+        with lifecycle.stage("recovery of leases"):
             await leases.recover()
+        with lifecycle.stage("pins"):
+            await service.pin_configured(config.pinned_images)
+        return _Images(
+            store=store,
+            views=views,
+            leases=leases,
+            collector=collector,
+            service=service,
+            engine=engine,
+            lazy_layers=lazy_layers,
+            events=events,
+        )
+
+    async def _recover_mounts(self, images: _Images) -> _Mounts:
+        """Mounts the filesystem, and every volume that the last daemon left."""
+        config, lifecycle, records = self._config, self._lifecycle, images.store.records
+        with lifecycle.stage("detaching dead mounts"):
+            await recovery.detach_dead(records, config.views)
+        with lifecycle.stage("directory of volumes"):
             # As the kernel tells mount points.
             homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
-            collector = Collector(store)
-            logins = Logins()
-            registries = Registries(config.registries)
-            images = ImageService(
-                store,
-                views,
-                leases=leases,
-                collector=collector,
-                logins=logins,
-                registries=registries,
-                shared=await stack.enter_async_context(open_shared_pulls()),
-                settings=_pull_settings(config),
-            )
-            await images.pin_configured(config.pinned_images)
-            engine, lazy_layers = await self._open_lazy_layers(
-                stack, store, views, images, logins, registries
-            )
-            obstacle = await self._open_filesystem(stack, views)
-            volumes = VolumeManager(
-                images=images,
-                views=views,
-                records=store.records,
-                views_directory=config.views,
-                homes=homes,
-                obstacle=obstacle,
-                may_bind=config.is_system,
-            )
-            stack.push_async_callback(self._detach_volumes, volumes)
-            await recovery.recover(
-                volumes, records=store.records, homes=homes, views_directory=config.views
-            )
-            sandboxes = Sandboxes(
-                images=images,
-                leases=leases,
-                volumes=volumes,
-                homes=homes,
-                views_directory=config.views,
-            )
-            scrubber = Scrubber(store, views, images)
-            services = Services(
-                images=images,
-                inspection=inspection,
-                volumes=volumes,
-                sandboxes=sandboxes,
-                check=partial(self._check, store, volumes),
-                scrub=scrubber.scrub,
-                info=lambda: self._info(can_mount=obstacle is None),
-                statistics=lambda: Statistics(
-                    requests=self._requests.snapshot(),
-                    views=views.statistics(),
-                    fetching=engine.statistics(),
-                    lazy=lazy_layers.statistics(),
-                    pulls=images.statistics(),
-                    disk=store.disk_queue,
-                    volumes=volumes.count,
-                    is_serving=obstacle is None and not self._has_lost_filesystem,
-                    cri=CallCounts() if cri is None else cri.statistics(),
-                ),
-                stop=self._stop,
-            )
-            cri = None
-            if config.cri is not None:
-                cri = await trio.to_thread.run_sync(_cri_server, config.cri, images)
-            server = ApiServer(config.socket, make_dispatch(services))
-            stack.push_async_callback(self._note_leases, leases)
-            nursery = await stack.enter_async_context(trio.open_nursery())
-            stack.callback(nursery.cancel_scope.cancel)
-            nursery.start_soon(leases.run, sandboxes.end_lease)
-            await nursery.start(server.run)
-            servers: list[Server] = [server]
-            if cri is not None:
-                await nursery.start(cri.run)
-                servers.append(cri)
-            if config.docker_spec is not None:
-                plugin = await self._docker_plugin(config.docker_spec, volumes, store)
-                await nursery.start(plugin.run)
-                servers.append(plugin)
-            nursery.start_soon(collector.run)
-            nursery.start_soon(images.meter.run)
-            nursery.start_soon(store.save_copies)
-            # Whoever is told that we are ready may stop us in the next moment.
-            signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
-            if cri is not None:
-                cri.open()
-            self._report_ready()
-            log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
-            await self._wait_for_the_end(signals, servers, images, volumes)
-            log.info("stopping")
-
-    async def _open_lazy_layers(
-        self,
-        stack: AsyncExitStack,
-        store: Store,
-        views: Views,
-        images: ImageService,
-        logins: Logins,
-        registries: Registries,
-    ) -> tuple[FetchEngine, LazyLayers]:
-        engine = await stack.enter_async_context(
-            open_fetch_engine(
-                self._config.background_rate, logins=logins.for_reads(), registries=registries
-            )
+        obstacle = await self._open_filesystem(images.views)
+        volumes = VolumeManager(
+            images=images.service,
+            views=images.views,
+            records=records,
+            views_directory=config.views,
+            homes=homes,
+            obstacle=obstacle,
+            may_bind=config.is_system,
         )
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
-        lazy_layers = LazyLayers(store, engine, nursery, self._config.trust)
-        views.on_lazy_layer = lazy_layers.attach
-        views.on_lazy_layer_closed = lazy_layers.detach
-        views.closing_of = lazy_layers.closing_of
-        lazy_layers.on_condemned = views.condemn
-        images.call_to_adopt(lazy_layers.adopt)
-        return engine, lazy_layers
+        await lifecycle.open(
+            "volumes", self._open_volumes(volumes, homes, images), stop_within=limits.STOP_VOLUMES
+        )
+        sandboxes = Sandboxes(
+            images=images.service,
+            leases=images.leases,
+            volumes=volumes,
+            homes=homes,
+            views_directory=config.views,
+        )
+        return _Mounts(volumes=volumes, sandboxes=sandboxes, obstacle=obstacle)
 
-    async def _open_filesystem(self, stack: AsyncExitStack, views: Views) -> MachineLacks | None:
+    async def _open_sockets(self, images: _Images, mounts: _Mounts) -> Sequence[Server]:
+        """Lets clients in: all that they may ask for is there."""
+        config, lifecycle = self._config, self._lifecycle
+        if config.cri is not None:
+            with lifecycle.stage("CRI"):
+                self._cri = await trio.to_thread.run_sync(_cri_server, config.cri, images.service)
+        api = ApiServer(config.socket, make_dispatch(self._services(images, mounts)))
+        await lifecycle.start("control API", api.run)
+        servers: list[Server] = [api]
+        if self._cri is not None:
+            await lifecycle.start("CRI", self._cri.run)
+            servers.append(self._cri)
+        if config.docker_spec is not None:
+            with lifecycle.stage("volume plugin"):
+                plugin = await self._docker_plugin(config.docker_spec, images, mounts)
+            await lifecycle.start("volume plugin", plugin.run)
+            servers.append(plugin)
+        # Those who follow events are told of the end, while they are still connected.
+        await lifecycle.open("events", images.events.closing())
+        return servers
+
+    def _begin_work(self, images: _Images, mounts: _Mounts, servers: Sequence[Server]) -> None:
+        """What the daemon does by itself, as long as it lives."""
+        lifecycle = self._lifecycle
+        lifecycle.start_soon("leases", partial(_keep_leases, images.leases, mounts.sandboxes))
+        lifecycle.start_soon("collection", images.collector.run)
+        lifecycle.start_soon("measuring", images.service.meter.run)
+        lifecycle.start_soon("progress of pulls", images.service.tell_progress)
+        lifecycle.start_soon("copies of the database", images.store.save_copies)
+        if self._config.idle_exit is not None:
+            lifecycle.start_soon(
+                "idle exit",
+                partial(self._stop_when_idle, self._config.idle_exit, servers, images, mounts),
+            )
+
+    # --- components -----------------------------------------------------------------------------
+
+    async def _watch_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for number in signals:
+                log.info("received %s", signal.Signals(number).name)
+                self._lifecycle.stop()
+
+    async def _open_filesystem(self, views: Views) -> MachineLacks | None:
         """Mounts the filesystem; returns what is in the way, if something is."""
         try:
             from imgvol.fs import session
@@ -240,26 +305,48 @@ class _Daemon:
         if obstacle is None:
             try:
                 await trio.to_thread.run_sync(_ensure_directory, config.views)
-                await stack.enter_async_context(
-                    session.open_session(
-                        views,
-                        config.views,
-                        is_system=config.is_system,
-                        on_lost=self._filesystem_lost,
-                        requests=self._requests,
-                    )
+                mounted = session.open_session(
+                    views,
+                    config.views,
+                    is_system=config.is_system,
+                    on_lost=self._filesystem_lost,
+                    requests=self._requests,
                 )
+                await self._lifecycle.open("filesystem", mounted, may_fail=MachineLacks)
             except MachineLacks as exc:
                 obstacle = exc
         if obstacle is not None:
             log.warning("images can be pulled and looked into, but not mounted: %s", obstacle)
         return obstacle
 
-    async def _docker_plugin(self, spec: Path, volumes: VolumeManager, store: Store) -> ApiServer:
+    def _filesystem_lost(self) -> None:
+        """The connection to the kernel is gone; a new process can make another, this one cannot."""
+        self._has_lost_filesystem = True
+        self._lifecycle.fail(
+            "filesystem", LocalError("its connection ended: somebody unmounted or aborted it")
+        )
+
+    @asynccontextmanager
+    async def _open_volumes(
+        self, volumes: VolumeManager, homes: Homes, images: _Images
+    ) -> AsyncIterator[None]:
+        try:
+            await recovery.recover(
+                volumes,
+                records=images.store.records,
+                homes=homes,
+                views_directory=self._config.views,
+            )
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await volumes.detach_all(forget=self._forget_volumes)
+
+    async def _docker_plugin(self, spec: Path, images: _Images, mounts: _Mounts) -> ApiServer:
         config = self._config
         named = NamedVolumes(
-            volumes=volumes,
-            records=store.records,
+            volumes=mounts.volumes,
+            records=images.store.records,
             directory=config.docker_volumes if config.is_system else None,
         )
         await named.recover()
@@ -267,67 +354,52 @@ class _Daemon:
             await trio.to_thread.run_sync(write_spec, str(spec), str(config.docker_socket))
         return ApiServer(config.docker_socket, make_docker_dispatch(named))
 
-    async def _wait_for_the_end(
-        self,
-        signals: AsyncIterator[int],
-        servers: Sequence[Server],
-        images: ImageService,
-        volumes: VolumeManager,
-    ) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._stop_on_signal, signals)
-            if self._config.idle_exit is not None:
-                nursery.start_soon(
-                    self._stop_when_idle, self._config.idle_exit, servers, images, volumes
-                )
-            await self._stopping.wait()
-            nursery.cancel_scope.cancel()
-
-    async def _stop_on_signal(self, signals: AsyncIterator[int]) -> None:
-        async for number in signals:
-            log.info("received %s", signal.Signals(number).name)
-            self._stopping.set()
-
     async def _stop_when_idle(
-        self,
-        limit: float,
-        servers: Sequence[Server],
-        images: ImageService,
-        volumes: VolumeManager,
+        self, limit: float, servers: Sequence[Server], images: _Images, mounts: _Mounts
     ) -> None:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
-            is_used = volumes.count > 0 or images.pulls_under_way > 0
+            is_used = mounts.volumes.count > 0 or images.service.pulls_under_way > 0
             if not is_used and min(server.idle_seconds() for server in servers) >= limit:
                 log.info("nobody has asked for anything in %g s", limit)
-                self._stopping.set()
-                return
+                self._lifecycle.stop()
+                await trio.sleep_forever()
 
-    async def _detach_volumes(self, volumes: VolumeManager) -> None:
-        with trio.CancelScope(shield=True):
-            await volumes.detach_all(forget=self._forget_volumes)
+    # --- what the API is given ------------------------------------------------------------------
+
+    def _services(self, images: _Images, mounts: _Mounts) -> Services:
+        scrubber = Scrubber(images.store, images.views, images.service)
+        return Services(
+            images=images.service,
+            inspection=inspection,
+            volumes=mounts.volumes,
+            sandboxes=mounts.sandboxes,
+            check=partial(self._check, images.store, mounts.volumes),
+            scrub=scrubber.scrub,
+            events=images.events,
+            info=lambda: self._info(can_mount=mounts.obstacle is None),
+            statistics=lambda: self._statistics(images, mounts),
+            stop=self._stop,
+        )
 
     async def _check(self, store: Store, volumes: VolumeManager) -> list[Finding]:
         targets = [volume.target for volume in await volumes.list() if volume.target is not None]
         mounts = partial(check_mounts, self._config.views, targets, is_served=True)
         return [*await store.check(), *await trio.to_thread.run_sync(mounts)]
 
-    async def _note_leases(self, leases: Leases) -> None:
-        with trio.CancelScope(shield=True):
-            try:
-                await leases.note()
-            except ImgvolError as exc:
-                log.error("what is left of the leases cannot be written down: %s", exc)
-
-    def _stop(self) -> None:
-        self._forget_volumes = True
-        self._stopping.set()
-
-    def _filesystem_lost(self) -> None:
-        """The connection to the kernel is gone; a new process can make another, this one cannot."""
-        self.exit_code = 1
-        self._has_lost_filesystem = True
-        self._stopping.set()
+    def _statistics(self, images: _Images, mounts: _Mounts) -> Statistics:
+        return Statistics(
+            requests=self._requests.snapshot(),
+            views=images.views.statistics(),
+            fetching=images.engine.statistics(),
+            lazy=images.lazy_layers.statistics(),
+            pulls=images.service.statistics(),
+            disk=images.store.disk_queue,
+            volumes=mounts.volumes.count,
+            is_serving=mounts.obstacle is None and not self._has_lost_filesystem,
+            loop_blocked=self._watchdog.blocked(),
+            cri=CallCounts() if self._cri is None else self._cri.statistics(),
+        )
 
     def _info(self, *, can_mount: bool) -> DaemonInfo:
         config = self._config
@@ -343,23 +415,87 @@ class _Daemon:
             started_at=self._started_at,
         )
 
-    def _report_ready(self) -> None:
-        self._tell_starter(b"ready\n")
-        _notify_systemd("READY=1")
+    def _stop(self) -> None:
+        self._forget_volumes = True
+        self._lifecycle.stop()
+
+    def _announce(self, what: str) -> None:
+        log.debug("%s", what)
+        if self._lifecycle.is_stopping:
+            self._manager.stopping(what)
+        elif not self._is_ready:
+            self._manager.starting(what, limits.START_STAGE)
+
+
+@asynccontextmanager
+async def _own(directory: Path) -> AsyncIterator[None]:
+    lock = await trio.to_thread.run_sync(own_directory, directory)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+@asynccontextmanager
+async def _open_lazy_layers(
+    store: Store, engine: FetchEngine, views: Views, images: ImageService, trust: LazyTrust
+) -> AsyncIterator[LazyLayers]:
+    async with trio.open_nursery() as nursery:
+        lazy_layers = LazyLayers(store, engine, nursery, trust)
+        lazy_layers.on_condemned = views.condemn
+        views.on_lazy_layer = lazy_layers.attach
+        views.on_lazy_layer_closed = lazy_layers.detach
+        views.closing_of = lazy_layers.closing_of
+        images.call_to_adopt(lazy_layers.adopt)
+        yield lazy_layers
+        nursery.cancel_scope.cancel()
+
+
+async def _keep_leases(leases: Leases, sandboxes: Sandboxes) -> None:
+    try:
+        await leases.run(sandboxes.end_lease)
+    finally:
+        with trio.CancelScope(shield=True):
+            await _note_leases(leases)
+
+
+async def _note_leases(leases: Leases) -> None:
+    try:
+        await leases.note()
+    except ImgvolError as exc:
+        log.error("what is left of the leases cannot be written down: %s", exc)
+
+
+class _Starter:
+    """Whoever has started us and waits for a word on a descriptor; perhaps nobody."""
+
+    def __init__(self, ready_fd: int | None) -> None:
+        self._ready_fd = ready_fd
+
+    def report_ready(self) -> None:
+        """There is a daemon."""
+        self._tell(b"ready\n")
 
     def report_failure(self, error: ImgvolError) -> None:
-        """Tells whoever started us why there is no daemon."""
+        """There is none, and why."""
         log.error("%s", error)
         if error.hint:
             log.error("%s", error.hint)
-        self._tell_starter(json.dumps(error_document(error)).encode() + b"\n")
+        self._tell(json.dumps(error_document(error)).encode() + b"\n")
 
-    def _tell_starter(self, line: bytes) -> None:
+    def _tell(self, line: bytes) -> None:
         if self._ready_fd is not None:
             with contextlib.suppress(OSError):  # the starter may have gone: then nobody waits
                 os.write(self._ready_fd, line)
             os.close(self._ready_fd)
             self._ready_fd = None
+
+
+def _leave_stuck() -> None:
+    """Ends the process at once, with all that does not end by itself."""
+    faulthandler.dump_traceback(sys.stderr)
+    logging.shutdown()
+    os._exit(EXIT_STUCK)
 
 
 def _cri_server(socket: Path, images: ImageService) -> CriService:
@@ -394,23 +530,11 @@ def _configure_logging(level: str) -> None:
     # These print every request's URL at INFO.
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # The watchdog of a service manager ends us by SIGABRT: code and line numbers, no values.
+    faulthandler.enable()
 
 
 def _raise_file_limit() -> None:
     """Each open layer takes a descriptor, each large file that is read another."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _notify_systemd(state: str) -> None:
-    """sd_notify(3): one datagram to the socket that systemd names."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with (
-        contextlib.suppress(OSError),  # a manager that does not listen is not our failure
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notify,
-    ):
-        notify.sendto(state.encode(), address)

@@ -288,6 +288,8 @@ LEASE_RETRY: Final = 10.0
 # Mounts of one sandbox in one request; a pod has at most some tens of volumes.
 SANDBOX_MOUNTS: Final = 256
 MOUNT_OPTIONS: Final = 32
+# A view that the kernel is just forgetting is looked up again: once for each earlier withdrawal.
+BIND_ATTEMPTS: Final = 5
 # Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
 # the caller says otherwise. The kubelet waits for two minutes.
 DRAIN: Final = 60.0
@@ -326,8 +328,7 @@ HOOK_CONFIG_SIZE: Final = 16 * MIB
 HOOK_DEADLINE: Final = 60.0
 HOOK_MOUNTS: Final = 256
 
-# --- Container Runtime Interface
-# ------------------------------------------------------------------------------------
+# --- Container Runtime Interface ------------------------------------------------------------------
 # A pull's request has a pod's configuration in it, whose annotations may have 256 KiB.
 CRI_REQUEST_SIZE: Final = 1 * MIB
 # Calls in progress, of all clients: a kubelet pulls at most some tens of images at once. A call
@@ -339,3 +340,30 @@ CRI_STREAM_BATCH: Final = 256
 CRI_MESSAGE_SIZE: Final = 2 * KIB
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
+
+# --- the daemon -----------------------------------------------------------------------------------
+# Seconds that a component may take to stop: most take milliseconds, a copy of a large database and
+# the handlers of the filesystem longer.
+STOP_COMPONENT: Final = 5.0
+# Unmounting a thousand volumes takes some 5 s.
+STOP_VOLUMES: Final = 15.0
+# A component that was cancelled because it took longer.
+STOP_CANCELLED: Final = 1.0
+# All of them: `imgvol stop` waits for 30 s, the systemd unit for 60.
+STOP_DEADLINE: Final = 25.0
+# systemd gives a start 90 s unless it is told more; recovery of a thousand volumes takes 2.
+START_STAGE: Final = 90.0
+# How often the event loop shows that it turns, and who watches it looks.
+LOOP_BEAT: Final = 0.5
+# The event loop is blocked: nothing is to keep it for a hundredth of that, and a reader waits for
+# 30 s at most.
+LOOP_BLOCKED: Final = 5.0
+# What a report of a blocked loop shows: of each thread and task, the innermost calls.
+REPORT_THREADS: Final = 100
+REPORT_TASKS: Final = 200
+REPORT_CALLS: Final = 20
+# Who follows events, and what waits for one of them who is slow.
+EVENT_SUBSCRIBERS: Final = 32
+EVENT_QUEUE: Final = 1024
+# Seconds between events that tell how far pulls are.
+PULL_EVENTS: Final = 1.0

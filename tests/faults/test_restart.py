@@ -107,6 +107,7 @@ def test_a_second_daemon_on_the_same_store_is_told_who_has_it(killed, layout):
     second = killed.run("serve", check=False, timeout=20)
     assert second.returncode == 1
     assert "another imgvol daemon" in second.stderr
+    assert f"pid {killed.process.pid}, stage store" in second.stderr
     assert killed.json("ps"), "the first one was left alone"
     elsewhere = subprocess.run(
         [*killed.command[:-4], "--root", str(killed.base / "other"), *killed.command[-2:], "serve"],
@@ -117,6 +118,7 @@ def test_a_second_daemon_on_the_same_store_is_told_who_has_it(killed, layout):
     )
     assert elsewhere.returncode == 1, "another store, the same run directory"
     assert "another imgvol daemon" in elsewhere.stderr
+    assert f"pid {killed.process.pid}, stage run directory" in elsewhere.stderr
     assert os.path.exists(f"{target}/large")
 
 

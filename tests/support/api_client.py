@@ -57,8 +57,12 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
     timeout: float = DEADLINE,
+    is_endless: bool = False,
 ) -> Answer:
     """Sends one request over a connection of its own.
+
+    Args:
+        is_endless: Of a good answer the first line is enough.
 
     Raises:
         TimeoutError: No answer in time.
@@ -72,7 +76,8 @@ def ask(
         response = connection.getresponse()
         is_whole = True
         try:
-            content = response.read()
+            is_cut = is_endless and response.status == 200
+            content = response.readline() if is_cut else response.read()
         except http.client.IncompleteRead as exc:
             content, is_whole = exc.partial, False
         media_type = (response.headers["content-type"] or "").partition(";")[0]

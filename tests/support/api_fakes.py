@@ -13,7 +13,7 @@ from unittest.mock import sentinel
 
 import trio
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
@@ -24,6 +24,7 @@ from imgvol.content.records import LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
+from imgvol.images.events import IMAGE_REMOVED, PULL_FAILED, Event, Subscription
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
 from imgvol.images.inspection import LayerUsage, TreeUsage
@@ -34,6 +35,7 @@ from imgvol.images.views import LayerStatus, ViewStatistics
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
 from imgvol.tallies import (
+    LOOP_BOUNDS,
     PULL_BOUNDS,
     WAIT_BOUNDS,
     Histogram,
@@ -196,6 +198,7 @@ def statistics(**changes: object) -> Statistics:
         "volumes": 3,
         "is_serving": True,
         "cri": cri_calls(),
+        "loop_blocked": observed(LOOP_BOUNDS, 7.0),
     }
     return Statistics(**{**values, **changes})
 
@@ -452,6 +455,22 @@ class FakeSandboxes:
         ]
 
 
+class FakeEvents:
+    """Everything has happened already, and more than anybody could take; then the daemon ends."""
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, kinds=()):
+        subscription = Subscription(frozenset(kinds))
+        about = {"at": 1_714_000_000.0, "image": "docker.io/library/alpine:3.20"}
+        failure = {"code": "not-found", "reason": "no such tag"}
+        some_id = Digest.parse(digest(1))
+        subscription.put(Event(kind=PULL_FAILED, id=None, data=failure, **about))
+        for _ in range(limits.EVENT_QUEUE):
+            subscription.put(Event(kind=IMAGE_REMOVED, id=some_id, data={}, **about))
+        subscription.end()
+        yield subscription
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -460,6 +479,7 @@ class FakeDaemon:
         self.inspection = FakeInspection()
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
+        self.events = FakeEvents()
         self.stopped = False
         self.statistics = statistics()
         self.on_stop = lambda: None
@@ -470,6 +490,7 @@ class FakeDaemon:
             sandboxes=self.sandboxes,
             check=self.check,
             scrub=self.scrub,
+            events=self.events,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

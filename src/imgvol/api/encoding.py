@@ -8,6 +8,7 @@ from imgvol.content.check import Finding
 from imgvol.content.reachability import Thing
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, LeaseRecord
 from imgvol.images.collection import CollectionReport, Fate
+from imgvol.images.events import Event
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
 from imgvol.images.local import RemovalReport
@@ -67,6 +68,17 @@ def encode_image(image: ImageRecord) -> Document:
         "size": image.size,
         "created": image.created,
         "pulled_at": image.pulled_at,
+    }
+
+
+def encode_event(event: Event) -> Document:
+    """`HappenedEvent`."""
+    return {
+        "event": event.kind,
+        "at": event.at,
+        "image": event.image,
+        "id": None if event.id is None else str(event.id),
+        "data": dict(event.data),
     }
 
 

@@ -272,6 +272,15 @@ def _cri(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _loop(statistics: Statistics) -> Iterator[Metric]:
+    yield _histogram(
+        "loop_blocked_seconds",
+        "How long the event loop did not turn, each time that was too long and has ended.",
+        (),
+        [((), statistics.loop_blocked)],
+    )
+
+
 _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _failing,
     _requests,
@@ -282,6 +291,7 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _views,
     _queues,
     _cri,
+    _loop,
 )
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
+from imgvol.api.event_routes import EVENT_ROUTES
 from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
@@ -362,6 +363,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *PIN_ROUTES,
     *SANDBOX_ROUTES,
+    *EVENT_ROUTES,
 )
 
 

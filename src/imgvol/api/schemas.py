@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from imgvol.images.events import KINDS
+
 Schema = dict[str, object]
 
 _TEXT: Final[Schema] = {"type": "string"}
@@ -248,6 +250,20 @@ _ENTRY = _event(
     },
 )
 
+_HAPPENED: Final = record(
+    {
+        "event": {"enum": list(KINDS)},
+        "at": _SECONDS,
+        "image": {"type": "string", "description": "Its name, as it was asked for."},
+        "id": _DIGEST_OR_NULL,
+        "data": {
+            "type": "object",
+            "description": "Of `pull.progress`: `stage` and more. Of `pull.failed`: `code` and "
+            "`reason`.",
+        },
+    }
+)
+
 _STATS: Final[Schema] = {
     "type": "object",
     "additionalProperties": {"type": "number"},
@@ -326,6 +342,10 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),
+    "HappenedEvent": _HAPPENED,
+    "AliveEvent": _event("alive", {}),
+    "LostEvent": _event("lost", {"count": _COUNT}),
+    "FarewellEvent": _event("done", {}),
     "ErrorEvent": _event("error", {"error": reference("Error")}),
     "EntryEvent": _ENTRY,
     "EndEvent": _event("done", {"entries": _COUNT}),

@@ -25,6 +25,7 @@ from imgvol.content.check import Finding
 from imgvol.content.records import ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
+from imgvol.images.events import Subscription
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
@@ -35,7 +36,7 @@ from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
-from imgvol.tallies import QueueLength, RequestCounts
+from imgvol.tallies import Distribution, QueueLength, RequestCounts
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
 from imgvol.volumes.plan import MountRequest
@@ -138,6 +139,13 @@ class Scrub(Protocol):
         """Reads data again, and pulls again what is damaged, if asked to; raises NotFound."""
 
 
+class Events(Protocol):
+    """`images.events.Events`."""
+
+    def subscribe(self, kinds: Collection[str] = ()) -> AbstractAsyncContextManager[Subscription]:
+        """Follows what happens inside of the block; raises Conflict."""
+
+
 class Sandboxes(Protocol):
     """`volumes.sandboxes.Sandboxes`."""
 
@@ -233,6 +241,7 @@ class Statistics:
         disk: Reads that wait for the disk.
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
+        loop_blocked: For how long the event loop did not turn, each time that was too long.
         cri: What has been asked of the Container Runtime Interface, if it is served.
     """
 
@@ -244,6 +253,7 @@ class Statistics:
     disk: QueueLength
     volumes: int
     is_serving: bool
+    loop_blocked: Distribution
     cri: CallCounts = field(default_factory=CallCounts)
 
 
@@ -258,6 +268,7 @@ class Services:
         check: Looks for damage, without reading the data.
         scrub: Reads the data of images again, and compares it with its digests.
         sandboxes: Leases, and the volumes of sandboxes.
+        events: What happens to images.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -269,6 +280,7 @@ class Services:
     check: Callable[[], Awaitable[Sequence[Finding]]]
     scrub: Scrub
     sandboxes: Sandboxes
+    events: Events
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

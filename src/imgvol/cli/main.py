@@ -67,6 +67,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "hook": Entry("hook", "Mount images in containers, as a hook of an OCI runtime."),
     },
     "The daemon and the machine": {
+        "events": Entry("events", "Tell what happens to images, as it happens."),
         "doctor": Entry("doctor", "Check the machine, and say how to repair it."),
         "abort": Entry("abort", "Free processes that hang in a view."),
         "serve": Entry("system", "Run the daemon in the foreground."),

@@ -16,6 +16,7 @@ from typing import Final
 from imgvol.cli.client import NotRunning, connect, error_from_document
 from imgvol.config import Config
 from imgvol.errors import DaemonUnavailable, ImgvolError
+from imgvol.service_manager import VARIABLES
 
 IDLE_EXIT: Final = 300
 # Opening a store after a crash, with mounts to recover, takes a few seconds at most.
@@ -98,6 +99,8 @@ def _spawn(config: Config, ready_fd: int) -> "subprocess.Popen[bytes]":
             stdout=log,
             stderr=log,
             cwd="/",
+            # Whoever watches the command does not watch the daemon.
+            env={name: value for name, value in os.environ.items() if name not in VARIABLES},
             pass_fds=[ready_fd],
             start_new_session=True,
         )

@@ -2,11 +2,16 @@
 
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Final
 
 from imgvol.content.durable import translate_os_errors
 from imgvol.errors import LocalError, StoreLocked
+
+# proc_locks(5): `1: FLOCK  ADVISORY  WRITE 1234 fe:01:5678 0 EOF`, numbers of the device in hex.
+_LOCK: Final = re.compile(r"FLOCK +\S+ +WRITE +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) ")
 
 
 def own_directory(path: Path) -> int:
@@ -42,8 +47,26 @@ def own_directory(path: Path) -> int:
                 "another imgvol daemon uses this directory",
                 hint="Stop it (imgvol stop), or choose another --root and --run.",
                 path=path,
+                pid=_holder(status),
             ) from exc
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _holder(status: os.stat_result) -> int | None:
+    """The process that holds the lock of a directory; None where the kernel does not tell.
+
+    From the kernel, as a file with a number in it would outlive its process. It tells nothing of
+    processes in other containers, and names other devices where filesystems are stacked.
+    """
+    device = os.major(status.st_dev), os.minor(status.st_dev)
+    try:
+        with open("/proc/locks", encoding="ascii") as locks:
+            for pid, major, minor, inode in _LOCK.findall(locks.read()):
+                if (int(major, 16), int(minor, 16)) == device and int(inode) == status.st_ino:
+                    return int(pid) or None
+    except OSError:
+        pass  # it is a help, and no more
+    return None

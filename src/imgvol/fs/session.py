@@ -79,11 +79,10 @@ async def open_session(
 
             async def serve() -> None:
                 await pyfuse3.main(min_tasks=1, max_tasks=limits.FUSE_TASKS)
-                log.error("the filesystem's connection ended: somebody unmounted or aborted it")
                 on_lost()
 
             nursery.start_soon(serve)
-            nursery.start_soon(_forget_withdrawn, names)
+            nursery.start_soon(_forget_withdrawn, views, names)
             nursery.start_soon(_forget_condemned, views, layers)
             nursery.start_soon(_release_lingering, views)
             readahead = await trio.to_thread.run_sync(_find_readahead, mount_point)
@@ -147,10 +146,12 @@ def _own_mount(mount_point: Path) -> MountInfo | None:
     return next((mount for mount in ours if mount.root == b"/"), None)
 
 
-async def _forget_withdrawn(names: trio.MemoryReceiveChannel[bytes]) -> None:
+async def _forget_withdrawn(views: Views, names: trio.MemoryReceiveChannel[bytes]) -> None:
     """Makes the kernel forget each view that leaves the root, so that it can be closed."""
     async for name in names:
-        await _forget_entry(pyfuse3.ROOT_INODE, name)
+        # One that is shown again meanwhile is being looked up, and will be withdrawn once more.
+        if views.by_name(name) is None:
+            await _forget_entry(pyfuse3.ROOT_INODE, name)
 
 
 async def _forget_condemned(views: Views, layers: trio.MemoryReceiveChannel[Layer]) -> None:

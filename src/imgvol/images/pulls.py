@@ -6,7 +6,7 @@ means now, with the login of this very request, and pulls what is missing (`pull
 """
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,7 @@ from imgvol.errors import ImgvolError, RemoteError
 from imgvol.images.catalog import Catalog
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
+from imgvol.images.events import PULL_FAILED, PULL_PROGRESS, Event
 from imgvol.images.handlers import RuntimeHandlers
 from imgvol.images.leases import Leases
 from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress
@@ -30,6 +31,8 @@ from imgvol.images.readiness import Readiness
 from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.sharing import SharedPulls
 from imgvol.images.stalling import PullWatch
+from imgvol.oci.digest import Digest
+from imgvol.oci.json import JSONValue
 from imgvol.registry.credentials import Credential
 from imgvol.registry.hosts import RegistryOptions
 from imgvol.registry.registries import Registries
@@ -120,6 +123,7 @@ class Pulls:
 
     Attributes:
         puller: Brings the layers.
+        publish: Told of pulls that begin, go on and end; it must not block.
     """
 
     def __init__(
@@ -144,6 +148,7 @@ class Pulls:
         self._settings = settings
         self._turns = trio.CapacityLimiter(settings.pulls_at_once)
         self._tallies = _PullTallies()
+        self.publish: Callable[[Event], None] = lambda _event: None
         self.puller = Puller(
             store,
             trust=settings.trust,
@@ -185,7 +190,7 @@ class Pulls:
         before = self._catalog.manifests_named(name)
         watch = PullWatch(self._settings.progress_timeout)
         try:
-            with self._tallies.pull(progress):
+            with self._tallies.pull(progress, name), self._told(name):
                 async with self._turns:
                     started = time.perf_counter()
                     record = await watch.guard(
@@ -200,7 +205,39 @@ class Pulls:
         if before - {record.manifest}:
             await self._collector.collect()
         _sum_up(progress, time.perf_counter() - started)
+        self._tell(PULL_PROGRESS, name, record.id, stage=progress.stage)
         return record
+
+    @contextmanager
+    def _told(self, image: str) -> Iterator[None]:
+        """Tells of a pull that begins, and that fails or is given up."""
+        self._tell(PULL_PROGRESS, image, stage="started")
+        try:
+            yield
+        except ImgvolError as exc:
+            self._tell(PULL_FAILED, image, code=exc.code, reason=str(exc))
+            raise
+        except BaseException:
+            self._tell(PULL_FAILED, image, code="cancelled", reason="nobody waits for it any more")
+            raise
+
+    async def tell_progress(self) -> None:
+        """Tells now and then how far the pulls under way are, for ever."""
+        while True:
+            await trio.sleep(limits.PULL_EVENTS)
+            for progress, image in self._tallies.under_way.items():
+                received, unpacked = _bytes_of([progress])
+                self._tell(
+                    PULL_PROGRESS,
+                    image,
+                    stage=progress.stage,
+                    size=sum(layer.size for layer in progress.layers),
+                    received=received,
+                    unpacked=unpacked,
+                )
+
+    def _tell(self, kind: str, image: str, id_: Digest | None = None, **data: JSONValue) -> None:
+        self.publish(Event(kind=kind, at=time.time(), image=image, id=id_, data=data))
 
     async def _bring(
         self, request: PullRequest, progress: PullProgress, watch: PullWatch, started: float
@@ -255,14 +292,14 @@ class _PullTallies:
     def __init__(self) -> None:
         self.succeeded = self.failed = self.cancelled = 0
         self.seconds = Histogram(PULL_BOUNDS)
-        self.under_way: list[PullProgress] = []
+        self.under_way: dict[PullProgress, str] = {}  # and the image's name
         self._received = self._unpacked = 0
 
     @contextmanager
-    def pull(self, progress: PullProgress) -> Iterator[None]:
+    def pull(self, progress: PullProgress, image: str) -> Iterator[None]:
         """One pull, however it ends."""
         began = time.perf_counter()
-        self.under_way.append(progress)
+        self.under_way[progress] = image
         try:
             yield
         except Exception:
@@ -275,7 +312,7 @@ class _PullTallies:
             self.succeeded += 1
             self.seconds.observe(time.perf_counter() - began)
         finally:
-            self.under_way.remove(progress)
+            del self.under_way[progress]
             received, unpacked = _bytes_of([progress])
             self._received += received
             self._unpacked += unpacked

@@ -8,6 +8,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.content.store import Store, StoreUsage
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.credentials import Logins
+from imgvol.images.events import Event
 from imgvol.images.leases import Leases
 from imgvol.images.local import LocalImages, RemovalReport
 from imgvol.images.pull import PullProgress
@@ -68,6 +69,14 @@ class ImageService(LocalImages):
             shared=shared,
             settings=settings,
         )
+
+    def publish_to(self, publish: Callable[[Event], None]) -> None:
+        """Whom to tell what happens to images; it must not block."""
+        self.catalog.publish = self._pulls.publish = publish
+
+    async def tell_progress(self) -> None:
+        """Tells now and then how far pulls are, for ever."""
+        await self._pulls.tell_progress()
 
     @property
     def pulls_under_way(self) -> int:

@@ -21,7 +21,7 @@ from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
 from imgvol.content.store import Store
-from imgvol.errors import NotFound
+from imgvol.errors import NotFound, StoreDamaged
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
@@ -424,13 +424,23 @@ class Views:
             assert record.fault is not None
             raise record.fault.refusal(record.digest)
         if record.is_in_place:
-            return await self.store.open_in_place_layer(record)
+            return await self._open_in_place(record)
         if record.is_complete:
             return await self.store.open_layer(record)
         layer = await self.store.open_lazy_layer(record)
         layer.on_complete = partial(self._drop_lazy_index, layer)
         await self.on_lazy_layer(layer, record)
         return layer
+
+    async def _open_in_place(self, record: LayerRecord) -> Layer:
+        try:
+            return await self.store.open_in_place_layer(record)
+        except StoreDamaged:
+            # A pull may have copied it into the store since its record was read.
+            known = await self.store.records.refresh_layers([record])
+            if not known or known[0].is_in_place:
+                raise
+            return await self._open_layer(known[0])
 
     def _drop_lazy_index(self, completed: LazyLayerStore) -> None:
         for view in self._by_slot.values():

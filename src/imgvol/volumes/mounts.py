@@ -11,11 +11,12 @@ import errno
 import os
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from imgvol import limits
 from imgvol.errors import Conflict, InvalidArgument, LocalError, MachineLacks, NotFound
 from imgvol.volumes import mountinfo, syscalls
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
@@ -116,20 +117,7 @@ def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bou
     with _opened(target) as place:
         _check_kind(syscalls.standing_at(place).mode, part, target)
         try:
-            with (
-                syscalls.open_place(view) as directory,
-                syscalls.open_beneath(directory, part.path) as source,
-                syscalls.clone_tree(source) as tree,
-            ):
-                _restrict(tree, options)
-                syscalls.attach(tree, place)
-                standing = syscalls.standing_at(tree)
-                try:
-                    _propagate(tree, options.propagation)
-                    _check_arrival(standing.mount_id, target)
-                except BaseException:
-                    syscalls.detach_tree(tree)
-                    raise
+            standing = _bind_found(view, part, place, target, options)
         except OSError as exc:
             hint = "imgvol needs Linux 5.12 or later." if exc.errno == errno.ENOSYS else ""
             raise LocalError(
@@ -139,6 +127,40 @@ def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bou
     return Bound(
         target=target, root=root, mount_id=standing.mount_id if standing.is_lasting else None
     )
+
+
+def _bind_found(
+    view: bytes, part: SubPath, place: int, target: bytes, options: BindOptions
+) -> syscalls.Standing:
+    """Looks the view up until it stays where it was found for long enough to be mounted.
+
+    The kernel is told to forget a name after each withdrawal of its view, which may be shown again
+    by then: a directory that is forgotten between the two calls cannot be attached (ENOENT).
+    """
+    for _ in range(limits.BIND_ATTEMPTS - 1):
+        with suppress(FileNotFoundError):
+            return _bind_once(view, part, place, target, options)
+    return _bind_once(view, part, place, target, options)
+
+
+def _bind_once(
+    view: bytes, part: SubPath, place: int, target: bytes, options: BindOptions
+) -> syscalls.Standing:
+    with (
+        syscalls.open_place(view) as directory,
+        syscalls.open_beneath(directory, part.path) as source,
+        syscalls.clone_tree(source) as tree,
+    ):
+        _restrict(tree, options)
+        syscalls.attach(tree, place)
+        standing = syscalls.standing_at(tree)
+        try:
+            _propagate(tree, options.propagation)
+            _check_arrival(standing.mount_id, target)
+        except BaseException:
+            syscalls.detach_tree(tree)
+            raise
+        return standing
 
 
 def unbind(bound: Bound, views_directory: Path, lazily: bool) -> None:

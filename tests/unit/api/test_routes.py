@@ -29,6 +29,7 @@ EXAMPLES = {
     "getMetrics": ("", None),
     "stopDaemon": ("", None),
     "getUsage": ("", None),
+    "followEvents": ("kinds=pull.failed,image.removed", None),
     "checkStore": ("", None),
     "scrubImages": ("", {"image": "busybox:1", "repair": True}),
     "planCollection": ("", None),

@@ -63,6 +63,20 @@ def test_ready_means_that_somebody_listens(play, config):
     assert config.log.stat().st_mode & 0o777 == 0o600
 
 
+def test_it_is_no_service_of_whoever_watches_the_command(play, config, monkeypatch):
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/somebody")
+    monkeypatch.setenv("IMGVOL_BACKGROUND_RATE", "1M")
+    where = config.run / "environment"
+    play(
+        f"import os, sys; open({str(where)!r}, 'w').write(' '.join(os.environ)); "
+        r"os.write(int(sys.argv[2]), b'ready\n')"
+    )
+    start.start_daemon(config)
+    names = where.read_text().split()
+    assert "NOTIFY_SOCKET" not in names
+    assert "IMGVOL_BACKGROUND_RATE" in names
+
+
 def test_why_it_cannot_start_is_said(play, config):
     why = {"error": {"code": "machine-lacks", "message": "no pyfuse3", "hint": "Install it."}}
     line = json.dumps(why).encode() + b"\n"

@@ -119,6 +119,24 @@ async def test_a_later_pull_copies_and_a_later_mount_takes_the_copy(tmp_path, ki
         assert states == ["exists"] * 3
 
 
+async def test_a_layer_that_is_copied_while_its_view_is_opened_is_opened_where_it_is_then(
+    tmp_path, monkeypatch
+):
+    name = f"oci:{images.write_layout(tmp_path / 'source', {'v1': IMAGE})}"
+    async with open_service(tmp_path / "root") as (service, views, store):
+        record, _ = await pull(service, name)
+        open_there = store.open_in_place_layer
+
+        async def copied_first(layer):
+            monkeypatch.undo()
+            await pull(service, name, Readiness.STORED)
+            assert await store.records.place(layer) is None
+            return await open_there(layer)
+
+        monkeypatch.setattr(store, "open_in_place_layer", copied_first)
+        assert await content(views, record) == LARGE
+
+
 async def test_removing_the_image_forgets_the_places_and_leaves_the_archive(tmp_path):
     archive = images.write_docker_archive(tmp_path / "a.tar", IMAGE, "app:v1")
     before = archive.read_bytes()

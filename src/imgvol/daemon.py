@@ -7,14 +7,9 @@ released. How components start, fail and stop is the business of `lifecycle`. St
 registry.
 """
 
-import contextlib
-import faulthandler
-import json
 import logging
 import os
-import resource
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -28,11 +23,11 @@ import trio
 from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.api.docker import make_docker_dispatch, write_spec
-from imgvol.api.problems import as_imgvol_error, error_document
+from imgvol.api.problems import as_imgvol_error
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statistics
-from imgvol.config import Config, LazyTrust
+from imgvol.config import Config
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
@@ -43,16 +38,22 @@ from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.events import Events
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
-from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
-from imgvol.images.lazy import LazyLayers
+from imgvol.images.lazy import LazyLayers, open_lazy_layers
 from imgvol.images.leases import Leases
-from imgvol.images.pull import LAYERS_AT_ONCE
 from imgvol.images.pulls import PullSettings
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
+from imgvol.process import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    Starter,
+    configure_logging,
+    leave_stuck,
+    raise_file_limit,
+)
 from imgvol.registry.registries import Registries
 from imgvol.service_manager import ServiceManager
 from imgvol.tallies import RequestTallies
@@ -67,10 +68,6 @@ from imgvol.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 IDLE_CHECK: Final = 1.0
-# Of the process: it was told to end; it could not start or go on; it could not end in good order.
-EXIT_STOPPED: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_STUCK: Final = 3
 
 
 def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info") -> int:
@@ -84,10 +81,10 @@ def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info")
     Returns:
         The process's exit code.
     """
-    _configure_logging(log_level)
+    configure_logging(log_level)
     os.umask(0o077)
-    _raise_file_limit()
-    starter = _Starter(ready_fd)
+    raise_file_limit()
+    starter = Starter(ready_fd)
     daemon = _Daemon(config, starter, ServiceManager.from_environment(os.environ))
     try:
         trio.run(daemon.run)
@@ -128,11 +125,11 @@ class _Mounts:
 
 
 class _Daemon:
-    def __init__(self, config: Config, starter: "_Starter", manager: ServiceManager) -> None:
+    def __init__(self, config: Config, starter: Starter, manager: ServiceManager) -> None:
         self._config = config
         self._starter = starter
         self._manager = manager
-        self._lifecycle = Lifecycle(announce=self._announce, abandon=_leave_stuck)
+        self._lifecycle = Lifecycle(announce=self._announce, abandon=leave_stuck)
         self._watchdog = Watchdog(manager)
         self._started_at = time.time()
         self._is_ready = False
@@ -183,7 +180,7 @@ class _Daemon:
         logins = Logins()
         registries = Registries(config.registries)
         with lifecycle.stage("settings of pulls"):
-            settings = _pull_settings(config)
+            settings = PullSettings.of(config)
         service = ImageService(
             store,
             views,
@@ -200,7 +197,7 @@ class _Daemon:
         )
         engine = await lifecycle.open("fetching", fetching)
         lazy_layers = await lifecycle.open(
-            "lazy layers", _open_lazy_layers(store, engine, views, service, config.trust)
+            "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
         )
         with lifecycle.stage("recovery of leases"):
             await leases.recover()
@@ -436,21 +433,6 @@ async def _own(directory: Path) -> AsyncIterator[None]:
         os.close(lock)
 
 
-@asynccontextmanager
-async def _open_lazy_layers(
-    store: Store, engine: FetchEngine, views: Views, images: ImageService, trust: LazyTrust
-) -> AsyncIterator[LazyLayers]:
-    async with trio.open_nursery() as nursery:
-        lazy_layers = LazyLayers(store, engine, nursery, trust)
-        lazy_layers.on_condemned = views.condemn
-        views.on_lazy_layer = lazy_layers.attach
-        views.on_lazy_layer_closed = lazy_layers.detach
-        views.closing_of = lazy_layers.closing_of
-        images.call_to_adopt(lazy_layers.adopt)
-        yield lazy_layers
-        nursery.cancel_scope.cancel()
-
-
 async def _keep_leases(leases: Leases, sandboxes: Sandboxes) -> None:
     try:
         await leases.run(sandboxes.end_lease)
@@ -466,38 +448,6 @@ async def _note_leases(leases: Leases) -> None:
         log.error("what is left of the leases cannot be written down: %s", exc)
 
 
-class _Starter:
-    """Whoever has started us and waits for a word on a descriptor; perhaps nobody."""
-
-    def __init__(self, ready_fd: int | None) -> None:
-        self._ready_fd = ready_fd
-
-    def report_ready(self) -> None:
-        """There is a daemon."""
-        self._tell(b"ready\n")
-
-    def report_failure(self, error: ImgvolError) -> None:
-        """There is none, and why."""
-        log.error("%s", error)
-        if error.hint:
-            log.error("%s", error.hint)
-        self._tell(json.dumps(error_document(error)).encode() + b"\n")
-
-    def _tell(self, line: bytes) -> None:
-        if self._ready_fd is not None:
-            with contextlib.suppress(OSError):  # the starter may have gone: then nobody waits
-                os.write(self._ready_fd, line)
-            os.close(self._ready_fd)
-            self._ready_fd = None
-
-
-def _leave_stuck() -> None:
-    """Ends the process at once, with all that does not end by itself."""
-    faulthandler.dump_traceback(sys.stderr)
-    logging.shutdown()
-    os._exit(EXIT_STUCK)
-
-
 def _cri_server(socket: Path, images: ImageService) -> CriService:
     """The Container Runtime Interface. gRPC takes 0.2 s and 20 MiB: only who serves it loads it."""
     from imgvol.api.cri.handlers import Handlers
@@ -506,35 +456,5 @@ def _cri_server(socket: Path, images: ImageService) -> CriService:
     return CriServer(socket, Handlers(images).methods())
 
 
-def _pull_settings(config: Config) -> PullSettings:
-    """The habits of pulls; raises InvalidArgument when a runtime handler is malformed."""
-    handlers = map(RuntimeHandler.parse, config.runtime_handlers)
-    return PullSettings(
-        trust=config.trust,
-        layers_at_once=config.max_downloads or LAYERS_AT_ONCE,
-        progress_timeout=config.pull_progress_timeout,
-        handlers=RuntimeHandlers(handlers),
-    )
-
-
 def _ensure_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # These print every request's URL at INFO.
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # The watchdog of a service manager ends us by SIGABRT: code and line numbers, no values.
-    faulthandler.enable()
-
-
-def _raise_file_limit() -> None:
-    """Each open layer takes a descriptor, each large file that is read another."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

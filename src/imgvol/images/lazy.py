@@ -12,7 +12,8 @@ shows the tar; it has another slot, because the kernel still knows other files u
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
@@ -39,6 +40,8 @@ from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.rest import fetch_rest
 from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.service import ImageService
+from imgvol.images.views import Views
 from imgvol.layers.compression import Compression
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -338,3 +341,23 @@ class _KeptReader:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+
+@asynccontextmanager
+async def open_lazy_layers(
+    store: Store,
+    engine: FetchEngine,
+    views: Views,
+    images: ImageService,
+    trust: LazyTrust = PINNED_ONLY,
+) -> AsyncIterator[LazyLayers]:
+    """Looks after the lazy layers of views inside the block; leaving it gives up their work."""
+    async with trio.open_nursery() as nursery:
+        lazy_layers = LazyLayers(store, engine, nursery, trust)
+        lazy_layers.on_condemned = views.condemn
+        views.on_lazy_layer = lazy_layers.attach
+        views.on_lazy_layer_closed = lazy_layers.detach
+        views.closing_of = lazy_layers.closing_of
+        images.call_to_adopt(lazy_layers.adopt)
+        yield lazy_layers
+        nursery.cancel_scope.cancel()

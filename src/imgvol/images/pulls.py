@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import trio
 
 from imgvol import limits
-from imgvol.config import PINNED_ONLY, LazyTrust
+from imgvol.config import PINNED_ONLY, Config, LazyTrust
 from imgvol.content.records import ImageRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, RemoteError
@@ -23,7 +24,7 @@ from imgvol.images.catalog import Catalog
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.events import PULL_FAILED, PULL_PROGRESS, Event
-from imgvol.images.handlers import RuntimeHandlers
+from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.leases import Leases
 from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress
 from imgvol.images.pull_source import PullSource
@@ -69,6 +70,20 @@ class PullSettings:
     pulls_at_once: int = limits.PULLS_AT_ONCE
     progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
     handlers: RuntimeHandlers = field(default_factory=RuntimeHandlers)
+
+    @classmethod
+    def of(cls, config: Config) -> Self:
+        """Those of a daemon.
+
+        Raises:
+            InvalidArgument: A runtime handler is malformed.
+        """
+        return cls(
+            trust=config.trust,
+            layers_at_once=config.max_downloads or LAYERS_AT_ONCE,
+            progress_timeout=config.pull_progress_timeout,
+            handlers=RuntimeHandlers(map(RuntimeHandler.parse, config.runtime_handlers)),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,9 @@ def test_what_happens_to_an_image_is_told_to_all_who_follow(short_path, layout):
         told = [(e["event"], e["image"], e["id"], e["data"]) for e in everything.events()]
         assert told[0] == ("pull.progress", name, None, {"stage": "started"})
         assert ("pull.progress", name, image_id, {"stage": "done"}) in told
-        assert ("image.removed", name, image_id, {}) in told
+        steps = [(kind, image, id_) for kind, image, id_, _ in told]
+        assert ("image.created", name, image_id) in steps
+        assert ("image.removed", name, image_id) in steps
         kind, image, _, data = told[-1]
         assert (kind, image, data["code"]) == ("pull.failed", absent, "not-found")
         assert [e["event"] for e in removals.events()] == ["image.removed", "pull.failed"]

@@ -56,5 +56,12 @@ def event_line(event: Mapping[str, Any]) -> str:
     parts = [at, event["event"], text.visible_name(event["image"])]
     if event["id"]:
         parts.append(event["id"].partition(":")[2][:_ID_DIGITS])
-    parts += [f"{key}={text.visible(str(value))}" for key, value in event["data"].items()]
-    return " ".join(parts)
+    told = ((key, _plain(value)) for key, value in event["data"].items())
+    return " ".join([*parts, *(f"{key}={text.visible(value)}" for key, value in told if value)])
+
+
+def _plain(value: object) -> str:
+    """A value as a person would write it; what is empty, zero or no is left out."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return ("yes" if value is True else str(value)) if value else ""

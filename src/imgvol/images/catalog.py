@@ -49,6 +49,7 @@ class CatalogImage:
         id: Digest of the config; of the manifest, for an artifact.
         repo_tags: `domain/path:tag`, canonical and sorted; none for one pulled by digest only.
         repo_digests: `domain/path@digest` of what the name resolved to, an index or a manifest.
+        places: Local sources that it was read from, such as `oci:/directory:tag`.
         size: Bytes of manifest, config and layers as the source stores them.
         user: The config's own word; empty when it says none.
         is_pinned: Whether anybody wants it to stay, under any of its names.
@@ -64,11 +65,12 @@ class CatalogImage:
     user: str
     is_pinned: bool
     manifests: tuple[Digest, ...]
+    places: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """What to call it: a tag, else a digest, else its ID."""
-        return next(iter(self.repo_tags + self.repo_digests), str(self.id))
+        """What to call it: a tag, else a digest, else where it was, else its ID."""
+        return next(iter(self.repo_tags + self.repo_digests + self.places), str(self.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,12 @@ class _Entry:
         """What its references resolved to."""
         found = (f"{repository}@{target}" for _, repository, target in self._references)
         return tuple(dict.fromkeys(found))
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """Its names that are no references."""
+        references = {name for name, _, _ in self._references}
+        return tuple(name for name in self.record.names if name not in references)
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -322,6 +330,7 @@ class Catalog:
             user=latest.user,
             is_pinned=any(record.is_pinned for record in records),
             manifests=tuple(record.manifest for record in records),
+            places=tuple(sorted({place for entry in entries for place in entry.places})),
         )
 
     def _announce(self, before: CatalogImage | None, after: CatalogImage | None) -> None:

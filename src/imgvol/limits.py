@@ -309,3 +309,27 @@ CRI_STREAM_BATCH: Final = 256
 CRI_MESSAGE_LENGTH: Final = 1024
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
+
+# --- preload directory ----------------------------------------------------------------------------
+# A list of images: 10,000 names of 100 letters. A line: a reference, and white space around it.
+PRELOAD_LIST_SIZE: Final = 1 * MIB
+PRELOAD_LINE_SIZE: Final = REFERENCE_LENGTH + 1 * KIB
+# `.cache.json`: PRELOAD_FILES with some 300 bytes each, and the names of what is in them.
+PRELOAD_CACHE_SIZE: Final = 16 * MIB
+# Files, and directories, that are looked at: nodes have tens. Each directory takes one of the
+# kernel's watches, of which a user has 8,192 or more.
+PRELOAD_FILES: Final = 10_000
+PRELOAD_DIRECTORIES: Final = 1_000
+# A file that nobody has said to be finished is taken for it when it has not changed for so long;
+# k3s waits as long. One that was closed after writing gets its times and its mode from many tools
+# just after that.
+PRELOAD_SETTLE: Final = 2.0
+PRELOAD_GRACE: Final = 0.2
+# What is told of one file: the first of its problems, and how many there are.
+PRELOAD_PROBLEMS: Final = 20
+# Images of one list that are pulled at once.
+PRELOAD_PULLS_AT_ONCE: Final = 3
+# A directory that cannot be watched is looked at again after so long.
+PRELOAD_RETRY: Final = 30.0
+# Names under other registries: each one multiplies the names of all images.
+PRELOAD_REGISTRIES: Final = 64

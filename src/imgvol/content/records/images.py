@@ -147,6 +147,22 @@ class ImageTable(Table):
         found = await self._database.run(lambda db: read_images(db, [str(manifest)]))
         return found[0] if found else None
 
+    async def copy_names(self, copies: Collection[tuple[str, str]]) -> None:
+        """Gives each first name the meaning that the second has, on every platform, all at once.
+
+        What it has meant before it means no more. A second name that is not here changes nothing.
+        """
+
+        def copy(db: sqlite3.Connection) -> None:
+            for name, original in copies:
+                rows = _meaning(db, original)
+                if not rows or rows == _meaning(db, name):
+                    continue
+                db.execute("DELETE FROM name WHERE name = ?", [name])
+                db.executemany("INSERT INTO name VALUES (?, ?, ?, ?)", [(name, *r) for r in rows])
+
+        await self._database.run(copy)
+
     async def remove_names(
         self, names: Collection[str], manifests: Collection[Digest] = ()
     ) -> None:
@@ -173,6 +189,12 @@ class ImageTable(Table):
             drop_pins(db, str(manifest))
 
         await self._database.run(remove)
+
+
+def _meaning(db: sqlite3.Connection, name: str) -> list[Row]:
+    """What a name means, on each platform."""
+    query = "SELECT platform, target, manifest FROM name WHERE name = ? ORDER BY platform"
+    return db.execute(query, [name]).fetchall()
 
 
 def _changes(db: sqlite3.Connection, manifests: Collection[str] | None) -> ImageChanges:

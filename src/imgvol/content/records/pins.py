@@ -44,6 +44,18 @@ class PinTable(Table):
 
         await self._database.run(replace)
 
+    async def pin_owners(self, prefix: str) -> list[str]:
+        """Who pins anything, of the owners whose names begin so."""
+
+        def find(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(
+                "SELECT DISTINCT owner FROM pin WHERE substr(owner, 1, ?) = ? ORDER BY owner",
+                [len(prefix), prefix],
+            )
+            return [owner for (owner,) in rows]
+
+        return await self._database.run(find)
+
 
 _PIN: Final = "INSERT OR IGNORE INTO pin VALUES (?, ?)"
 

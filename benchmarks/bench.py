@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from cri import bench_cri  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
 
@@ -333,6 +334,7 @@ def bench_all(
         "small": partial(bench_small_files, bench, 5000),
         "entries": partial(bench_entries, bench, entries),
         "volumes": partial(bench_volumes, bench.daemon, bench.work, VOLUMES, bench.compare),
+        "cri": partial(bench_cri, bench.registry, bench.work, size, bench.state),
         "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
     }
     assert actions.keys() == set(TASKS)
@@ -340,7 +342,7 @@ def bench_all(
         actions[task]()
 
 
-TASKS = ("pull", "tree", "sequential", "small", "entries", "volumes", "lazy")
+TASKS = ("pull", "tree", "sequential", "small", "entries", "volumes", "cri", "lazy")
 USUAL = TASKS[:-1]  # lazy takes ten minutes, and other people's programs: scripts/setup-peers
 
 

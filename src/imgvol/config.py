@@ -35,6 +35,7 @@ class Config:
             them: anyone who may push to the image's repository can add one.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
+        pinned_images: Names of images that stay when they have come, whatever else happens.
         docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
         max_downloads: Layers of all images that are pulled at once; None: as many as suits the
             machine.
@@ -49,6 +50,7 @@ class Config:
     idle_exit: float | None = None
     soci_referrers: bool = False
     background_rate: float | None = None
+    pinned_images: tuple[str, ...] = ()
     docker_spec: Path | None = None
     max_downloads: int | None = None
     pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT

@@ -123,6 +123,7 @@ class _Daemon:
                 shared=await stack.enter_async_context(open_shared_pulls()),
                 settings=_pull_settings(config),
             )
+            await images.pin_configured(config.pinned_images)
             engine, lazy_layers = await self._open_lazy_layers(stack, store, views, images, logins)
             obstacle = await self._open_filesystem(stack, views)
             volumes = VolumeManager(
@@ -185,8 +186,8 @@ class _Daemon:
                 await nursery.start(plugin.run)
                 servers.append(plugin)
             nursery.start_soon(collector.run)
-            nursery.start_soon(store.save_copies)
             nursery.start_soon(images.meter.run)
+            nursery.start_soon(store.save_copies)
             # Whoever is told that we are ready may stop us in the next moment.
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             if cri is not None:

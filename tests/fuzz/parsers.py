@@ -15,9 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import trio
 
 from fuzz import seeds
 from imgvol import limits
+from imgvol.api.cri.calls import parse_request
+from imgvol.api.cri.handlers import Handlers
+from imgvol.api.cri.messages import image_message
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import (
     ContentError,
@@ -25,6 +29,7 @@ from imgvol.errors import (
     InvalidDigest,
     InvalidPlatform,
     InvalidReference,
+    NotFound,
     ProtocolError,
     StoreDamaged,
 )
@@ -52,6 +57,7 @@ from imgvol.registry.redirects import Origin, next_hop
 from imgvol.registry.tokens import Realm
 from imgvol.sources.parse import parse_image_argument
 from support import tars
+from support.cri import FakeImages, make_image
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +326,24 @@ def _redirect(text: bytes) -> None:
     assert Origin.of(target).scheme == "https"
 
 
+def _cri_request(data: bytes) -> None:
+    images = FakeImages([make_image(1)])
+    for method in Handlers(images).methods():
+        with contextlib.suppress(InvalidArgument):
+            request = parse_request(method, data)
+            assert parse_request(method, request.SerializeToString()) == request
+            result = trio.run(method.work, request)
+            for message in method.encode(result):
+                message.SerializeToString()
+
+
+def _cri_user(text: bytes) -> None:
+    user = text.decode("utf-8", "surrogateescape")
+    message = image_message(make_image(1, user=user))
+    assert not (message.HasField("uid") and message.username)
+    message.SerializeToString()
+
+
 def _logins(data: bytes) -> None:
     """Files of logins never raise: who cannot log in is told so later."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
@@ -356,5 +380,7 @@ PARSERS = {
     "platform": Parser(_platform, seeds.platforms, (InvalidPlatform,)),
     "challenge": Parser(_challenge, seeds.challenges, (ProtocolError,)),
     "redirect": Parser(_redirect, seeds.locations, (ProtocolError,)),
+    "cri-request": Parser(_cri_request, seeds.cri_requests, (InvalidArgument, NotFound)),
+    "cri-user": Parser(_cri_user, lambda: [b"0:1", b"root:root", b"-9223372036854775808"], ()),
     "logins": Parser(_logins, seeds.logins, ()),
 }

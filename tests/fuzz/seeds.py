@@ -11,6 +11,7 @@ from pathlib import Path
 
 import zstandard
 
+from imgvol.api.cri.generated import runtime_pb2 as pb
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy import estargz
@@ -286,3 +287,18 @@ def logins() -> Sequence[bytes]:
     return [
         json.dumps(each).encode() for each in ({"auths": auths}, {**helpers, "auths": {}}, auths)
     ]
+
+
+def cri_requests() -> Sequence[bytes]:
+    spec = pb.ImageSpec(image="registry.test/image-1:1", annotations={"a": "b"}, runtime_handler="")
+    pod = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="p", namespace="n", attempt=1))
+    requests = (
+        pb.ListImagesRequest(filter=pb.ImageFilter(image=spec)),
+        pb.ImageStatusRequest(image=spec, verbose=True),
+        pb.PullImageRequest(
+            image=spec, auth=pb.AuthConfig(username="u", password="p"), sandbox_config=pod
+        ),
+        pb.PullImageRequest(image=spec, auth=pb.AuthConfig(auth="dTpw", server_address="x")),
+        pb.RemoveImageRequest(image=spec),
+    )
+    return [request.SerializeToString() for request in requests]

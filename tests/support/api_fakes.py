@@ -77,6 +77,8 @@ def make_image(name: str = "docker.io/library/alpine:3.20", *, layers: int = 2) 
         manifest=digest(0x222 << 240),
         media_type="application/vnd.oci.image.manifest.v1+json",
         names=(name,),
+        is_pinned=False,
+        pinned_by=(),
         platform="linux/amd64",
         chain_id=digest(0x333 << 240),
         layers=tuple(make_layer(n, size=20_000_000 * (n + 1)) for n in range(layers)),
@@ -274,6 +276,22 @@ class FakeImages:
         found = await self.find(image)
         del self.images[found.names[0]]
         return SimpleNamespace(untagged=found.names, deleted=(found.manifest,), freed=found.size)
+
+    async def remove_image(self, text):
+        self.calls.append(("remove_image", text))
+        return SimpleNamespace(untagged=(text,), deleted=(), freed=0)
+
+    async def pin(self, image):
+        self.calls.append(("pin", image))
+        found = await self.find(image)
+        found.is_pinned, found.pinned_by = True, ("user",)
+        return found
+
+    async def unpin(self, image):
+        self.calls.append(("unpin", image))
+        found = await self.find(image)
+        found.is_pinned, found.pinned_by = image.endswith("config"), ("config",)
+        return found
 
     async def documents(self, image):
         config = {"Env": ["PATH=/bin", "EVIL=\x1b[2J"], "Cmd": ["/bin/sh", "-c", "echo hi"]}

@@ -1,11 +1,6 @@
-"""A plain client of the CRI, and a server of it over fakes.
-
-`python -m support.cri SOCKET IMAGES` (with tests/ on the path) serves a catalog of so many images
-until its standard input ends: for scripts/bench.
-"""
+"""A plain client of the CRI, and a server of it over fakes."""
 
 import contextlib
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -205,14 +200,3 @@ def client_of(path) -> Iterator[Client]:
         yield client
     finally:
         client.close()
-
-
-async def _main(path: str, count: int) -> None:
-    images = FakeImages([make_image(number) for number in range(count)])
-    async with serving(path, images):
-        print("ready", flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read)
-
-
-if __name__ == "__main__":
-    trio.run(_main, sys.argv[1], int(sys.argv[2]))

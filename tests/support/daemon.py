@@ -30,6 +30,7 @@ class Imgvol:
         limits: Values that the daemon shall have in `imgvol.limits` instead of its own.
         options: Of `imgvol serve`.
         prelude: Python statements that it shall run before its own.
+        serves_cri: Whether it serves the CRI, which costs each start some tenths of a second.
     """
 
     base: Path
@@ -37,6 +38,7 @@ class Imgvol:
     limits: dict[str, float] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     prelude: str = "pass"
+    serves_cri: bool = False
     process: subprocess.Popen | None = None
 
     @property
@@ -61,7 +63,12 @@ class Imgvol:
         start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
         program = "; ".join([self.prelude, "from imgvol import limits", *changes, start])
         directories = self.command[len(COMMAND) :]
-        return [sys.executable, "-c", program, *directories, "serve", *self.options]
+        options = self.options if self.serves_cri else ("--no-cri", *self.options)
+        return [sys.executable, "-c", program, *directories, "serve", *options]
+
+    @property
+    def cri_socket(self) -> Path:
+        return self.run_dir / "cri.sock"
 
     def target(self, name: str) -> str:
         """A new empty directory to mount at."""
@@ -69,12 +76,19 @@ class Imgvol:
         path.mkdir()
         return str(path)
 
-    def run(self, *arguments, timeout: float = 120, check: bool = True, **options):
-        """Runs `imgvol ARGUMENTS`; its output is text."""
+    def run(
+        self,
+        *arguments,
+        timeout: float = 120,
+        check: bool = True,
+        given: str | None = None,
+        **options,
+    ):
+        """Runs `imgvol ARGUMENTS`; its output is text, and its input is what is given."""
         command = [*self.command, *map(os.fspath, arguments)]
         done = subprocess.run(
             command,
-            stdin=subprocess.DEVNULL,
+            **({"stdin": subprocess.DEVNULL} if given is None else {"input": given}),
             capture_output=True,
             timeout=timeout,
             check=False,
@@ -130,9 +144,11 @@ class Imgvol:
 
 
 @contextlib.contextmanager
-def running_daemon(base: Path, *options: str, **limits: float) -> Iterator[Imgvol]:
+def running_daemon(
+    base: Path, *options: str, serves_cri: bool = False, **limits: float
+) -> Iterator[Imgvol]:
     """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
-    imgvol = Imgvol(base, options=options, limits=limits)
+    imgvol = Imgvol(base, options=options, limits=limits, serves_cri=serves_cri)
     imgvol.start()
     try:
         yield imgvol

@@ -1,6 +1,7 @@
 """What registries put before their blobs, for `Proxy.gates`: tokens that expire, and places
 elsewhere that are good for one visit."""
 
+import base64
 import itertools
 import json
 import threading
@@ -36,6 +37,35 @@ class TokenGate:
             self.refused += bool(sent)
         challenge = f'Bearer realm="http://{self._host}/token",service="gate"'
         return _answer(401, b"", f"WWW-Authenticate: {challenge}")
+
+
+class PasswordGate:
+    """Lets in whoever has the password, which may change.
+
+    Attributes:
+        seen: What was sent for authorisation, let in or not.
+        refused: How many did not have it.
+        challenge: What they are asked for.
+    """
+
+    def __init__(self, password: str, username: str = "jane") -> None:
+        self.password = password
+        self.challenge = 'Basic realm="gate"'
+        self.seen: set[str] = set()
+        self.refused = 0
+        self._username = username
+
+    def answer(self, exchange: Exchange, head: list[str]) -> bytes | None:
+        sent = _header(head, "authorization")
+        self.seen.add(sent)
+        pair = f"{self._username}:{self.password}".encode()
+        if sent == f"Basic {base64.b64encode(pair).decode()}":
+            return None
+        self.refused += 1
+        # What a registry that means ill could say: all it was sent.
+        said = json.dumps({"errors": [{"code": "DENIED", "message": f"not {sent}"}]}).encode()
+        body = b"" if exchange.method == "HEAD" else said
+        return _answer(401, body, f"WWW-Authenticate: {self.challenge}")
 
 
 class RedirectGate:

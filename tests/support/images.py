@@ -300,7 +300,7 @@ def write_docker_archive(path: Path, image: Image, *names: str) -> Path:
 # --- by other programs --------------------------------------------------------------------------
 
 
-def push(layout: Path, tag: str, reference: str) -> None:
+def push(layout: Path, tag: str, reference: str, *, login: str = "") -> None:
     """Copies an image of a layout to a registry that speaks plain HTTP, its blobs as they are."""
     run(
         "skopeo",
@@ -309,6 +309,7 @@ def push(layout: Path, tag: str, reference: str) -> None:
         "--quiet",
         "--preserve-digests",
         "--dest-tls-verify=false",
+        *([f"--dest-creds={login}"] if login else []),
         f"oci:{layout}:{tag}",
         f"docker://{reference}",
         timeout=300,

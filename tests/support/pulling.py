@@ -87,20 +87,24 @@ class Served:
 
     Attributes:
         allowed: Logins that are let in, as headers; None: everybody. May change.
+        manifest: What is served for one, if not the image's own.
+        media_type: What it is said to be.
     """
 
     server: ScriptedServer
     repository: str
     image: Image
     allowed: list[str] | None = None
+    manifest: bytes = b""
+    media_type: str = MANIFEST
 
     def __post_init__(self) -> None:
-        self.manifest = self.image.manifest_bytes()
+        self.manifest = self.manifest or self.image.manifest_bytes()
         names = ("v1", sha256(self.manifest))
         answer = respond(
             200,
             self.manifest,
-            Content_Type=MANIFEST,
+            Content_Type=self.media_type,
             Docker_Content_Digest=sha256(self.manifest),
         )
         for name in names:

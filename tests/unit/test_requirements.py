@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 WANTED = [
+    *(f"S0.{number}" for number in range(4, 25) if number != 9),
     *(f"S1.{number}" for number in range(1, 32)),
+    *(f"S2.{number}" for number in (5, 10, 14, 15, *range(17, 24), *range(39, 43))),
     *(f"K{number}" for number in range(1, 28)),
     *(f"C{number}" for number in range(1, 17)),
     *(f"O{number}" for number in range(1, 17)),

@@ -59,6 +59,8 @@ def encode_image(image: ImageRecord) -> Document:
         "manifest": str(image.manifest),
         "media_type": image.media_type,
         "names": list(image.names),
+        "pinned": image.is_pinned,
+        "pinned_by": list(image.pinned_by),
         "platform": str(image.platform),
         "chain_id": str(image.chain_id),
         "layers": [encode_layer(layer) for layer in image.layers],

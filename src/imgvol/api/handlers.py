@@ -74,8 +74,10 @@ async def inspect_image(services: Services, values: Values) -> Response:
 
 
 async def remove_image(services: Services, values: Values) -> Response:
-    """Drop a name of an image."""
-    report = await services.images.remove(values.text("image"))
+    """Drop a name of an image, or, by force, the image with all of them."""
+    images = services.images
+    remove = images.remove_image if values.flag("force") else images.remove
+    report = await remove(values.text("image"))
     return json_response(encoding.encode_removal(report))
 
 

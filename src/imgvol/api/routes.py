@@ -16,6 +16,7 @@ from imgvol.api.http import (
     Stream,
     json_response,
 )
+from imgvol.api.pin_routes import PIN_ROUTES
 from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
@@ -240,7 +241,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         tag="images",
         handler=handlers.remove_image,
         answers=("Removal",),
-        query=(_IMAGE,),
+        query=(
+            _IMAGE,
+            Field(
+                name="force",
+                kind="boolean",
+                description="All names and pins of the image at once, also when it is mounted or "
+                "held by a lease: these keep its bytes until they end. Not here is fine.",
+            ),
+        ),
         errors=(404, 409),
     ),
     Route(
@@ -351,6 +360,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         ),
         errors=(404, 409),
     ),
+    *PIN_ROUTES,
     *SANDBOX_ROUTES,
 )
 

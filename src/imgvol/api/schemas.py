@@ -85,6 +85,8 @@ _IMAGE = record(
         "manifest": _DIGEST,
         "media_type": _TEXT,
         "names": array_of(_TEXT),
+        "pinned": _FLAG,
+        "pinned_by": {**array_of(_TEXT), "description": "Who: user, config, rebuild."},
         "platform": _TEXT,
         "chain_id": _DIGEST,
         "layers": array_of(reference("Layer")),

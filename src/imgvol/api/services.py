@@ -60,6 +60,15 @@ class Images(Protocol):
     async def remove(self, image: str) -> RemovalReport:
         """Drops a name, and the image with its last name; raises NotFound, Conflict."""
 
+    async def remove_image(self, text: str) -> RemovalReport:
+        """Drops all names of an image, whatever uses it; not here is fine; raises Conflict."""
+
+    async def pin(self, image: str) -> ImageRecord:
+        """Pins a name, or an image by its ID; raises NotFound, Conflict."""
+
+    async def unpin(self, image: str) -> ImageRecord:
+        """Ends what users have pinned of an image; raises NotFound, Conflict."""
+
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """The manifest and the config, as stored."""
 

@@ -116,21 +116,29 @@ def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 @click.argument(
     "images", nargs=-1, required=True, metavar="IMAGE...", shell_complete=complete_image
 )
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="All names and pins of each image at once, mounted or not; not here is fine.",
+)
 @json_option()
 @quiet_option("Print nothing.")
 @verbose_option()
 @pass_session
-def rmi_command(session: Session, /, images: tuple[str, ...]) -> int:
+def rmi_command(session: Session, /, images: tuple[str, ...], *, force: bool) -> int:
     """Remove images by name, ID or digest.
 
     A name is dropped; with its last name the image goes, and with it the layers that no other image
-    uses. An image that is mounted stays.
+    uses. An image that is mounted stays; with --force it has no name any more, and goes when it
+    is unmounted.
     """
     reports = []
     failures = 0
     for image in images:
         try:
-            chosen = {"image": pulling.absolute_image(image)}
+            chosen: dict[str, str | bool | float | None]
+            chosen = {"image": pulling.absolute_image(image), "force": force}
             reports.append(session.client.call("DELETE", "/images", chosen))
         except ImgvolError as error:
             echo_error(error)
@@ -188,6 +196,7 @@ def inspect_command(session: Session, /, image: str, **options: Any) -> None:
 def _facts(image: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         *(("name", name) for name in image["names"]),
+        *(("pinned by", owner) for owner in image["pinned_by"]),
         ("id", image["id"]),
         ("manifest", image["manifest"]),
         ("chain ID", image["chain_id"]),

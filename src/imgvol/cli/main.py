@@ -55,6 +55,8 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "pull": Entry("images", "Fetch an image and verify it."),
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
+        "pin": Entry("pins", "Keep images until they are unpinned."),
+        "unpin": Entry("pins", "Let them go again."),
         "lease": Entry("leases", "Keep images, and volumes together."),
         "df": Entry("system", "Show what the store holds."),
         "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),

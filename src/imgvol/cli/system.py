@@ -88,6 +88,13 @@ _POLL: Final = 0.05
     flag_value=str(DOCKER_SPEC),
     help=f"Also be a volume plugin for Docker, and tell it so in FILE [{DOCKER_SPEC}].",
 )
+@click.option(
+    "--pin-image",
+    "pinned_images",
+    metavar="IMAGE",
+    multiple=True,
+    help="Keep what has this name, now or later, from being collected. Can be repeated.",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -110,6 +117,7 @@ def serve_command(
     cri_socket: str | None,
     no_cri: bool,
     docker_plugin: str | None,
+    pinned_images: tuple[str, ...],
     ready_fd: int | None,
     log_level: str,
 ) -> int:
@@ -127,6 +135,7 @@ def serve_command(
         max_downloads=max_downloads,
         pull_progress_timeout=pull_progress_timeout or None,
         runtime_handlers=runtime_handlers,
+        pinned_images=pinned_images,
     )
     if soci_referrers is not None:
         config = replace(config, soci_referrers=soci_referrers)

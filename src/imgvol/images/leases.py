@@ -10,8 +10,17 @@ forgets leases, and with them what they keep.
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Final
 
@@ -41,6 +50,8 @@ class Leases:
         self._deadlines_changed = trio.Event()
         # A record and its deadline change together.
         self._changing = trio.Lock()
+        # Several of one image can be under way: for other names of it, or with other logins.
+        self._pulls = Counter[str]()
 
     async def recover(self) -> None:
         """Counts on from what was left of each lease. Call once, before anything else."""
@@ -116,9 +127,12 @@ class Leases:
     async def drop(self, lease_id: str) -> bool:
         """Forgets a lease that has no volumes; returns whether there is none (any more)."""
         async with self._changing:
-            is_gone = await self._records.remove_lease(lease_id)
-            if is_gone:
-                self._start_clock(lease_id, None)
+            return await self._drop(lease_id)
+
+    async def _drop(self, lease_id: str) -> bool:
+        is_gone = await self._records.remove_lease(lease_id)
+        if is_gone:
+            self._start_clock(lease_id, None)
         return is_gone
 
     def has_ended(self, lease_id: str) -> bool:
@@ -137,17 +151,33 @@ class Leases:
             content: Digests of all that it needs.
         """
         lease_id = f"{_PULL}{manifest}"
-        await self.ensure(lease_id, duration=limits.PULL_LEASE, content=content)
-        await self.renew(lease_id, limits.PULL_LEASE)
         try:
-            yield
+            with self._pulling(lease_id):
+                await self.ensure(lease_id, duration=limits.PULL_LEASE, content=content)
+                await self.renew(lease_id, limits.PULL_LEASE)
+                yield
         except RemoteError:
             raise
         except ImgvolError:
             # The image is bad, or there is no room: nothing of it is worth keeping.
-            await self.drop(lease_id)
+            await self._drop_pull(lease_id)
             raise
-        await self.drop(lease_id)
+        await self._drop_pull(lease_id)
+
+    @contextmanager
+    def _pulling(self, lease_id: str) -> Iterator[None]:
+        """A pull that needs its lease, whatever becomes of others of the same image."""
+        self._pulls[lease_id] += 1
+        try:
+            yield
+        finally:
+            self._pulls[lease_id] -= 1
+            self._pulls = +self._pulls
+
+    async def _drop_pull(self, lease_id: str) -> None:
+        async with self._changing:
+            if lease_id not in self._pulls:
+                await self._drop(lease_id)
 
     async def holders(self, manifests: Collection[Digest]) -> Sequence[str]:
         """Which leases keep one of some images on purpose: those of pulls do not count."""

@@ -11,6 +11,7 @@ from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.oci.image_config import ImageConfig, parse_image_config
 from imgvol.oci.manifest import Index, Manifest, parse_manifest, select_manifests
+from imgvol.oci.media_types import layer_compression
 from imgvol.oci.platform import Matcher, Platform, host_platform, only
 from imgvol.sources.base import ImageSource
 
@@ -110,6 +111,7 @@ async def resolve_image(
         NotFound: The source has no such image.
         NoMatchingPlatform: It has none for this platform.
         InvalidDocument: Its documents contradict the specification or each other.
+        Unsupported: Its manifest is of the first schema, or a layer is encrypted or no tar.
     """
     top = await source.resolve()
     indexes: list[Index] = []
@@ -140,6 +142,8 @@ async def resolve_image(
             manifest=document,
             content=parse_artifact(document),
         )
+    for layer in document.layers:
+        layer_compression(layer.media_type)  # one that nobody can read is refused before the rest
     raw = await source.read_document(document.config, max_size=limits.CONFIG_SIZE)
     config = parse_image_config(raw, expected=document.config.digest)
     if not is_chosen and (indexes or must_match) and not matcher.match(config.platform):

@@ -14,18 +14,25 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
 from imgvol import limits
 from imgvol.content import inventory
+from imgvol.content.records import LayerRecord
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+# A few ms of work, after which a daemon that stops need not wait any more.
+_PARTS_AT_ONCE: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,22 +52,22 @@ class FilesystemUsage:
     inodes_used: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
+class _Part(NamedTuple):
     """Something to be measured.
 
     Attributes:
+        slot: Of a layer: tells one from another that was there before.
         is_final: Whether it never changes.
         is_flat: Without what lies in its subdirectories.
     """
 
-    path: Path
+    path: str
     slot: int = 0
     is_final: bool = False
     is_flat: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Measure:
     """What a part has.
 
@@ -91,7 +98,7 @@ class UsageMeter:
 
     def __post_init__(self) -> None:
         # Nothing is known yet: that is told as nothing, as of now.
-        self._usage = self._summed_up(time.time_ns())
+        self._usage = self._sum(time.time_ns())
 
     def filesystem_usage(self) -> Sequence[FilesystemUsage]:
         """What each backend takes, the default one first: there is one. From memory."""
@@ -114,44 +121,56 @@ class UsageMeter:
 
     async def measure(self) -> None:
         """One round."""
+        # As a whole before any file: nobody who wants to change records waits for files.
+        layers = await self.store.records.layers()
         self._round += 1
         now = time.time_ns()
-        for part in await self._parts():
+        parts = await self._in_thread(self._parts, layers)
+        for start in range(0, len(parts), _PARTS_AT_ONCE):
+            await self._in_thread(self._measure, parts[start : start + _PARTS_AT_ONCE], now)
+        await self._in_thread(self._sum_up, now)
+
+    def _parts(self, layers: Sequence[LayerRecord]) -> list[_Part]:
+        layout = self.store.layout
+        flat = (layout.root, *inventory.homes(layout))
+        whole = (layout.blobs, layout.shared_files.parent, layout.ingest)
+        return [
+            *(_Part(path=str(path), is_flat=True) for path in flat),
+            *(_Part(path=str(path)) for path in whole),
+            *(
+                _Part(
+                    path=f"{inventory.home_of(layout, layer)}/{layer.digest.encoded}",
+                    slot=layer.slot,
+                    is_final=layer.is_stored,
+                )
+                for layer in layers
+            ),
+        ]
+
+    def _measure(self, parts: Sequence[_Part], now: int) -> None:
+        for part in parts:
             known = self._measures.get(part)
             try:
                 if known is None or not part.is_final:
-                    known = await trio.to_thread.run_sync(_measure, part, limiter=self._limiter)
-                known = replace(known, at=now)
+                    known = self._measures[part] = _look_at(part)
+                known.at = now
             except FileNotFoundError:
                 continue  # removed in this moment
             except OSError as exc:
                 log.warning("%s is not measured: %s", part.path, exc)
                 if known is None:
                     continue
-            self._measures[part] = replace(known, round=self._round)
+            known.round = self._round
+
+    def _sum_up(self, now: int) -> None:
+        """Forgets what this round has not met, and adds up the rest."""
         self._measures = {p: m for p, m in self._measures.items() if m.round == self._round}
-        self._usage = self._summed_up(now)
+        self._usage = self._sum(now)
 
-    async def _parts(self) -> list[_Part]:
-        """What there is to measure: records first, so that who changes them waits for no files."""
-        layout = self.store.layout
-        layers = [
-            _Part(
-                path=inventory.home_of(layout, record) / record.digest.encoded,
-                slot=record.slot,
-                is_final=record.is_stored,
-            )
-            for record in await self.store.records.layers()
-        ]
-        flat = (layout.root, *inventory.homes(layout))
-        whole = (layout.blobs, layout.shared_files.parent, layout.ingest)
-        return [
-            *(_Part(path=path, is_flat=True) for path in flat),
-            *(_Part(path=path) for path in whole),
-            *layers,
-        ]
+    async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
+        return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
-    def _summed_up(self, now: int) -> FilesystemUsage:
+    def _sum(self, now: int) -> FilesystemUsage:
         linked: dict[tuple[int, int], int] = {}
         for measure in self._measures.values():
             linked.update(measure.linked)
@@ -164,7 +183,7 @@ class UsageMeter:
         )
 
 
-def _measure(part: _Part) -> _Measure:
+def _look_at(part: _Part) -> _Measure:
     """Looks at every file of a part. Blocks.
 
     Raises:
@@ -184,7 +203,7 @@ def _measure(part: _Part) -> _Measure:
 
 def _statuses(part: _Part) -> Iterator[os.stat_result]:
     yield os.lstat(part.path)
-    waiting = [str(part.path)]
+    waiting = [part.path]
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:

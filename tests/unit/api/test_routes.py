@@ -36,6 +36,8 @@ EXAMPLES = {
     "removeImage": (ALPINE, None),
     "pullImage": ("", {"image": "busybox:1"}),
     "inspectImage": (ALPINE, None),
+    "pinImage": ("", {"image": "docker.io/library/alpine:3.20"}),
+    "unpinImage": ("", {"image": "docker.io/library/alpine:3.20"}),
     "listFiles": (f"{ALPINE}&path=/etc", None),
     "readFile": (f"{ALPINE}&path=/etc/os-release", None),
     "sumFiles": (ALPINE, None),

@@ -206,6 +206,29 @@ async def test_what_a_pull_has_brought_outlives_only_the_network(
         assert [lease.remaining for lease in await leases.list()] == [limits.PULL_LEASE] * is_kept
 
 
+async def test_pulls_of_one_image_share_a_lease_until_the_last_one_ends(tmp_path):
+    """They begin and end as they like: none takes the lease from another that has just begun."""
+    async with open_leases(tmp_path) as (leases, store):
+        image = await pull(store)
+        kept = [layer.digest for layer in image.layers]
+
+        async def hold(turns):
+            for _ in range(turns):
+                async with leases.pull(image.manifest, kept):
+                    assert len(await leases.list()) == 1
+
+        async with trio.open_nursery() as nursery:
+            for turns in range(1, 6):
+                nursery.start_soon(hold, turns)
+        assert await leases.list() == []
+        async with leases.pull(image.manifest, kept):
+            with pytest.raises(InvalidLayer):
+                async with leases.pull(image.manifest, kept):
+                    raise InvalidLayer("bad")
+            assert len(await leases.list()) == 1
+        assert await leases.list() == []
+
+
 async def test_removing_an_image_lets_go_of_what_its_pull_had_left(tmp_path):
     async with open_leases(tmp_path) as (leases, store):
         image = await pull(store)

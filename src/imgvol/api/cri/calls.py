@@ -98,12 +98,7 @@ class Calls(grpc.GenericRpcHandler):
         return await self._conduct(OTHER, context, answer)
 
     async def _work(self, method: Method, raw: bytes) -> Any:
-        try:
-            request: Message = method.request.FromString(raw)
-        except DecodeError:
-            raise InvalidArgument(
-                "the request cannot be read", method=method.name, size=len(raw)
-            ) from None
+        request = parse_request(method, raw)
         return await self._bridge.call(partial(method.work, request))
 
     async def _conduct(
@@ -126,6 +121,20 @@ class Calls(grpc.GenericRpcHandler):
             log.debug("%s: %s after %.1f ms", name, code.name, seconds * 1000)
         await context.abort(code, text)
         raise AssertionError("abort raises")
+
+
+def parse_request(method: Method, raw: bytes) -> Message:
+    """A request; fields that we do not know are ignored.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    try:
+        return method.request.FromString(raw)
+    except DecodeError:
+        raise InvalidArgument(
+            "the request cannot be read", method=method.name, size=len(raw)
+        ) from None
 
 
 def _status(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:

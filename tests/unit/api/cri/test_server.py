@@ -296,6 +296,7 @@ async def test_a_defect_is_told_without_its_text(path, images):
 # --- deadlines and cancellation -------------------------------------------------------------------
 
 
+@pytest.mark.fault("F93")
 async def test_a_client_that_leaves_ends_its_pull_at_once(path, images):
     images.go_on = trio.Event()
     async with serving(path, images) as server:
@@ -413,6 +414,7 @@ async def test_more_calls_than_there_may_be_are_refused(path, images, monkeypatc
 _STATUS = f"{IMAGE_SERVICE}ImageStatus"
 
 
+@pytest.mark.fault("F93")
 @pytest.mark.parametrize(
     ("name", "request_", "code"),
     [
@@ -472,6 +474,7 @@ async def test_what_is_not_grpc_harms_nobody(path, images, garbage):
         await ask(path, Client.version)
 
 
+@pytest.mark.fault("F93")
 async def test_a_thousand_calls_at_once_leave_nothing_behind(path, images):
     def call_often(client, times=1000):
         call = client.channel.unary_unary(_STATUS)

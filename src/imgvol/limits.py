@@ -93,6 +93,10 @@ LARGE_FILE: Final = 1 * MIB
 # leases that end are not in a hurry.
 COLLECTION_INTERVAL: Final = 3600.0
 
+# Seconds until what an image leaves is collected that lost its name while it was in use, once it is
+# not: whoever ends one of many volumes mostly ends others, too.
+COLLECTION_DELAY: Final = 1.0
+
 # Seconds between measurements of what the store takes, as long as they are quick, and how much the
 # latest one counts when the pause is adapted: as containerd's stats collector has them.
 USAGE_PERIOD: Final = 10.0

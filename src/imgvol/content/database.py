@@ -157,6 +157,11 @@ _PARTS_OF_IMAGES: Final = {
     "pin": "note_image({row}.subject), (SELECT count(note_image(manifest)) FROM name"
     " WHERE name = {row}.subject)",
 }
+# What keeps an image besides names and pins: whoever collects wants to know when it goes.
+_KEEPERS_OF_IMAGES: Final = {
+    "volume": "note_image({row}.manifest)",
+    "lease_hold": "note_image({row}.digest)",
+}
 _ROWS_OF: Final = {"INSERT": ("new",), "UPDATE": ("old", "new"), "DELETE": ("old",)}
 
 
@@ -268,13 +273,15 @@ def _note_images(connection: sqlite3.Connection, note: Callable[[str], None]) ->
     connection.create_function("note_image", 1, note)
     # Without, a row that is replaced does not count as deleted.
     connection.execute("PRAGMA recursive_triggers = ON")
-    for table, noting in _PARTS_OF_IMAGES.items():
-        for event, rows in _ROWS_OF.items():
-            steps = "".join(f"SELECT {noting.format(row=row)}; " for row in rows)
-            connection.execute(
-                f"CREATE TEMP TRIGGER note_{table}_{event} AFTER {event} ON main.{table}"
-                f" BEGIN {steps}END"
-            )
+    watched = [(table, event) for table in _PARTS_OF_IMAGES for event in _ROWS_OF]
+    watched += [(table, "DELETE") for table in _KEEPERS_OF_IMAGES]
+    for table, event in watched:
+        noting = (_PARTS_OF_IMAGES | _KEEPERS_OF_IMAGES)[table]
+        steps = "".join(f"SELECT {noting.format(row=row)}; " for row in _ROWS_OF[event])
+        connection.execute(
+            f"CREATE TEMP TRIGGER note_{table}_{event} AFTER {event} ON main.{table}"
+            f" BEGIN {steps}END"
+        )
 
 
 @asynccontextmanager

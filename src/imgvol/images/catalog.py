@@ -304,7 +304,7 @@ class Catalog:
         records = [
             record
             for record in self._records(self._manifests.get(image_id, ()))
-            if record.names or record.is_pinned
+            if record.is_wanted
         ]
         if not records:
             return None

@@ -20,6 +20,7 @@ import trio
 
 from imgvol import limits
 from imgvol.content.reachability import Root, Thing, ThingKind, World, reasons
+from imgvol.content.records import ImageChanges
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError
 from imgvol.oci.digest import Digest
@@ -68,6 +69,8 @@ class Collector:
     store: Store
     after: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
     _turn: trio.Lock = field(default_factory=trio.Lock)
+    # An image has lost something that kept it, and has no name.
+    _orphaned: trio.Event = field(default_factory=trio.Event)
 
     async def explain(self) -> tuple[Fate, ...]:
         """What would become of each thing if it were collected now; changes nothing."""
@@ -103,10 +106,12 @@ class Collector:
             return CollectionReport(removed=tuple(sorted(removed)), freed=freed + size)
 
     async def run(self, *, interval: float = limits.COLLECTION_INTERVAL) -> None:
-        """Collects for ever, at intervals."""
+        """Collects for ever, at intervals, and when what was removed in use is used no more."""
+        self.store.images.listen(self._notice)
         while True:
             jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - no secret
-            await trio.sleep(interval * jitter)
+            with trio.move_on_after(interval * jitter):
+                await self._wait_for_orphans()
             try:
                 report = await self.collect()
             except ImgvolError as exc:
@@ -116,6 +121,20 @@ class Collector:
             else:
                 if report.removed:
                     log.info("collected %d things, %d bytes", len(report.removed), report.freed)
+
+    def _notice(self, changes: ImageChanges) -> None:
+        if changes.manifests is not None and not all(image.is_wanted for image in changes.images):
+            self._orphaned.set()
+
+    async def _wait_for_orphans(self) -> None:
+        """Returns when an image without a name has lost something that kept it."""
+        while True:
+            await self._orphaned.wait()
+            # Whoever removes images collects; what is left then was in use.
+            await trio.sleep(limits.COLLECTION_DELAY)
+            self._orphaned = trio.Event()
+            if not all(image.is_wanted for image in self.store.images):
+                return
 
     async def make_room(self) -> None:
         """Collects because a write has found no room; a failure leaves things as they are."""

@@ -176,7 +176,7 @@ class LocalImages:
     def _is_wanted(self, manifest: Digest) -> bool:
         """Whether an image has a name or a pin."""
         image = self._store.images.get(manifest)
-        return image is not None and (bool(image.names) or image.is_pinned)
+        return image is not None and image.is_wanted
 
     async def pin(self, image: str, *, owner: str = USER) -> ImageRecord:
         """Pins a name, whatever it comes to mean, or, by ID, an image.

@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from imgvol import limits
 from imgvol.content.reachability import RootKind, Thing, ThingKind
 from imgvol.content.records import LeaseRecord, VolumeRecord
 from imgvol.content.store import open_store
@@ -351,3 +352,32 @@ class Waiting(Collector):
 
     async def collect(self):
         return await self.scripted()
+
+
+@pytest.mark.parametrize("keeper", ["volume", "lease"])
+async def test_what_lost_its_name_in_use_goes_soon_after_it_is_used_no_more(
+    tmp_path, keeper, monkeypatch
+):
+    monkeypatch.setattr(limits, "COLLECTION_DELAY", 0.0)
+    async with open_store(tmp_path) as store, trio.open_nursery() as nursery:
+        collector = Collector(store)
+        image = await pull(store, ONE, "one")
+        if keeper == "volume":
+            await store.records.add_volume(volume_of(image))
+        else:
+            lease = LeaseRecord(id="pod", created_at=1.0)
+            await store.records.ensure_lease(lease, images=[image.manifest])
+        await store.records.remove_names(["one"])
+        assert (await collector.collect()).removed == ()
+        gone = trio.Event()
+        store.images.listen(lambda _: store.images.get(image.manifest) or gone.set())
+        nursery.start_soon(collector.run)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not gone.is_set()
+        if keeper == "volume":
+            await store.records.remove_volume("v")
+        else:
+            await store.records.remove_lease("pod")
+        with trio.fail_after(10):
+            await gone.wait()
+        nursery.cancel_scope.cancel()

@@ -56,6 +56,11 @@ class ImageRecord:
         return bool(self.pinned_by)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether it has a name or a pin; if not, at most something that uses it keeps it."""
+        return bool(self.names) or self.is_pinned
+
+    @property
     def is_artifact(self) -> bool:
         """Whether the manifest is no image's."""
         return self.id == self.manifest

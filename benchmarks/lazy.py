@@ -1,11 +1,11 @@
 """Lazy mounts against full pulls: how soon work begins, over lines of several qualities.
 
 One image of more than 400 MB (Debian, python3, numpy and scipy), as plain gzip, gzip with a SOCI
-index, eStargz and zstd:chunked as their own tools make them, behind a line with a given round-trip
-time and bandwidth. For each: the time until `imgvol mount` returns, until `import numpy` has run
-out of the view, how long that takes once more, and the time until every file has been read; the
-bytes that had crossed the line when the work was done, and those of them that it needed. Against
-skopeo and umoci, who have to finish before anything can run.
+index, eStargz (once more with chunks of 256 KiB) and zstd:chunked as their own tools make them,
+behind a line with a given round-trip time and bandwidth. For each: the time until `imgvol mount`
+returns, until `import numpy` has run out of the view, how long that takes once more, and the time
+until every file has been read; the bytes that had crossed the line when the work was done, and
+those of them that it needed. Against skopeo and umoci, who have to finish before anything can run.
 """
 
 import json
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -35,7 +36,7 @@ PEERS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgv
 PACKAGES = ("numpy==2.2.6", "scipy==1.15.3")
 SITE = "usr/local/lib/python3.11/dist-packages"
 WORK = "import numpy; print(numpy.arange(9).sum())"
-FORMATS = ("gzip", "soci", "estargz", "zstd:chunked")
+FORMATS = ("gzip", "soci", "estargz", "estargz-256k", "zstd:chunked")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ def make_images(registry: Registry, work: Path) -> dict[str, str]:
     names = {"gzip": "lazy:gzip", "soci": "lazy:soci"}
     push(write_layout(work / "plain", {"x": plain}), "x", registry.reference(names["gzip"]))
     push_soci(registry, plain, "soci", work)
-    for kind, convert in (("estargz", converted), ("zstd:chunked", rechunked)):
+    small = partial(converted, flags=("-chunk-size=262144",))
+    others = {"estargz": converted, "estargz-256k": small, "zstd:chunked": rechunked}
+    for kind, convert in others.items():
         name = kind.replace(":", "-")
         layers = [convert(layer, work) for layer in plain.layers]
         names[kind] = f"lazy:{name}"
@@ -194,10 +197,10 @@ def science_tar() -> bytes:
     return kept.read_bytes()
 
 
-def converted(layer: Layer, work: Path) -> Layer:
-    """The same layer as eStargz, by stargz's own library, with its chunks of 4 MiB."""
+def converted(layer: Layer, work: Path, flags: Sequence[str] = ()) -> Layer:
+    """The same layer as eStargz, by stargz's own library; without flags with its 4 MiB chunks."""
     with _directory(work) as directory:
-        return as_layer(stargz_layer(directory, layer.tar), "gzip")
+        return as_layer(stargz_layer(directory, layer.tar, *flags), "gzip")
 
 
 def rechunked(layer: Layer, work: Path) -> Layer:

@@ -1,6 +1,7 @@
 """Test configuration shared by every level. What it enforces is in support/guards.py."""
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -10,3 +11,8 @@ settings.register_profile("ci", max_examples=60, deadline=None, derandomize=Fals
 settings.register_profile("quick", parent=settings.get_profile("ci"), max_examples=10)
 settings.register_profile("nightly", parent=settings.get_profile("ci"), max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+# A shell that starts tests in the background lets them, and all that they start, ignore what Ctrl-C
+# sends: tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

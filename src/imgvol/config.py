@@ -22,6 +22,24 @@ DOCKER_SPEC = Path("/etc/docker/plugins/imgvol.spec")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LazyTrust:
+    """What the operator of the machine allows beside what is pinned.
+
+    Attributes:
+        soci_referrers: SOCI indexes that only refer to an image: whoever may push to its repository
+            can add one.
+        missing_digests: Content that its table of contents gives no digest. It is shown as it comes
+            from the registry, and checked when the layer is proven as a whole.
+    """
+
+    soci_referrers: bool = False
+    missing_digests: bool = False
+
+
+PINNED_ONLY: Final = LazyTrust()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The directories and habits of one daemon.
 
@@ -31,8 +49,7 @@ class Config:
         is_system: Whether the daemon may make mounts itself (it runs as root).
         idle_exit: Seconds without volumes, pulls or requests after which the daemon leaves;
             None: never.
-        soci_referrers: Whether SOCI indexes may be used that only refer to an image. Nothing pins
-            them: anyone who may push to the image's repository can add one.
+        trust: What may be shown of images that nothing pins; only what is pinned, by default.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
         pinned_images: Names of images that stay when they have come, whatever else happens.
@@ -48,7 +65,7 @@ class Config:
     run: Path
     is_system: bool
     idle_exit: float | None = None
-    soci_referrers: bool = False
+    trust: LazyTrust = PINNED_ONLY
     background_rate: float | None = None
     pinned_images: tuple[str, ...] = ()
     docker_spec: Path | None = None
@@ -80,7 +97,10 @@ class Config:
         rate = environ.get("IMGVOL_BACKGROUND_RATE")
         config = replace(
             config,
-            soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"),
+            trust=LazyTrust(
+                soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"),
+                missing_digests=_switch(environ, "IMGVOL_MISSING_DIGESTS"),
+            ),
             background_rate=parse_rate(rate) if rate else None,
         )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))

@@ -210,10 +210,11 @@ class _Daemon:
         )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        lazy_layers = LazyLayers(store, engine, nursery)
+        lazy_layers = LazyLayers(store, engine, nursery, self._config.trust)
         views.on_lazy_layer = lazy_layers.attach
         views.on_lazy_layer_closed = lazy_layers.detach
         views.closing_of = lazy_layers.closing_of
+        lazy_layers.on_condemned = views.condemn
         images.call_to_adopt(lazy_layers.adopt)
         return engine, lazy_layers
 
@@ -365,7 +366,7 @@ def _pull_settings(config: Config) -> PullSettings:
     """The habits of pulls; raises InvalidArgument when a runtime handler is malformed."""
     handlers = map(RuntimeHandler.parse, config.runtime_handlers)
     return PullSettings(
-        soci_referrers=config.soci_referrers,
+        trust=config.trust,
         layers_at_once=config.max_downloads or LAYERS_AT_ONCE,
         progress_timeout=config.pull_progress_timeout,
         handlers=RuntimeHandlers(handlers),

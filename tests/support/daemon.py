@@ -105,12 +105,16 @@ class Imgvol:
     def json(self, *arguments, **options):
         return json.loads(self.run(*arguments, "--json", **options).stdout)
 
-    def start(self) -> None:
-        """Starts `imgvol serve` and returns when it says that it is ready."""
+    def start(self, *options: str) -> None:
+        """Starts `imgvol serve` and returns when it says that it is ready.
+
+        Args:
+            options: More of them than those it was made with.
+        """
         ready_end, told_end = os.pipe()
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [*self._serve_command, "--ready-fd", str(told_end)],
+                [*self._serve_command, *options, "--ready-fd", str(told_end)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

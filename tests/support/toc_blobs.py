@@ -74,7 +74,7 @@ class Body:
     def toc(self) -> bytes:
         return json.dumps({"version": 1, "entries": self.entries}).encode()
 
-    def read(self, toc: bytes | None = None) -> LazyLayer:
+    def read(self, toc: bytes | None = None, *, may_lack_digests: bool = False) -> LazyLayer:
         """Reads the table of contents, as if its digest had been checked."""
         size = len(self.data)
         return read_toc(
@@ -82,6 +82,7 @@ class Body:
             compression=self.compression,
             blob_size=size,
             data_end=size,
+            may_lack_digests=may_lack_digests,
         )
 
 

@@ -2,21 +2,22 @@
 
 import pytest
 
-from imgvol.config import Config, parse_rate
+from imgvol.config import Config, LazyTrust, parse_rate
 from imgvol.errors import InvalidArgument
 
 
 @pytest.mark.parametrize(
     ("environ", "expected"),
     [
-        ({}, False),
-        ({"IMGVOL_SOCI_REFERRERS": ""}, False),
-        ({"IMGVOL_SOCI_REFERRERS": "0"}, False),
-        ({"IMGVOL_SOCI_REFERRERS": "1"}, True),
+        ({}, LazyTrust()),
+        ({"IMGVOL_SOCI_REFERRERS": "", "IMGVOL_MISSING_DIGESTS": ""}, LazyTrust()),
+        ({"IMGVOL_SOCI_REFERRERS": "0", "IMGVOL_MISSING_DIGESTS": "0"}, LazyTrust()),
+        ({"IMGVOL_SOCI_REFERRERS": "1"}, LazyTrust(soci_referrers=True)),
+        ({"IMGVOL_MISSING_DIGESTS": "1"}, LazyTrust(missing_digests=True)),
     ],
 )
-def test_soci_referrers_are_off_unless_asked_for(environ, expected):
-    assert Config.from_environment(environ, 0).soci_referrers is expected
+def test_only_what_is_pinned_is_trusted_unless_more_is_asked_for(environ, expected):
+    assert Config.from_environment(environ, 0).trust == expected
 
 
 @pytest.mark.parametrize("value", ["yes", "true", " 1", "2"])

@@ -47,6 +47,12 @@ _POLL: Final = 0.05
     "add one. Off by default [IMGVOL_SOCI_REFERRERS].",
 )
 @click.option(
+    "--missing-digests/--no-missing-digests",
+    default=None,
+    help="Show content that has no digest of its own before its layer has been checked as a whole. "
+    "Off by default: such layers are pulled first [IMGVOL_MISSING_DIGESTS].",
+)
+@click.option(
     "--background-rate",
     metavar="RATE",
     help="How fast to fetch what nobody waits for of mounted images, all together, in bytes per "
@@ -110,6 +116,7 @@ def serve_command(
     *,
     idle_exit: float | None,
     soci_referrers: bool | None,
+    missing_digests: bool | None,
     background_rate: str | None,
     max_downloads: int | None,
     pull_progress_timeout: float,
@@ -137,8 +144,12 @@ def serve_command(
         runtime_handlers=runtime_handlers,
         pinned_images=pinned_images,
     )
+    trust = config.trust
     if soci_referrers is not None:
-        config = replace(config, soci_referrers=soci_referrers)
+        trust = replace(trust, soci_referrers=soci_referrers)
+    if missing_digests is not None:
+        trust = replace(trust, missing_digests=missing_digests)
+    config = replace(config, trust=trust)
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
     if cri_socket is not None and no_cri:

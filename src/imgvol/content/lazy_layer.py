@@ -32,6 +32,7 @@ from imgvol.content.durable import (
     write_all,
     write_file,
 )
+from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
@@ -114,6 +115,7 @@ class LazyLayerStore:
     Attributes:
         table: Its span table.
         present: Which spans are here.
+        kept: Which compressed bytes are here.
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
         on_complete: Called when the final form has taken over, `index` included.
@@ -138,34 +140,23 @@ class LazyLayerStore:
         try:
             self.index = LayerIndex(read_whole(directory / INDEX_NAME))
             self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
-            # None once the layer is complete: what they take on disk is given back.
+            # None once the layer is complete: what it takes on disk is given back.
             self._data: OpenFile | None = OpenFile(directory / DATA_NAME, os.O_RDWR)
-            self._blob: OpenFile | None = OpenFile(directory / BLOB_NAME, os.O_RDWR)
+            blob = OpenFile(directory / BLOB_NAME, os.O_RDWR)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened", digest=digest, reason=exc.strerror
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
         self._saved_count = self.present.present_count
-        self._kept_bytes = 0
-        self._received = Ranges()
-        for span in range(self.table.span_count):
-            if span in self.present:
-                self._received.add(*self.table.compressed_range(span))
-        self._count_kept()
+        self.kept = KeptBlob(blob, digest)
+        for span in self.present:
+            self.kept.note(*self.table.compressed_range(span))
 
     @property
     def is_complete(self) -> bool:
         """Whether the layer has been verified as a whole and is served from its final form."""
         return self._complete is not None
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes of the blob that are here. From memory: whoever is writing is not waited for."""
-        return self._kept_bytes
-
-    def _count_kept(self) -> None:
-        self._kept_bytes = sum(end - start for start, end in self._received)
 
     @property
     def has_lost_writes(self) -> bool:
@@ -293,18 +284,20 @@ class LazyLayerStore:
         return damaged
 
     def _is_sound(self, span: int) -> bool:
-        data, blob = self._data, self._blob
-        if data is None or blob is None:
+        data = self._data
+        if data is None:
             return True  # completed meanwhile, hence verified as a whole
         start, end = self.table.compressed_range(span)
         try:
-            regions = self.table.decode(span, self._pread(blob, start, end - start))
+            regions = self.table.decode(span, self.kept.read(start, end - start))
             return all(
                 self._pread(data, region.position, len(region.data)) == region.data
                 for region in regions
             )
         except (ContentError, StoreDamaged):
             return False
+        except InternalError:
+            return True  # completed in this moment
 
     def forget_spans(self, spans: Collection[int]) -> None:
         """Counts damaged spans as missing: they are fetched again. Blocks; durable on return.
@@ -315,8 +308,7 @@ class LazyLayerStore:
         with self._lock:
             for span in spans:
                 self.present.discard(span)
-                self._received.discard(*self.table.compressed_range(span))
-            self._count_kept()
+                self.kept.drop(*self.table.compressed_range(span))
         with translate_os_errors("mark what is damaged of a layer"):
             self.present.save(self.present.snapshot())
 
@@ -334,46 +326,14 @@ class LazyLayerStore:
         with self._lock:
             self.present.add(span)
 
-    def put_compressed(self, start: int, data: bytes) -> None:
-        """Keeps a range of the blob until the layer is verified as a whole. Blocks.
-
-        What is here already is left as it is: it may have been verified since.
-
-        Raises:
-            StoreFull: No room; the range has to be fetched again for that.
-        """
-        blob = self._blob
-        end = start + len(data)
-        with self._lock:
-            holes = list(self._received.holes(start, end))
-        if blob is not None:
-            with translate_os_errors("store a part of a layer"):
-                for first, last in holes:
-                    write_all(blob.fd, data[first - start : last - start], first)
-        with self._lock:
-            self._received.add(start, end)
-            self._count_kept()
-
-    def drop_compressed(self, start: int, end: int) -> None:
-        """Forgets a range of the blob that turned out to be damaged."""
-        with self._lock:
-            self._received.discard(start, end)
-            self._count_kept()
-
-    def compressed_until(self, start: int, end: int) -> int:
-        """Up to where a range of the blob is kept, from its start on without a hole."""
-        with self._lock:
-            return next(self._received.holes(start, end), (end, end))[0]
-
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
 
         Missing spans are in one part each; parts that are near to each other are one.
         """
         wanted = Ranges()
-        with self._lock:
-            for hole in self._received.holes(start, end):
-                wanted.add(*hole)
+        for hole in self.kept.holes(start, end):
+            wanted.add(*hole)
         for span in self.missing(spans):
             wanted.add(*self.table.compressed_range(span))
         parts: list[tuple[int, int]] = []
@@ -382,19 +342,6 @@ class LazyLayerStore:
                 part_start = parts.pop()[0]  # noqa: PLW2901 - joined
             parts.append((part_start, part_end))
         return parts
-
-    def has_compressed(self, start: int, end: int) -> bool:
-        """Whether a range of the blob has been kept."""
-        with self._lock:
-            return self._received.covers(start, end)
-
-    def read_compressed(self, offset: int, size: int) -> bytes:
-        """Bytes of the blob that have been kept. Blocks.
-
-        Raises:
-            StoreDamaged: They cannot be read any more.
-        """
-        return self._pread(self._blob, offset, size)
 
     def flush(self) -> None:
         """Makes the present spans durable, so that they survive a crash. Blocks.
@@ -406,7 +353,7 @@ class LazyLayerStore:
         # Bytes are written before their bit is set: what the snapshot speaks of is in the files.
         with self._lock:
             bits, count = self.present.snapshot(), self.present.present_count
-        data, blob = self._data, self._blob
+        data, blob = self._data, self.kept.file
         if count == self._saved_count or self._has_lost_writes or data is None or blob is None:
             return
         with translate_os_errors("store a part of a layer"):
@@ -436,13 +383,12 @@ class LazyLayerStore:
         files alike, and only the positions of their content differ.
         """
         self._complete = store
-        self._data = self._blob = None
+        self._data = None
+        self.kept.close()
         self.index = store.index
         self.table = NoSpans(self.table.blob_size)
         # Whoever waits for a span that is still on its way need not any more.
         self.present.fill()
-        with self._lock:
-            self._received = Ranges()
         self.on_complete()
 
 

@@ -5,9 +5,14 @@ from collections.abc import Iterator
 
 
 class Ranges:
-    """Disjoint ranges [start, end), in order; ranges that touch become one."""
+    """Disjoint ranges [start, end), in order; ranges that touch become one.
+
+    Attributes:
+        size: How many numbers are in.
+    """
 
     def __init__(self) -> None:
+        self.size = 0
         self._starts: list[int] = []
         self._ends: list[int] = []
 
@@ -20,8 +25,7 @@ class Ranges:
         if first < last:
             start = min(start, self._starts[first])
             end = max(end, self._ends[last - 1])
-        self._starts[first:last] = [start]
-        self._ends[first:last] = [end]
+        self._replace(first, last, [(start, end)])
 
     def discard(self, start: int, end: int) -> None:
         """Takes a range out."""
@@ -33,8 +37,13 @@ class Ranges:
             return
         before = [(self._starts[first], start)] if self._starts[first] < start else []
         behind = [(end, self._ends[last - 1])] if end < self._ends[last - 1] else []
-        self._starts[first:last] = [piece[0] for piece in before + behind]
-        self._ends[first:last] = [piece[1] for piece in before + behind]
+        self._replace(first, last, before + behind)
+
+    def _replace(self, first: int, last: int, pieces: list[tuple[int, int]]) -> None:
+        self.size += sum(end - start for start, end in pieces)
+        self.size -= sum(self._ends[first:last]) - sum(self._starts[first:last])
+        self._starts[first:last] = [start for start, _ in pieces]
+        self._ends[first:last] = [end for _, end in pieces]
 
     def covers(self, start: int, end: int) -> bool:
         """Whether all of [start, end) is in."""

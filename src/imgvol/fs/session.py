@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,14 @@ import pyfuse3
 import trio
 
 from imgvol import limits
+from imgvol.content.layer import Layer
 from imgvol.errors import LocalError, MachineLacks
 from imgvol.fs.operations import Operations
 from imgvol.fs.readahead import KernelReadahead
 from imgvol.images.views import Views
 from imgvol.tallies import RequestTallies
+from imgvol.view.chain import ChainView
+from imgvol.view.merge import POSITION_SHIFT
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo, source_of
 from imgvol.volumes.mounts import detach_dead_mounts
 
@@ -69,6 +72,8 @@ async def open_session(
     await trio.to_thread.run_sync(_mount, operations, mount_point, is_system)
     withdrawn, names = trio.open_memory_channel[bytes](math.inf)
     views.on_withdrawn = withdrawn.send_nowait
+    condemned, layers = trio.open_memory_channel[Layer](math.inf)
+    views.on_condemned = condemned.send_nowait
     try:
         async with trio.open_nursery() as nursery:
 
@@ -79,6 +84,7 @@ async def open_session(
 
             nursery.start_soon(serve)
             nursery.start_soon(_forget_withdrawn, names)
+            nursery.start_soon(_forget_condemned, views, layers)
             nursery.start_soon(_release_lingering, views)
             readahead = await trio.to_thread.run_sync(_find_readahead, mount_point)
             views.on_opened = partial(readahead.adjust, views)
@@ -88,6 +94,7 @@ async def open_session(
             nursery.cancel_scope.cancel()
     finally:
         views.on_withdrawn = lambda _name: None
+        views.on_condemned = lambda _layer: None
         views.on_opened = _nothing_to_do
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(pyfuse3.close)
@@ -144,6 +151,24 @@ async def _forget_withdrawn(names: trio.MemoryReceiveChannel[bytes]) -> None:
     """Makes the kernel forget each view that leaves the root, so that it can be closed."""
     async for name in names:
         await _forget_entry(pyfuse3.ROOT_INODE, name)
+
+
+async def _forget_condemned(views: Views, layers: trio.MemoryReceiveChannel[Layer]) -> None:
+    """Makes the kernel forget the content of layers that turned out to be bad."""
+    async for layer in layers:
+        work = partial(_forget_pages, layer, views.trees_of(layer))
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+
+def _forget_pages(layer: Layer, trees: Sequence[tuple[ChainView, int]]) -> None:
+    for node in range(layer.index.node_count):
+        if layer.index.is_directory(node) or layer.index.is_foreign_link(node):
+            continue
+        # Most are the same number in every tree.
+        for inode in {tree.inode(position << POSITION_SHIFT | node) for tree, position in trees}:
+            # ENOENT: the kernel does not know the file.
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(inode)
 
 
 async def _release_lingering(views: Views) -> None:

@@ -1,19 +1,21 @@
 """Which layers of an image can be read lazily, and by what: the one place that knows the ways.
 
-A layer is made lazy only by a table of contents that the manifest pins, unless the operator allows
-SOCI indexes that only refer to it. What is wrong with one makes the layer an ordinary one, which is
-pulled as a whole, with one exception: annotations that name two tables of contents are refused,
-because somebody means to show different readers different files. What becomes of the layers that
-are found is the business of `lazy`.
+A layer is made lazy only by a table of contents that the manifest pins and that pins all content,
+unless the operator trusts more than that. What is wrong with one makes the layer an ordinary one,
+which is pulled as a whole, with one exception: annotations that name two tables of contents are
+refused, because somebody means to show different readers different files. What becomes of the
+layers that are found is the business of `lazy`.
 """
 
 import logging
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import trio
 
 from imgvol import limits
+from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.records import Origin
 from imgvol.errors import ContentError, NotFound, RemoteError, Unsupported
 from imgvol.layers.lazy import estargz
@@ -80,8 +82,10 @@ class LazyFinder:
         soci: SociIndex | None,
         origin: Origin,
         limiter: trio.CapacityLimiter,
+        trust: LazyTrust,
     ) -> None:
         self.origin = origin
+        self._trust = trust
         self._source = source
         self._soci = soci
         self._limiter = limiter
@@ -136,8 +140,10 @@ class LazyFinder:
                 data = await fetch.fetch(start, end, self._limiter)
             case _:
                 return NotLazy("its annotation names a table of contents, and its blob has none")
-        layer = await trio.to_thread.run_sync(open_layer, found, data, limiter=self._limiter)
-        return FoundLayer(_name_of(found, descriptor), layer)
+        read = partial(open_layer, found, data, may_lack_digests=self._trust.missing_digests)
+        layer = await trio.to_thread.run_sync(read, limiter=self._limiter)
+        name = _name_of(found, descriptor)
+        return FoundLayer(name if layer.table.is_pinned else f"{name} without digests", layer)
 
     async def _read_external(self, descriptor: Descriptor) -> bytes:
         companion = await self._companion.read()
@@ -173,8 +179,7 @@ async def open_finder(
     manifest: Manifest,
     origin: Origin,
     limiter: trio.CapacityLimiter,
-    *,
-    soci_referrers: bool = False,
+    trust: LazyTrust = PINNED_ONLY,
 ) -> LazyFinder:
     """A finder for an image's layers.
 
@@ -183,12 +188,12 @@ async def open_finder(
         manifest: The image's.
         origin: Where the rest of lazy layers can be fetched later.
         limiter: For threads.
-        soci_referrers: Whether a SOCI index may be used that only refers to the image.
+        trust: What may be used that is not pinned.
     """
     soci = await _open_pinned_index(source, manifest)
-    if soci is None and soci_referrers:
+    if soci is None and trust.soci_referrers:
         soci = await _open_referring_index(source, manifest)
-    return LazyFinder(source, soci, origin, limiter)
+    return LazyFinder(source, soci, origin, limiter, trust)
 
 
 async def _open_pinned_index(source: ImageSource, manifest: Manifest) -> SociIndex | None:

@@ -12,7 +12,7 @@ shows the tar; it has another slot, because the kernel still knows other files u
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
@@ -20,6 +20,7 @@ from typing import Self
 import trio
 
 from imgvol import limits
+from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import FaultKind, LayerFault, LayerRecord
@@ -31,6 +32,7 @@ from imgvol.errors import (
     InvalidLayer,
     RemoteError,
     StoreDamaged,
+    Unsupported,
 )
 from imgvol.images.comparison import first_difference
 from imgvol.images.fetch.engine import FetchEngine
@@ -74,13 +76,22 @@ class LazyStatistics:
 class LazyLayers:
     """Looks after the lazy layers of open views. One per daemon."""
 
-    def __init__(self, store: Store, engine: FetchEngine, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        store: Store,
+        engine: FetchEngine,
+        nursery: trio.Nursery,
+        trust: LazyTrust = PINNED_ONLY,
+    ) -> None:
         self._store = store
+        self._trust = trust
         self._engine = engine
         self._nursery = nursery
         self._attached: dict[LazyLayerStore, _Attached] = {}
         self._completing = trio.CapacityLimiter(1)
         self._verified = self._bad = 0
+        # Called with each layer whose readers get errors from then on.
+        self.on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
 
     def statistics(self) -> LazyStatistics:
         """What has become of lazy layers; from memory."""
@@ -96,7 +107,15 @@ class LazyLayers:
 
         Raises:
             StoreDamaged: It is not known any more where the rest of the layer is.
+            Unsupported: It is from a time when the operator trusted more.
         """
+        if not layer.table.is_pinned and not self._trust.missing_digests:
+            raise Unsupported(
+                "no digests cover the content of a lazy layer",
+                hint="Pull the image again, which checks it as a whole, "
+                "or run the daemon with --missing-digests.",
+                digest=record.digest,
+            )
         origin = await self._store.records.origin(record.digest)
         if origin is None:
             raise StoreDamaged(
@@ -209,7 +228,7 @@ class LazyLayers:
         layer, record = attached.layer, attached.record
         compression = layer_compression(record.media_type)
         ingest = LayerIngest(
-            open_blob=partial(_KeptBlob, layer),
+            open_blob=partial(_KeptReader, layer),
             store=self._store,
             descriptor=attached.fetcher.descriptor,
             compression=Compression(compression) if compression else None,
@@ -261,6 +280,7 @@ class LazyLayers:
         layer.failure = reason
         self._bad += 1
         log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
+        self.on_condemned(layer)
 
     async def _find_lie(self, layer: LazyLayerStore, complete: LayerStore) -> ContentError | None:
         """What readers have been shown, or can be, and is not in the verified form."""
@@ -290,7 +310,7 @@ def _fault_of(record: LayerRecord, reason: ContentError) -> LayerFault:
     return LayerFault(kind=kind, reason=str(reason))
 
 
-class _KeptBlob:
+class _KeptReader:
     """Reads the blob of a lazy layer for the pipeline, once all of it has been fetched."""
 
     def __init__(self, layer: LazyLayerStore) -> None:
@@ -310,7 +330,7 @@ class _KeptBlob:
             if self._is_cancelled:
                 raise StoreDamaged("verifying a layer was cancelled", digest=self._layer.digest)
             piece = min(limits.BODY_PIECE, size - position)
-            yield self._layer.read_compressed(position, piece)
+            yield self._layer.kept.read(position, piece)
 
     def cancel(self) -> None:
         """Ends `iter_pieces`."""

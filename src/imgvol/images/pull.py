@@ -15,6 +15,7 @@ from typing import Final
 
 import trio
 
+from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store
@@ -104,7 +105,7 @@ class Puller:
 
     Args:
         store: Where they go.
-        soci_referrers: Whether SOCI indexes may be used that only refer to an image.
+        trust: What layers may be read by before they are here, beside what is pinned.
         layers_at_once: How many layers are received and unpacked at once, of all images.
     """
 
@@ -112,11 +113,11 @@ class Puller:
         self,
         store: Store,
         *,
-        soci_referrers: bool = False,
+        trust: LazyTrust = PINNED_ONLY,
         layers_at_once: int = LAYERS_AT_ONCE,
     ) -> None:
         self._store = store
-        self._soci_referrers = soci_referrers
+        self._trust = trust
         self._limiter = trio.CapacityLimiter(layers_at_once)
         # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
         # meanwhile was right; serves open views from the complete form, if so.
@@ -162,11 +163,7 @@ class Puller:
             # Without a diff ID nothing could tell, later, whether the layer was right.
             if lazy_origin is not None and resolved.diff_ids:
                 finder = await open_finder(
-                    source,
-                    manifest,
-                    lazy_origin,
-                    self._limiter,
-                    soci_referrers=self._soci_referrers,
+                    source, manifest, lazy_origin, self._limiter, self._trust
                 )
             laziness = _Laziness(finder=finder, in_place=in_place)
             try:

@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 
 from imgvol import limits
+from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.records import ImageRecord, Origin
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, RemoteError
@@ -52,14 +53,14 @@ class PullSettings:
     """The habits of all pulls.
 
     Attributes:
-        soci_referrers: As `Puller` takes it.
+        trust: As `Puller` takes it.
         layers_at_once: Layers of all images that are received and unpacked at once.
         pulls_at_once: Images that are pulled at once.
         progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
         handlers: What runtime handlers mean.
     """
 
-    soci_referrers: bool = False
+    trust: LazyTrust = PINNED_ONLY
     layers_at_once: int = LAYERS_AT_ONCE
     pulls_at_once: int = limits.PULLS_AT_ONCE
     progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
@@ -142,7 +143,7 @@ class Pulls:
         self._tallies = _PullTallies()
         self.puller = Puller(
             store,
-            soci_referrers=settings.soci_referrers,
+            trust=settings.trust,
             layers_at_once=settings.layers_at_once,
         )
         self.puller.make_room = collector.make_room

@@ -81,7 +81,7 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
         format=record.format,
         state="bad" if layer.failure else state,
         size=record.size,
-        present=record.size if layer.is_complete else layer.kept_bytes,
+        present=record.size if layer.is_complete else layer.kept.size,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
         reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
@@ -171,6 +171,7 @@ class Views:
         on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
+        on_condemned: Called when a layer turns out to be bad, to drop what is cached of it.
         closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
@@ -179,6 +180,7 @@ class Views:
     on_opened: Callable[[], Awaitable[None]] = _nothing_to_do
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
+    on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
     closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
@@ -333,6 +335,19 @@ class Views:
         shared = self._layers.get(slot)
         return shared.store if shared else None
 
+    def condemn(self, layer: LazyLayerStore) -> None:
+        """A layer has turned out to be bad: nobody shall read what was shown of it before."""
+        self.on_condemned(layer)
+
+    def trees_of(self, layer: Layer) -> list[tuple[ChainView, int]]:
+        """The trees of open views that have a layer, each with its position there."""
+        return [
+            (view.tree, position)
+            for view in self._by_slot.values()
+            for position, other in enumerate(view.layers)
+            if other is layer
+        ]
+
     def statistics(self) -> ViewStatistics:
         """What is open; from memory."""
         lingering = len(self.lingering())
@@ -349,7 +364,7 @@ class Views:
             complete=len(stores) - len(lazy),
             lazy=len(wanted),
             bad=bad,
-            missing=sum(store.table.blob_size - store.kept_bytes for store in wanted),
+            missing=sum(store.table.blob_size - store.kept.size for store in wanted),
             waiting=sum(
                 store.fetcher is not None and store.fetcher.failure is not None for store in wanted
             ),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imgvol.content import lazy_layer
+from imgvol.content import kept_blob, lazy_layer
 from imgvol.content.layout import StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.errors import (
@@ -35,7 +35,7 @@ def _plain_tables(monkeypatch):
 def put(layer: LazyLayerStore, *spans: int) -> None:
     for span in spans:
         start, end = layer.table.compressed_range(span)
-        layer.put_compressed(start, BLOB[start:end])
+        layer.kept.put(start, BLOB[start:end])
         layer.put_span(span, layer.table.decode(span, BLOB[start:end]))
 
 
@@ -208,12 +208,12 @@ def test_what_is_lacking_is_what_was_not_kept_and_spans_whole(tmp_path, monkeypa
     put(layer, 2, 3, 7)
     assert layer.lacking(0, 1000, everything) == [(0, 200), (400, 700), (800, 1000)]
     assert layer.lacking(150, 450, [4]) == [(150, 200), (400, 500)]
-    layer.put_compressed(0, BLOB[:150])  # without its spans: they are needed whole
+    layer.kept.put(0, BLOB[:150])  # without its spans: they are needed whole
     assert layer.lacking(0, 200, [0, 1]) == [(0, 200)]
-    layer.put_compressed(800, BLOB[800:850])
+    layer.kept.put(800, BLOB[800:850])
     assert layer.lacking(700, 1000, []) == [(850, 1000)]
     put(layer, 4)
-    layer.put_compressed(540, BLOB[540:580])
+    layer.kept.put(540, BLOB[540:580])
     assert layer.lacking(400, 700, []) == [(500, 700)], "near parts are one"
     put(layer, *everything)
     assert layer.lacking(0, 1000, everything) == []
@@ -263,10 +263,10 @@ async def test_reopening_keeps_the_spans_that_were_flushed_and_only_these(tmp_pa
     put(layer, 5)
     again = reopen_lazy_layer(tmp_path)
     assert again.missing(range(10)) == [0, 3, 4, 5, 6, 7, 9]
-    assert again.has_compressed(100, 300)
-    assert again.has_compressed(800, 900)
-    assert not again.has_compressed(500, 600)
-    assert again.read_compressed(100, 200) == BLOB[100:300]
+    assert again.kept.covers(100, 300)
+    assert again.kept.covers(800, 900)
+    assert not again.kept.covers(500, 600)
+    assert again.kept.read(100, 200) == BLOB[100:300]
     fetcher = with_fetcher(again)
     assert await again.read(node(again), 100, 200) == BLOB[100:300]
     assert fetcher.asked == []
@@ -343,22 +343,25 @@ def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch
 
 @pytest.mark.fault("F21")
 @pytest.mark.parametrize(
-    ("method", "what"),
-    [("put_span", TABLE.decode(1, BLOB[100:200])), ("put_compressed", BLOB[100:200])],
+    ("module", "store"),
+    [
+        (lazy_layer, lambda layer: layer.put_span(1, TABLE.decode(1, BLOB[100:200]))),
+        (kept_blob, lambda layer: layer.kept.put(100, BLOB[100:200])),
+    ],
     ids=["span", "compressed"],
 )
-def test_a_full_disk_leaves_the_span_missing(tmp_path, monkeypatch, method, what):
+def test_a_full_disk_leaves_the_span_missing(tmp_path, monkeypatch, module, store):
     layer = make_lazy_layer(tmp_path, TABLE)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(lazy_layer, "write_all", full)
+        patched.setattr(module, "write_all", full)
         with pytest.raises(StoreFull):
-            getattr(layer, method)(1, what)
+            store(layer)
     assert layer.missing([1]) == [1]
-    assert not layer.has_compressed(100, 200)
+    assert not layer.kept.covers(100, 200)
     put(layer, 1)
     assert layer.missing([1]) == []
 
@@ -372,7 +375,7 @@ def test_a_disk_that_fails_under_the_kept_blob_is_reported_in_our_terms(tmp_path
     with monkeypatch.context() as patched:
         patched.setattr(os, "pread", fail)
         with pytest.raises(StoreDamaged):
-            layer.read_compressed(0, 10)
+            layer.kept.read(0, 10)
 
 
 def test_layers_of_several_digests_live_side_by_side(tmp_path):

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from imgvol.content import lazy_layer
+from imgvol.content import kept_blob, lazy_layer
 from imgvol.content.layout import StoreLayout
 from imgvol.errors import LocalError, StoreFull
 from imgvol.layers.index import ROOT, LayerIndex
@@ -43,7 +43,7 @@ class Complete:
 
 def put(layer, span: int) -> None:
     start, end = TABLE.compressed_range(span)
-    layer.put_compressed(start, BLOB[start:end])
+    layer.kept.put(start, BLOB[start:end])
     layer.put_span(span, TABLE.decode(span, BLOB[start:end]))
 
 
@@ -88,18 +88,18 @@ def test_asking_what_is_kept_never_waits_for_the_disk(tmp_path, monkeypatch):
     """The event loop asks, while threads write to a disk that has all hands full."""
     layer = make_lazy_layer(tmp_path, TABLE)
     writing, go_on = threading.Event(), threading.Event()
-    write_all = lazy_layer.write_all
+    write_all = kept_blob.write_all
 
     def slow(*arguments):
         writing.set()
         assert go_on.wait(10)
         write_all(*arguments)
 
-    monkeypatch.setattr(lazy_layer, "write_all", slow)
+    monkeypatch.setattr(kept_blob, "write_all", slow)
     writer = threading.Thread(target=put, args=(layer, 1))
     writer.start()
     assert writing.wait(5)
-    asked = threading.Thread(target=lambda: (layer.kept_bytes, layer.has_compressed(0, 10)))
+    asked = threading.Thread(target=lambda: (layer.kept.size, layer.kept.covers(0, 10)))
     asked.start()
     asked.join(5)
     was_blocked = asked.is_alive()

@@ -21,6 +21,7 @@ def test_ranges_hold_what_a_set_holds(added, asked):
         assert {n for s, e in found for n in range(s, e)} == model
         assert all(s < e for s, e in found)
         assert all(before[1] < after[0] for before, after in pairwise(found)), "touching are one"
+        assert ranges.size == len(model)
     assert ranges.covers(*asked) == set(range(*asked)).issubset(model)
     holes = list(ranges.holes(*asked))
     assert {n for s, e in holes for n in range(s, e)} == set(range(*asked)) - model

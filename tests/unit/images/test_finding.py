@@ -5,6 +5,7 @@ import logging
 import pytest
 import trio
 
+from imgvol.config import LazyTrust
 from imgvol.content.records import Origin
 from imgvol.errors import (
     InvalidDocument,
@@ -53,14 +54,17 @@ def source_of(*pairs: tuple[images.Layer, images.Layer]) -> MemorySource:
 
 
 async def find_all(
-    source: MemorySource, *, soci_referrers: bool = False, reasons: list[str] | None = None
+    source: MemorySource,
+    *,
+    soci_referrers: bool = False,
+    missing_digests: bool = False,
+    reasons: list[str] | None = None,
 ):
     """What is found for each layer; None: it is to be pulled as a whole."""
     manifest = parse_manifest(source.manifest, media_type=None)
     assert isinstance(manifest, Manifest)
-    finder = await open_finder(
-        source, manifest, ORIGIN, trio.CapacityLimiter(4), soci_referrers=soci_referrers
-    )
+    trust = LazyTrust(soci_referrers=soci_referrers, missing_digests=missing_digests)
+    finder = await open_finder(source, manifest, ORIGIN, trio.CapacityLimiter(4), trust)
     found = [None] * len(manifest.layers)
 
     async def find(position):

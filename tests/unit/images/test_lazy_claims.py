@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from imgvol.config import LazyTrust
 from imgvol.content.records import Origin
 from imgvol.content.store import open_store
 from imgvol.images.pull import Puller, PullProgress
@@ -46,7 +47,7 @@ def source_of(name: str, claim: Draft | None) -> MemorySource:
 @asynccontextmanager
 async def open_puller(root):
     async with open_store(root) as store:
-        yield Puller(store, soci_referrers=True)
+        yield Puller(store, trust=LazyTrust(soci_referrers=True))
 
 
 async def pull(puller: Puller, source: MemorySource, name: str):

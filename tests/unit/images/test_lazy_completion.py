@@ -377,7 +377,7 @@ async def test_bytes_that_no_span_covers_are_covered_by_the_digest(tmp_path, mon
 async def test_what_a_failing_disk_has_lost_is_not_the_layers_fault(tmp_path, monkeypatch):
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         layer = await case.open()
-        monkeypatch.setattr(layer, "read_compressed", lambda _, size: bytes(size))
+        monkeypatch.setattr(layer.kept, "read", lambda _, size: bytes(size))
         layer.failure = StoreDamaged("what was fetched could not be written")
         await lazy.attach(layer, case.record)
         await until(lambda: is_settled(lazy, layer))

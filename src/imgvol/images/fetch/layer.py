@@ -67,7 +67,7 @@ class LayerFetcher:
     @property
     def is_streaming(self) -> bool:
         """Whether the background need not keep silent: all of the rest will be here very soon."""
-        remaining = self._layer.table.blob_size - self._layer.kept_bytes
+        remaining = self._layer.table.blob_size - self._layer.kept.size
         return self.line.is_worth_streaming(remaining)
 
     # --- for readers -----------------------------------------------------------------------------

@@ -100,10 +100,10 @@ class RangeFetch:
         flight.reached = self._held_from = flight.start
         self._held.clear()
         self._waiting = list(reversed(flight.spans))
-        self._comes_from = self._layer.compressed_until(flight.start, flight.end)
+        self._comes_from = self._layer.kept.reach(flight.start, flight.end)
         while flight.reached < self._comes_from:
             size = min(limits.BODY_PIECE, self._comes_from - flight.reached)
-            self._take(self._layer.read_compressed(flight.reached, size))
+            self._take(self._layer.kept.read(flight.reached, size))
         if flight.reached < flight.end:
             self._receive()
 
@@ -124,7 +124,7 @@ class RangeFetch:
                     self.first_size = len(piece)
                 self.received += len(piece)
                 # Before it is verified: whoever goes on after us has it, or it is dropped.
-                self._layer.put_compressed(self._flight.reached, piece)
+                self._layer.kept.put(self._flight.reached, piece)
                 self._take(piece)
                 if self._flight.rank is Rank.BACKGROUND:
                     self._cancelled.wait(self._pace.pause_after(len(piece)))
@@ -158,7 +158,7 @@ class RangeFetch:
         try:
             regions = self._layer.table.decode(span, compressed)
         except ContentError as exc:
-            self._layer.drop_compressed(start, end)
+            self._layer.kept.drop(start, end)
             if start < self._comes_from:
                 raise _KeptWasDamaged from exc
             raise

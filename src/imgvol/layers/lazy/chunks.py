@@ -3,7 +3,8 @@
 A span is what starts at one offset of the blob: one gzip member or zstd frame, perhaps a few in a
 row. A chunk is a piece of one file, and lies somewhere in what its span decodes to. Around it may
 be headers and padding of the tar, or the chunks of other files: eStargz packs small files together.
-A table of contents pins a SHA-256 for every chunk, and nothing for what lies between them.
+A table of contents pins a SHA-256 for every chunk, and nothing for what lies between them. Chunks
+without one are listed apart: there are none, unless whoever opened the layer allowed it.
 
 Chunks are numbered in the order in which they were added, and their bytes follow one another in the
 data file in that order, without gaps. So positions need no sizes, and cannot overlap.
@@ -30,8 +31,9 @@ DIGEST_SIZE: Final = 32  # SHA-256
 _EXPANSION: Final = 2
 _EXPANSION_FREE: Final = 64 * limits.KIB
 
-# sizes of the blob and of the data file; compression; spans, chunks, spans to fetch first
-_HEADER: Final = struct.Struct("<QQBIII")
+# sizes of the blob and of the data file; compression; spans, chunks, spans to fetch first, chunks
+# without a digest
+_HEADER: Final = struct.Struct("<QQBIIII")
 _COMPRESSIONS: Final = {1: Compression.GZIP, 2: Compression.ZSTD}
 _COMPRESSION_NUMBERS: Final = {value: number for number, value in _COMPRESSIONS.items()}
 
@@ -42,11 +44,13 @@ class ChunkTable(SpanTable):
     def __init__(self, body: bytes) -> None:
         if len(body) < _HEADER.size:
             raise damaged("size", expected=_HEADER.size, actual=len(body))
-        self.blob_size, self.data_size, number, spans, chunks, prefetch = _HEADER.unpack_from(body)
+        header = _HEADER.unpack_from(body)
+        self.blob_size, self.data_size, number, spans, chunks, prefetch, bare = header
         # by span: where it starts and ends in the blob, its first place in `order`; by chunk: its
-        # position, where it starts in its span, its span; `order`: chunks by span and place there
-        widths = (8, 8, 4, 8, 8, 4, 4, DIGEST_SIZE)
-        counts = (spans, spans, spans + 1, chunks + 1, chunks, chunks, chunks, chunks)
+        # position, where it starts in its span, its span; `order`: chunks by span and place there;
+        # chunks without a digest; digests of all
+        widths = (8, 8, 4, 8, 8, 4, 4, 4, DIGEST_SIZE)
+        counts = (spans, spans, spans + 1, chunks + 1, chunks, chunks, chunks, bare, chunks)
         sizes = [width * count for width, count in zip(widths, counts, strict=True)]
         bounds = list(accumulate(sizes, initial=_HEADER.size))
         if bounds[-1] != len(body):
@@ -59,7 +63,9 @@ class ChunkTable(SpanTable):
             for (start, end), width in zip(pairwise(bounds), widths[:-1], strict=False)
         ]
         self._starts, self._ends, self._firsts, *tables = tables
-        self._positions, self._inner, self._spans, self._order = tables
+        self._positions, self._inner, self._spans, self._order, without_digest = tables
+        self._without_digest = frozenset(without_digest)
+        self.is_pinned = not self._without_digest
         self._digests = bounds[-2]
         self._body = body
         self._compression = _COMPRESSIONS[number]
@@ -124,6 +130,8 @@ class ChunkTable(SpanTable):
     def _verified(self, chunk: int, decoded: bytes, offset: int) -> Region:
         inner = self._inner[chunk]
         data = decoded[inner : inner + self._size(chunk)]
+        if chunk in self._without_digest:
+            return Region(self._positions[chunk], data)
         at = self._digests + chunk * DIGEST_SIZE
         expected = self._body[at : at + DIGEST_SIZE]
         actual = hashlib.sha256(data, usedforsecurity=False)
@@ -157,6 +165,7 @@ class ChunkTableBuilder:
         self._inner = array("Q")
         self._positions = array("Q", [0])
         self._digests = bytearray()
+        self._without_digest = array("I")
         self._known_ends: dict[int, int] = {}  # of spans, by offset
 
     @property
@@ -165,7 +174,7 @@ class ChunkTableBuilder:
         return self._positions[-1]
 
     def add(
-        self, *, offset: int, inner: int, size: int, digest: bytes, end: int | None = None
+        self, *, offset: int, inner: int, size: int, digest: bytes | None, end: int | None = None
     ) -> None:
         """Take the next chunk.
 
@@ -173,7 +182,7 @@ class ChunkTableBuilder:
             offset: Where its span starts in the blob.
             inner: Where it starts in what the span decodes to.
             size: Its size, at least 1.
-            digest: Its SHA-256.
+            digest: Its SHA-256; None: nothing is known of what it holds.
             end: Where its span ends in the blob, if that is known.
 
         Raises:
@@ -200,7 +209,9 @@ class ChunkTableBuilder:
         self._offsets.append(offset)
         self._inner.append(inner)
         self._positions.append(total)
-        self._digests += digest
+        if digest is None:
+            self._without_digest.append(len(self._offsets) - 1)
+        self._digests += digest or bytes(DIGEST_SIZE)
         if end is not None and self._known_ends.setdefault(offset, end) != end:
             raise InvalidLayer("a span with two ends", offset=offset)
 
@@ -239,9 +250,11 @@ class ChunkTableBuilder:
             len(starts),
             len(order),
             bisect_left(starts, prefetch_end),
+            len(self._without_digest),
         )
         tables = (array("Q", starts), ends, firsts, self._positions, inner, spans)
-        body = [header, *map(_bytes, tables), _bytes(array("I", order)), bytes(self._digests)]
+        chunks = (array("I", order), self._without_digest)
+        body = [header, *map(_bytes, (*tables, *chunks)), bytes(self._digests)]
         return ChunkTable(b"".join(body))
 
     def _span_end(self, start: int, limit: int, decoded: int) -> int:

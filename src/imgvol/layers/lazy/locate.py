@@ -184,12 +184,13 @@ def _zstd_range(
     )
 
 
-def open_layer(toc: Toc, data: bytes) -> LazyLayer:
+def open_layer(toc: Toc, data: bytes, *, may_lack_digests: bool = False) -> LazyLayer:
     """Read a table of contents.
 
     Args:
         toc: What `find_toc` found.
         data: The bytes from `toc.start` to `toc.end`; or the layer that an ExternalToc is.
+        may_lack_digests: See `toc.read_toc`.
 
     Raises:
         DigestMismatch: They are not what the manifest pins.
@@ -208,6 +209,7 @@ def open_layer(toc: Toc, data: bytes) -> LazyLayer:
         compression=compression,
         blob_size=toc.blob_size,
         data_end=toc.data_end,
+        may_lack_digests=may_lack_digests,
     )
 
 

@@ -6,7 +6,8 @@ bring those positions: a span is what is fetched, verified and decoded at once.
 
 Rule 1: a span table hands out verified bytes only. Whatever `decode` returns is covered by a digest
 that the table of contents pins; a layer whose table of contents leaves anything uncovered is
-refused when it is opened, never served in part.
+refused when it is opened, never served in part. The one exception is a layer that was opened with
+`may_lack_digests`, which the machine's operator has to ask for: its table is not `is_pinned`.
 
 Rule 2: positions are the table's own. A SOCI layer uses the offsets of its uncompressed tar, the
 others put the contents of files one after another. The index that came with a table is the only one
@@ -28,7 +29,7 @@ from typing import Final, NamedTuple
 from imgvol.errors import StoreDamaged
 
 MAGIC: Final = b"imgvolST"
-VERSION: Final = 1
+VERSION: Final = 2
 
 # magic, version, kind, CRC-32 of the body, size of the body; then the body
 _SEAL: Final = struct.Struct("<8sHHIQ")
@@ -65,12 +66,14 @@ class SpanTable(ABC):
         data_size: Bytes of the data file's address space.
         span_count: Spans, numbered from 0.
         prefetch: The spans that whoever made the image wants first, in that order; often none.
+        is_pinned: Whether a digest covers everything that `decode` returns.
     """
 
     blob_size: int
     data_size: int
     span_count: int
     prefetch: Sequence[int]
+    is_pinned: bool = True
 
     @abstractmethod
     def spans_of(self, position: int, size: int) -> Sequence[int]:

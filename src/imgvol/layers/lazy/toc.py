@@ -101,7 +101,14 @@ class _File:
     pieces: list[tuple[int, int]] = field(default_factory=list)
 
 
-def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end: int) -> LazyLayer:
+def read_toc(
+    data: bytes,
+    *,
+    compression: Compression,
+    blob_size: int,
+    data_end: int,
+    may_lack_digests: bool = False,
+) -> LazyLayer:
     """Make a lazy layer of a table of contents whose digest has been checked.
 
     Args:
@@ -109,6 +116,7 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
         compression: Of the blob's spans.
         blob_size: Bytes of the blob.
         data_end: Where in the blob content ends and the table of contents begins.
+        may_lack_digests: Take content without a digest, too.
 
     Raises:
         InvalidDocument: It is no table of contents. Field `entry`: which entry, from 0.
@@ -118,7 +126,7 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
         Unsupported: It leaves out digests, or says what we do not know.
     """
     table = ChunkTableBuilder(compression, blob_size=blob_size, data_end=data_end)
-    reader = _Reader(table)
+    reader = _Reader(table, may_lack_digests=may_lack_digests)
     number = 0
     try:
         for number, entry in enumerate(iter_entries(data)):  # noqa: B007 (for the error)
@@ -132,8 +140,9 @@ def read_toc(data: bytes, *, compression: Compression, blob_size: int, data_end:
 class _Reader:
     """Takes entries in order, and knows which file the next chunk belongs to."""
 
-    def __init__(self, table: ChunkTableBuilder) -> None:
+    def __init__(self, table: ChunkTableBuilder, *, may_lack_digests: bool) -> None:
         self._table = table
+        self._may_lack_digests = may_lack_digests
         self._index = IndexBuilder(own_files=False)
         self._links = LinkOrder(self._index.add)
         self._file: _File | None = None
@@ -222,7 +231,7 @@ class _Reader:
     def _add_to_table(self, file: _File, chunk: _Chunk, size: int) -> None:
         is_whole = size == file.member.size
         digest = chunk.digest or (file.digest if is_whole else "")
-        if not digest:
+        if not digest and not self._may_lack_digests:
             raise Unsupported(
                 "a table of contents without digests",
                 hint="The layer can be pulled as a whole, which its own digest covers.",
@@ -233,7 +242,7 @@ class _Reader:
             offset=chunk.offset,
             inner=chunk.inner,
             size=size,
-            digest=_parse_digest(digest),
+            digest=_parse_digest(digest) if digest else None,
             # For a file of several chunks it is not said which chunk's end this is.
             end=chunk.end if is_whole and chunk.end else None,
         )

@@ -8,6 +8,7 @@ from imgvol import limits
 from imgvol.errors import DigestMismatch, InvalidLayer, LimitExceeded
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy.chunks import ChunkTable, ChunkTableBuilder
+from imgvol.layers.lazy.open import open_span_table
 from support.toc_blobs import compress
 
 BOTH = pytest.mark.parametrize("compression", [Compression.GZIP, Compression.ZSTD])
@@ -45,6 +46,30 @@ def test_wrong_content_is_a_digest_mismatch(compression):
         table.decode(0, blob)
     assert caught.value.fields["actual"] == f"sha256:{digest(b'bbb').hex()}"
     assert caught.value.fields["expected"] == f"sha256:{digest(b'bxb').hex()}"
+
+
+@BOTH
+def test_chunks_without_a_digest_survive_storing(compression):
+    blob = compress(b"aaabbb", compression)
+    making = builder(len(blob), compression)
+    making.add(offset=0, inner=0, size=3, digest=None)
+    making.add(offset=0, inner=3, size=3, digest=digest(b"bbb"))
+    for table in (making.finish(), open_span_table(making.finish().to_bytes())):
+        assert not table.is_pinned
+        assert table.decode(0, blob) == [(0, b"aaa"), (3, b"bbb")]
+        with pytest.raises(DigestMismatch):
+            table.decode(0, compress(b"aaaxxx", compression))
+
+
+@BOTH
+def test_a_digest_of_zeros_is_a_digest(compression):
+    blob = compress(b"aaa", compression)
+    making = builder(len(blob), compression)
+    making.add(offset=0, inner=0, size=3, digest=bytes(32))
+    table = making.finish()
+    assert table.is_pinned
+    with pytest.raises(DigestMismatch):
+        table.decode(0, blob)
 
 
 @BOTH

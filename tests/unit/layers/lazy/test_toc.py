@@ -7,6 +7,7 @@ import pytest
 from imgvol import limits
 from imgvol.errors import (
     ContentError,
+    DigestMismatch,
     InvalidDocument,
     InvalidLayer,
     LimitExceeded,
@@ -238,6 +239,32 @@ def test_a_files_digest_does_not_stand_for_those_of_its_chunks():
     body = Body()
     del body.chunks("a", b"one", b"two")[1]["chunkDigest"]
     refused(body, Unsupported)
+
+
+def test_without_digests_content_is_taken_when_asked_for():
+    body = Body()
+    body.file("a", b"alpha")
+    body.file("b", b"beta", digest="")
+    del body.chunks("c", b"one", b"two")[1]["chunkDigest"]
+    layer = body.read(may_lack_digests=True)
+    assert not layer.table.is_pinned
+    found = describe_lazy(layer, bytes(body.data))
+    assert [found[path][3] for path in (b"/a", b"/b", b"/c")] == [b"alpha", b"beta", b"onetwo"]
+
+
+def test_what_has_a_digest_is_verified_beside_what_has_none():
+    body = Body()
+    body.file("a", b"alpha", digest=sha256(b"other"))
+    body.file("b", b"beta", digest="")
+    layer = body.read(may_lack_digests=True)
+    with pytest.raises(DigestMismatch):
+        describe_lazy(layer, bytes(body.data))
+
+
+def test_a_table_without_gaps_is_pinned_though_gaps_were_allowed():
+    body = Body()
+    body.file("a", b"alpha")
+    assert body.read(may_lack_digests=True).table.is_pinned
 
 
 def test_a_file_with_two_digests_is_refused():

@@ -23,7 +23,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -53,8 +53,10 @@ CREATE TABLE name (
     PRIMARY KEY (name, platform)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE pin (                                 -- images that stay without a name
-    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE
+CREATE TABLE pin (                  -- what shall stay, as far as it is here
+    subject     TEXT NOT NULL,      -- a name, whatever it means, or the digest of a manifest
+    owner       TEXT NOT NULL,      -- who wants it: user, config, rebuild …
+    PRIMARY KEY (subject, owner)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE layer (

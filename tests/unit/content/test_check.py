@@ -283,13 +283,13 @@ async def test_a_copy_that_is_damaged_itself_is_not_believed(config):
 async def test_a_row_that_belongs_to_nothing_is_told(config):
     await filled(config)
     with sqlite3.connect(config.root / "imgvol.db") as db:
-        db.execute("INSERT INTO pin VALUES ('sha256:nobody')")
+        db.execute("INSERT INTO named_mount VALUES ('nobody', 'container')")
         db.execute("INSERT INTO lease_hold VALUES ('nobody', ?)", [str(Digest.of(b"x"))])
     db.close()
     report = await offline.check(config, repair=False)
     assert [finding.problem for finding in report.wrong] == [
         "rows of lease_hold belong to no lease",
-        "rows of pin belong to no image",
+        "rows of named_mount belong to no named_volume",
     ]
     report = await offline.check(config, repair=True)
     assert (len(report.repaired), report.wrong) == (2, ())

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from imgvol.content.reachability import RootKind, Thing, ThingKind
+from imgvol.content.records.pins import USER
 from imgvol.content.records import LeaseRecord, VolumeRecord
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound, StoreFull
@@ -97,7 +98,7 @@ async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
     async with open_store(tmp_path) as store:
         collector = Collector(store)
         one, two = await pull(store, ONE, "one"), await pull(store, TWO, "two")
-        await store.records.pin_image(one.manifest)
+        await store.records.pin([str(one.manifest)], USER)
         async with Views(store).hold(two):
             fates = {fate.thing: fate for fate in await collector.explain()}
         base = fates[Thing(ThingKind.LAYER, one.layers[0].digest)]
@@ -105,14 +106,14 @@ async def test_the_plan_is_what_happens_and_gives_every_reason(tmp_path):
             "name one",
             "name two",
             f"open view {two.view_id}",
-            f"pin {one.manifest}",
+            "pin by user",
         ]
         assert base.size > len(BIG)
         (shared,) = [fate for thing, fate in fates.items() if thing.kind is ThingKind.FILE]
         assert shared.reasons == base.reasons, "both layers link to it"
 
         await store.records.remove_name("one")
-        await store.records.unpin_image(one.manifest)
+        await store.records.unpin([str(one.manifest)], USER)
         goes = {fate.thing for fate in await collector.explain() if not fate.reasons}
         assert goes == set((await collector.collect()).removed) != set()
 
@@ -126,7 +127,7 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
         view = None
         match keeper:
             case "pin":
-                await store.records.pin_image(image.manifest)
+                await store.records.pin([str(image.manifest)], USER)
             case "lease":
                 lease = LeaseRecord(id="pod", created_at=1.0)
                 await store.records.ensure_lease(lease, images=[image.manifest])
@@ -141,7 +142,7 @@ async def test_each_of_these_keeps_an_image_without_a_name(tmp_path, keeper):
 
         match keeper:
             case "pin":
-                await store.records.unpin_image(image.manifest)
+                await store.records.unpin([str(image.manifest)], USER)
             case "lease":
                 await store.records.remove_lease("pod")
             case "volume":

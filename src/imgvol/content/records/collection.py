@@ -116,8 +116,11 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
 
     for name, target, manifest in db.execute("SELECT name, target, manifest FROM name"):
         hold(RootKind.NAME, name, _image(manifest), _document(target))
-    for (manifest,) in db.execute("SELECT manifest FROM pin"):
-        hold(RootKind.PIN, manifest, _image(manifest))
+    for manifest, owner in db.execute(
+        "SELECT manifest, owner FROM image JOIN pin ON subject = manifest"
+        " UNION SELECT manifest, owner FROM name JOIN pin ON subject = name"
+    ):
+        hold(RootKind.PIN, f"by {owner}", _image(manifest))
     for lease, digest in db.execute("SELECT lease, digest FROM lease_hold"):
         # Whatever it is of: a lease keeps images, one of a pull also parts of one.
         hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))

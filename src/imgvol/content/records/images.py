@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from imgvol.content.records.layers import LAYER_COLUMNS, LayerRecord, layer_from
+from imgvol.content.records.pins import REBUILD, drop_pins, put_pins
 from imgvol.content.records.table import Table
 from imgvol.oci.chain import chain_id
 from imgvol.oci.digest import ChainID, Digest
@@ -72,6 +73,20 @@ class ImageRecord:
         return Digest.of(f"unverified {blobs}".encode())
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedImage:
+    """An image that is to be recorded.
+
+    Attributes:
+        names: What it is called from now on; perhaps nothing.
+        target: What its names resolved to: an index, or the manifest.
+    """
+
+    image: ImageRecord
+    names: tuple[str, ...]
+    target: Digest
+
+
 class ImageTable(Table):
     """The images and their names."""
 
@@ -79,28 +94,35 @@ class ImageTable(Table):
         """Records an image and, last, its name; a name that meant another image now means this."""
 
         def add(db: sqlite3.Connection) -> ImageRecord:
-            key = str(image.manifest)
             _put_image(db, image)
-            # What is for every platform leaves no room beside it.
-            db.execute(
-                "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
-                [name, ANY_PLATFORM, image.platform],
-            )
-            db.execute(
-                "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
-                [name, image.platform, str(target), key],
-            )
-            (stored,) = images_where(db, "WHERE manifest = ?", [key])
+            _put_name(db, image, name, target)
+            (stored,) = images_where(db, "WHERE manifest = ?", [str(image.manifest)])
             return stored
 
         return await self._database.run(add)
+
+    async def add_images(self, images: Sequence[NamedImage], pin_owner: str | None = None) -> None:
+        """Records images with all of their names, and who wants them to stay; all or nothing.
+
+        Of several images with one name and platform, the last one has it in the end.
+        """
+
+        def add(db: sqlite3.Connection) -> None:
+            for named in images:
+                _put_image(db, named.image)
+                for name in named.names:
+                    _put_name(db, named.image, name, named.target)
+                if pin_owner is not None:
+                    put_pins(db, [str(named.image.manifest)], pin_owner)
+
+        await self._database.run(add)
 
     async def adopt_image(self, image: ImageRecord) -> None:
         """Records an image whose name is not known any more, pinned for want of one."""
 
         def adopt(db: sqlite3.Connection) -> None:
             _put_image(db, image)
-            db.execute("INSERT OR IGNORE INTO pin VALUES (?)", [str(image.manifest)])
+            put_pins(db, [str(image.manifest)], REBUILD)
 
         await self._database.run(adopt)
 
@@ -129,14 +151,35 @@ class ImageTable(Table):
         return await self._database.run(find)
 
     async def remove_name(self, name: str) -> None:
-        """Forgets a name on every platform."""
-        await self._database.run(lambda db: db.execute("DELETE FROM name WHERE name = ?", [name]))
+        """Forgets a name on every platform, and the pins on it."""
+
+        def remove(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM name WHERE name = ?", [name])
+            drop_pins(db, name)
+
+        await self._database.run(remove)
 
     async def remove_image(self, manifest: Digest) -> None:
-        """Forgets an image and its names; its layers stay."""
-        await self._database.run(
-            lambda db: db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
-        )
+        """Forgets an image, its names and the pins on it; its layers stay."""
+
+        def remove(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM image WHERE manifest = ?", [str(manifest)])
+            drop_pins(db, str(manifest))
+
+        await self._database.run(remove)
+
+
+def _put_name(db: sqlite3.Connection, image: ImageRecord, name: str, target: Digest) -> None:
+    """Gives a recorded image a name, as part of a transaction."""
+    # What is for every platform leaves no room beside it.
+    db.execute(
+        "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
+        [name, ANY_PLATFORM, image.platform],
+    )
+    db.execute(
+        "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
+        [name, image.platform, str(target), str(image.manifest)],
+    )
 
 
 def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:

@@ -17,6 +17,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.collection import CollectionReport, Collector, Fate
+from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
 from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.readiness import Readiness
@@ -131,6 +132,9 @@ class ImageService:
         leases: What keeps images alive besides their names.
         collector: Removes what nobody needs; None: one of its own.
         trust: As `Puller` takes it.
+
+    Attributes:
+        importer: Imports archives into the same store.
     """
 
     def __init__(
@@ -148,6 +152,7 @@ class ImageService:
         self._collector = collector or Collector(store)
         self._puller = Puller(store, trust=trust)
         self._puller.make_room = self._collector.make_room
+        self.importer = Importer(store, self._puller, self._collector)
         self._pulls = _PullTallies()
 
     @property

@@ -231,6 +231,19 @@ ARCHIVE_ENTRIES: Final = 100_000
 # A compressed archive of images is decompressed once into a temporary file: larger ones than this
 # should be decompressed by the user, who knows where there is room.
 ARCHIVE_SPOOL_SIZE: Final = 64 * GIB
+# Memory for its window that a zstd archive may need: as much as k3s takes. Unlike a layer, an archive
+# can be compressed again by whoever has it; only --ultra and --long need more.
+ARCHIVE_ZSTD_WINDOW: Final = 32 * MIB
+# Memory to decompress xz: its highest level, -9, needs 65 MiB.
+ARCHIVE_XZ_MEMORY: Final = 96 * MIB
+# Images of one archive, every platform counted; clusters are preloaded with some tens.
+ARCHIVE_IMAGES: Final = 1_000
+# Documents read to find them: indexes, manifests and configs.
+ARCHIVE_DOCUMENTS: Final = 10_000
+# And their bytes, all of which are in memory until the import has been recorded.
+ARCHIVE_DOCUMENTS_SIZE: Final = 256 * MIB
+# What they are called, all names counted.
+ARCHIVE_NAMES: Final = 10_000
 # The file oci-layout holds one version number.
 LAYOUT_FILE_SIZE: Final = 4 * KIB
 

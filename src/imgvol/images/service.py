@@ -8,6 +8,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.content.store import Store, StoreUsage
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.credentials import Logins
+from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
 from imgvol.images.local import LocalImages, RemovalReport
 from imgvol.images.pull import PullProgress
@@ -36,6 +37,7 @@ class ImageService(LocalImages):
 
     Attributes:
         handlers: What runtime handlers mean.
+        importer: Imports archives into the same store.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ImageService(LocalImages):
             shared=shared,
             settings=settings,
         )
+        self.importer = Importer(store, self._pulls.puller, self._collector)
 
     @property
     def pulls_under_way(self) -> int:

@@ -166,13 +166,6 @@ def test_no_archive(open_bytes, data):
         open_bytes(data)
 
 
-@pytest.mark.parametrize("magic", [b"\xfd7zXZ\0\0\4", b"BZh91AY&SY"], ids=["xz", "bzip2"])
-def test_other_compressions_are_named(open_bytes, magic):
-    with pytest.raises(Unsupported, match="archive compressed with") as caught:
-        open_bytes(magic + bytes(1024))
-    assert "Decompress" in caught.value.hint
-
-
 def test_sparse_members_are_not_files(open_bytes):
     header = tarfile.TarInfo("GNUSparseFile.0/a")
     header.pax_headers = {

@@ -7,7 +7,7 @@ that went wrong.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,6 +18,7 @@ from imgvol.content.durable import translate_os_errors
 from imgvol.content.records import ImageRecord
 from imgvol.errors import ImgvolError, LocalError
 from imgvol.images.catalog import Catalog
+from imgvol.images.preload.archives import ImportFile
 from imgvol.images.preload.cache_file import CACHE_NAME, CacheEntry, read_cache, write_cache
 from imgvol.images.preload.lists import ImageList, ListedImage, parse_list
 from imgvol.images.preload.retag import ExtraRegistry, plan_retags
@@ -31,12 +32,6 @@ log = logging.getLogger(__name__)
 
 # What our pins' owners begin with; the file's path follows.
 OWNER: Final = "preload:"
-
-ImportFile = Callable[[str, str], Awaitable[Sequence[str]]]
-"""Imports the archive at a path, for an owner of pins; returns names, and digests of the nameless.
-
-All of its images are recorded, or none. Raises ImgvolError.
-"""
 
 
 class Images(Protocol):
@@ -127,11 +122,15 @@ class Loader:
         if entry is not None and entry.is_of(stamp) and self._are_here(entry.images):
             problems = await self._name_and_pin(path, entry.images or ())
             return Outcome(state=FileState.UNCHANGED, images=entry.images or (), problems=problems)
-        images = tuple(await self._import_file(path, OWNER + path))
-        problems = await self._name_and_pin(path, images)
-        self._cache[path] = CacheEntry.of(stamp, images)
+        imported = await self._import_file(path, OWNER + path)
+        problems = await self._name_and_pin(path, imported.images)
+        self._cache[path] = CacheEntry.of(stamp, imported.images)
         await self._save_cache()
-        return Outcome(state=FileState.IMPORTED, images=images, problems=problems)
+        return Outcome(
+            state=FileState.IMPORTED,
+            images=imported.images,
+            problems=(*imported.problems, *problems),
+        )
 
     async def drop(self, path: str) -> None:
         """A file has gone: its images are not pinned by it any more. They stay otherwise.

@@ -20,7 +20,8 @@ import trio
 from imgvol import limits
 from imgvol.content.durable import translate_os_errors
 from imgvol.errors import ImgvolError, InternalError, LocalError
-from imgvol.images.preload.loading import Images, ImportFile, Loader, PreloadSettings
+from imgvol.images.preload.archives import ImportFile
+from imgvol.images.preload.loading import Images, Loader, PreloadSettings
 from imgvol.images.preload.scan import FileKind, Look, Scan, is_text, is_within, kind_of, look, scan
 from imgvol.images.preload.settling import Settling
 from imgvol.images.preload.stamp import Stamp

@@ -17,6 +17,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.images.preload.stamp import Stamp
+from imgvol.sources.packing import Packing
 
 
 class FileKind(enum.Enum):
@@ -27,16 +28,6 @@ class FileKind(enum.Enum):
 
 
 LIST_SUFFIX: Final = ".txt"
-ARCHIVE_SUFFIXES: Final = (
-    ".tar",
-    ".tar.gz",
-    ".tgz",
-    ".tar.zst",
-    ".tzst",
-    ".tar.bz2",
-    ".tbz",
-    ".tar.lz4",
-)
 
 
 def kind_of(path: str) -> FileKind | None:
@@ -44,10 +35,9 @@ def kind_of(path: str) -> FileKind | None:
     name = os.path.basename(path)
     if name.startswith("."):
         return None
-    lower = name.lower()
-    if lower.endswith(LIST_SUFFIX):
+    if name.lower().endswith(LIST_SUFFIX):
         return FileKind.LIST
-    return FileKind.ARCHIVE if lower.endswith(ARCHIVE_SUFFIXES) else None
+    return FileKind.ARCHIVE if Packing.named(name) is not None else None
 
 
 def is_within(path: str, directory: str) -> bool:

@@ -1,8 +1,9 @@
 """When a file that has appeared or changed is finished.
 
 Whoever closes a file after writing, or moves one in, says so; nobody says it of a file that was
-there before, was linked in, or is written on a file system of another machine. Such a file is
-finished when nobody has it open for writing, and it has not changed between two looks.
+there before or was linked in. Such a file is finished when nobody has it open for writing; where
+that cannot be told, as on file systems of other machines, when it has not changed between two
+looks.
 """
 
 from dataclasses import dataclass
@@ -70,16 +71,16 @@ class Settling:
         if wait is None or stamp is None:
             self.forget(path)
             return False
-        if found.is_open or not self._is_believed(wait, stamp, wall_ns):
+        is_closed = wait.is_closed or found.is_open is False
+        if found.is_open or not (is_closed or _is_old(wait, stamp, wall_ns)):
             wait.seen, wait.is_closed = stamp, False
             wait.due = now + limits.PRELOAD_SETTLE
             return False
         self.forget(path)
         return True
 
-    def _is_believed(self, wait: _Wait, stamp: Stamp, wall_ns: int) -> bool:
-        if wait.is_closed or wait.seen == stamp:
-            return True
-        # An old file is found as it has been for long; a time to come says nothing.
-        age = (wall_ns - stamp.mtime_ns) / 1e9
-        return wait.seen is None and age > limits.PRELOAD_SETTLE
+
+def _is_old(wait: _Wait, stamp: Stamp, wall_ns: int) -> bool:
+    """Whether a file has been as it is since the last look, or for long; not in times to come."""
+    age = (wall_ns - stamp.mtime_ns) / 1e9
+    return wait.seen == stamp or (wait.seen is None and age > limits.PRELOAD_SETTLE)

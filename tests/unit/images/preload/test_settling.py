@@ -64,9 +64,14 @@ def test_one_that_is_new_is_believed_when_it_is_the_same_at_the_next_look(settli
     assert looked(settling, longer, 2 * PRELOAD_SETTLE)
 
 
+def test_one_that_nobody_has_open_is_believed_at_once(settling):
+    settling.change("a", 0.0)
+    assert looked(settling, NEW, 0.0, is_open=False)
+
+
 def test_one_that_has_not_changed_for_long_is_believed_at_once(settling):
     settling.change("a", 0.0)
-    assert looked(settling, OLD, 0.0, is_open=False)
+    assert looked(settling, OLD, 0.0)
 
 
 def test_one_from_the_future_is_looked_at_twice(settling):

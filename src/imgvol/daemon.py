@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -29,12 +28,12 @@ from imgvol.api.problems import as_imgvol_error, error_document
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statistics
-from imgvol.config import Config
+from imgvol.config import Config, pulls_environment
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
-from imgvol.errors import ImgvolError, InternalError, MachineLacks
+from imgvol.errors import ImgvolError, InternalError, LocalError, MachineLacks
 from imgvol.images import inspection
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
@@ -42,12 +41,17 @@ from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.lazy import LazyLayers
 from imgvol.images.leases import Leases
+from imgvol.images.preload.archives import ArchiveImport
+from imgvol.images.preload.loading import PreloadSettings, forget_pins
+from imgvol.images.preload.preloader import Preloader
+from imgvol.images.preload.retag import parse_registries
 from imgvol.images.pull import LAYERS_AT_ONCE
 from imgvol.images.pulls import PullSettings
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
+from imgvol.logs import logging_to
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
@@ -61,21 +65,40 @@ log = logging.getLogger(__name__)
 IDLE_CHECK: Final = 1.0
 
 
-def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info") -> int:
+def run(
+    config: Config,
+    *,
+    ready_fd: int | None = None,
+    log_level: str = "info",
+    log_file: Path | None = None,
+) -> int:
     """Runs a daemon until it is told to stop; blocks.
 
     Args:
         config: Its directories and habits.
         ready_fd: Written to once: `ready`, or the reason for not starting as one JSON line.
         log_level: As `logging` knows it.
+        log_file: Where to log; None: on standard error.
 
     Returns:
         The process's exit code.
     """
-    _configure_logging(log_level)
     os.umask(0o077)
+    # Nothing but pulls, and the credential helpers that they run, looks there.
+    environment = pulls_environment(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     _raise_file_limit()
     daemon = _Daemon(config, ready_fd)
+    try:
+        with logging_to(log_file, log_level):
+            return _serve(daemon)
+    except LocalError as exc:  # there is no log
+        daemon.report_failure(exc)
+        return 1
+
+
+def _serve(daemon: "_Daemon") -> int:
     try:
         trio.run(daemon.serve)
     except Exception as exc:
@@ -146,6 +169,7 @@ class _Daemon:
                 homes=homes,
                 views_directory=config.views,
             )
+            preloader = _preloader(config, images)
             scrubber = Scrubber(store, views, images)
             services = Services(
                 images=images,
@@ -166,6 +190,7 @@ class _Daemon:
                     is_serving=obstacle is None and not self._has_lost_filesystem,
                     cri=CallCounts() if cri is None else cri.statistics(),
                 ),
+                preload=lambda: None if preloader is None else preloader.status(),
                 stop=self._stop,
             )
             cri = None
@@ -192,10 +217,24 @@ class _Daemon:
             signals = stack.enter_context(trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT))
             if cri is not None:
                 cri.open()
+            if preloader is None and config.idle_exit is None:
+                await forget_pins(images)
+            elif preloader is not None:
+                nursery.start_soon(preloader.run)
+                if config.preload.waits:
+                    await self._wait_for_preload(preloader, signals)
             self._report_ready()
             log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
-            await self._wait_for_the_end(signals, servers, images, volumes)
+            await self._wait_for_the_end(signals, servers, images, volumes, preloader)
             log.info("stopping")
+
+    async def _wait_for_preload(self, preloader: Preloader, signals: AsyncIterator[int]) -> None:
+        """Until all has been loaded that was there, or somebody tells us to stop."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal, signals)
+            nursery.start_soon(_wait_and_cancel, self._stopping, nursery.cancel_scope)
+            await preloader.ready.wait()
+            nursery.cancel_scope.cancel()
 
     async def _open_lazy_layers(
         self,
@@ -265,12 +304,18 @@ class _Daemon:
         servers: Sequence[Server],
         images: ImageService,
         volumes: VolumeManager,
+        preloader: Preloader | None,
     ) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal, signals)
             if self._config.idle_exit is not None:
                 nursery.start_soon(
-                    self._stop_when_idle, self._config.idle_exit, servers, images, volumes
+                    self._stop_when_idle,
+                    self._config.idle_exit,
+                    servers,
+                    images,
+                    volumes,
+                    preloader,
                 )
             await self._stopping.wait()
             nursery.cancel_scope.cancel()
@@ -286,10 +331,12 @@ class _Daemon:
         servers: Sequence[Server],
         images: ImageService,
         volumes: VolumeManager,
+        preloader: Preloader | None,
     ) -> None:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
             is_used = volumes.count > 0 or images.pulls_under_way > 0
+            is_used = is_used or (preloader is not None and preloader.is_busy)
             if not is_used and min(server.idle_seconds() for server in servers) >= limit:
                 log.info("nobody has asked for anything in %g s", limit)
                 self._stopping.set()
@@ -373,19 +420,26 @@ def _pull_settings(config: Config) -> PullSettings:
     )
 
 
+def _preloader(config: Config, images: ImageService) -> Preloader | None:
+    """The preload directory, if there is one; raises InvalidArgument for what is no registry."""
+    preload = config.preload
+    if preload.directory is None:
+        return None
+    settings = PreloadSettings(
+        directory=str(preload.directory),
+        registries=parse_registries(preload.registries),
+        keeps_pins=preload.keeps_pins,
+    )
+    return Preloader(settings, images, ArchiveImport(images.importer, links=preload.links))
+
+
+async def _wait_and_cancel(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
 def _ensure_directory(path: Path) -> None:
     path.mkdir(mode=0o700, exist_ok=True)
-
-
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # These print every request's URL at INFO.
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _raise_file_limit() -> None:

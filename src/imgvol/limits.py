@@ -327,7 +327,13 @@ CRI_MESSAGE_LENGTH: Final = 1024
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
 
-# --- preload directory ----------------------------------------------------------------------------
+# --- log file -----------------------------------------------------------------------------------
+# As k3s keeps containerd's: the size of a full one, how many full ones, and for how long.
+LOG_FILE_SIZE: Final = 50 * MIB
+LOG_FILES: Final = 3
+LOG_AGE: Final = 28 * 86_400.0
+
+# --- preload directory --------------------------------------------------------------------------
 # A list of images: 10,000 names of 100 letters. A line: a reference, and white space around it.
 PRELOAD_LIST_SIZE: Final = 1 * MIB
 PRELOAD_LINE_SIZE: Final = REFERENCE_LENGTH + 1 * KIB

@@ -58,6 +58,15 @@ def _render_metrics(info: DaemonInfo, statistics: Statistics) -> Response:
     return Response(media_type=metrics.MEDIA_TYPE, body=metrics.render(info, statistics))
 
 
+async def get_preload(services: Services, _values: Values) -> Response:
+    """What has become of the preload directory."""
+    status = services.preload()
+    # A directory may have thousands of files, each with many images.
+    return await trio.to_thread.run_sync(
+        lambda: json_response(encoding.encode_preload(status)), limiter=trio.CapacityLimiter(1)
+    )
+
+
 async def list_images(services: Services, _values: Values) -> Response:
     """All images."""
     images = await services.images.list()

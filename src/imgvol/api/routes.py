@@ -205,6 +205,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         answers=("CheckReport",),
     ),
     Route(
+        method="GET",
+        path="/preload",
+        operation="getPreload",
+        summary="Say what has become of the files of the preload directory.",
+        tag="images",
+        handler=handlers.get_preload,
+        answers=("Preload",),
+    ),
+    Route(
         method="POST",
         path="/scrub",
         operation="scrubImages",

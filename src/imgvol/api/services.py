@@ -29,6 +29,7 @@ from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.local import RemovalReport
+from imgvol.images.preload.status import PreloadStatus
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
@@ -261,6 +262,7 @@ class Services:
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
+        preload: What has become of the preload directory, from memory; None: there is none.
     """
 
     images: Images
@@ -272,3 +274,4 @@ class Services:
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
+    preload: Callable[[], PreloadStatus | None] = lambda: None

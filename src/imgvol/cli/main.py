@@ -57,6 +57,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "rmi": Entry("images", "Remove images."),
         "pin": Entry("pins", "Keep images until they are unpinned."),
         "unpin": Entry("pins", "Let them go again."),
+        "preload": Entry("preload", "Show what came of archives and lists in a directory."),
         "lease": Entry("leases", "Keep images, and volumes together."),
         "df": Entry("system", "Show what the store holds."),
         "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),

@@ -201,6 +201,12 @@ class Loader:
         return any(image.is_complete for image in found.images)
 
 
+async def forget_pins(images: Images) -> None:
+    """Ends the pins of all files: there is no preload directory any more."""
+    for owner in await images.pin_owners(OWNER):
+        await images.pin_only((), owner)
+
+
 def _read_list(path: str) -> ImageList:
     data, is_cut = read_bounded(path, limits.PRELOAD_LIST_SIZE)
     return parse_list(data, is_cut=is_cut)

@@ -467,6 +467,22 @@ async def test_a_defect_in_loading_one_file_leaves_the_others_their_turn(home):
         assert home.states() == {"1-a.tar": "failed", "2-b.tar": "imported"}
 
 
+async def test_when_the_kernel_drops_what_has_happened_everything_is_looked_at(home, caplog):
+    """The queue really overflows: we do not read while more happens than it holds."""
+    caplog.set_level(logging.INFO)
+    with open("/proc/sys/fs/inotify/max_queued_events") as queue:
+        most = int(queue.read())
+    one, other = home.put("a.tar", archive(A)), home.put("b.tar", archive(B))
+    async with home.running():
+        for number in range(most // 2 + 1):
+            # One after the other: the kernel drops an event that is like the one before.
+            os.utime(one, (number, number))
+            os.utime(other, (number, number))
+        home.put("late.tar", archive("docker.io/library/late:1"))
+        await home.settled(a="imported", b="imported", late="imported")
+        assert "more has happened" in caplog.text
+
+
 @pytest.mark.expects_log("not UTF-8")
 async def test_a_name_that_cannot_be_told_is_a_problem_and_no_more(home):
     async with home.running():

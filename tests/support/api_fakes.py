@@ -461,6 +461,7 @@ class FakeDaemon:
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
         self.stopped = False
+        self.preload = None
         self.statistics = statistics()
         self.on_stop = lambda: None
         self.services = Services(
@@ -483,6 +484,7 @@ class FakeDaemon:
             ),
             statistics=lambda: self.statistics,
             stop=self.stop,
+            preload=lambda: self.preload,
         )
 
     async def check(self):

@@ -32,6 +32,7 @@ EXAMPLES = {
     "scrubImages": ("", {"image": "busybox:1", "repair": True}),
     "planCollection": ("", None),
     "collectGarbage": ("", None),
+    "getPreload": ("", None),
     "listImages": ("", None),
     "removeImage": (ALPINE, None),
     "pullImage": ("", {"image": "busybox:1"}),

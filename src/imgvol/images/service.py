@@ -17,9 +17,10 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, Origin
 from imgvol.content.store import Store, StoreUsage
 from imgvol.errors import Conflict, ImgvolError, NotFound, RemoteError
 from imgvol.images.collection import CollectionReport, Collector, Fate
+from imgvol.images.exporting import Exporter
 from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
-from imgvol.images.pull import Puller, PullProgress
+from imgvol.images.pull import Puller, PullProgress, sum_up
 from imgvol.images.readiness import Readiness
 from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.views import OpenView, Views
@@ -135,6 +136,7 @@ class ImageService:
 
     Attributes:
         importer: Imports archives into the same store.
+        exporter: Writes archives of what is in it.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class ImageService:
         self._puller = Puller(store, trust=trust)
         self._puller.make_room = self._collector.make_room
         self.importer = Importer(store, self._puller, self._collector)
+        self.exporter = Exporter(store, self)
         self._pulls = _PullTallies()
 
     @property
@@ -236,7 +239,7 @@ class ImageService:
         # The name may have meant another image until now, which then has no name.
         if before - {record.manifest}:
             await self._collector.collect()
-        _sum_up(progress, time.perf_counter() - started)
+        sum_up(progress, time.perf_counter() - started)
         return record
 
     async def find(self, image: str, *, platform: str | None = None) -> ImageRecord:
@@ -415,17 +418,3 @@ def _origin(argument: str, options: PullOptions) -> Origin:
 def _bytes_of(pulls: Collection[PullProgress]) -> tuple[int, int]:
     layers = [layer for progress in pulls for layer in progress.layers]
     return sum(layer.received for layer in layers), sum(layer.unpacked for layer in layers)
-
-
-def _sum_up(progress: PullProgress, seconds: float) -> None:
-    """Fills in the totals of a finished pull."""
-    stats = progress.stats
-    stats["total_seconds"] = seconds
-    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
-    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
-    stats["entries"] = sum(layer.entries for layer in progress.layers)
-    for layer in progress.layers:
-        for stage, spent in layer.seconds.items():
-            key = f"{stage}_seconds"
-            stats[key] = stats.get(key, 0.0) + spent
-    progress.stage = "done"

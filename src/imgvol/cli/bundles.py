@@ -31,11 +31,11 @@ _STANDARD = "-"
 @click.command(
     "import",
     epilog=examples(
-        "imgvol import app.tar.zst                  # what docker save, podman save, skopeo write",
-        "imgvol import --link huge.tar              # without a copy: the archive has to stay",
-        "imgvol import --name example.com/app layout/   # a layout whose images have only tags",
+        "imgvol import app.tar.zst        # of docker save, podman save, skopeo",
+        "imgvol import --link huge.tar    # no copy: the archive has to stay",
+        "imgvol import --name example.com/app layout/   # images with tags only",
         "ssh builder docker save app:1 | imgvol import -",
-        after="Formats: tar, plain or packed with gzip, zstd, lz4, bzip2 or xz; or a directory.",
+        after="Archives are plain, or packed with gzip, zstd, lz4, bzip2 or xz.",
     ),
 )
 @click.argument("archive", metavar="FILE|DIR|-", type=click.Path(allow_dash=True))

@@ -125,7 +125,8 @@ class Importer:
                 images, replaced = await self._bring(
                     bundle.source, kept, Root(RootKind.IMPORT, path), link, pin_owner, progress
                 )
-        except ImgvolError:
+        except ImgvolError as error:
+            error.fields = {"archive": path, **error.fields}
             await self._collector.collect()
             raise
         if replaced:

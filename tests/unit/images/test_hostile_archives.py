@@ -315,3 +315,12 @@ async def test_names_of_before_survive_an_archive_that_is_refused(tmp_path):
         image = await service.find(APP, platform="linux/amd64")
         assert str(image.id) == sha256(ONE.config_bytes())
         assert len(await store.records.layers()) == 2
+
+
+async def test_every_refusal_names_the_archive(tmp_path):
+    lie = Layer([file("x", b"x" * 3000)], "none")
+    bad = layout(Image([lie]))
+    bad.members[blob_of(lie)] = flipped(lie.blob)
+    error = await refused(tmp_path, bad, DigestMismatch)
+    assert error.fields["archive"] == str(tmp_path / "bad.tar")
+    assert "bad.tar" in str(error)

@@ -231,8 +231,8 @@ ARCHIVE_ENTRIES: Final = 100_000
 # A compressed archive of images is decompressed once into a temporary file: larger ones than this
 # should be decompressed by the user, who knows where there is room.
 ARCHIVE_SPOOL_SIZE: Final = 64 * GIB
-# Memory for its window that a zstd archive may need: as much as k3s takes. Unlike a layer, an archive
-# can be compressed again by whoever has it; only --ultra and --long need more.
+# Memory that a zstd archive may need for its window: as much as k3s allows. Unlike a layer, an
+# archive can be compressed again by whoever has it; only --ultra and --long need more.
 ARCHIVE_ZSTD_WINDOW: Final = 32 * MIB
 # Memory to decompress xz: its highest level, -9, needs 65 MiB.
 ARCHIVE_XZ_MEMORY: Final = 96 * MIB

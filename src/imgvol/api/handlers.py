@@ -102,7 +102,7 @@ async def pull_image(services: Services, values: Values) -> Stream:
         )
         return {"image": encoding.encode_image(image)}
 
-    return _with_progress(work)
+    return with_progress(work)
 
 
 async def mount_volume(services: Services, values: Values) -> Stream:
@@ -129,7 +129,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
         )
         return {"volume": encoding.encode_volume(volume)}
 
-    return _with_progress(work)
+    return with_progress(work)
 
 
 async def list_volumes(services: Services, _values: Values) -> Response:
@@ -202,7 +202,7 @@ async def scrub_images(services: Services, values: Values) -> Stream:
     def snapshot() -> encoding.Document:
         return {"event": "progress", **encoding.encode_numbers(progress)}
 
-    return Stream(media_type=NDJSON, produce=partial(_report_work, work, snapshot))
+    return Stream(media_type=NDJSON, produce=partial(report_work, work, snapshot))
 
 
 async def stop_daemon(services: Services, values: Values) -> Response:
@@ -250,7 +250,8 @@ def _bind_options(values: Values) -> BindOptions:
     )
 
 
-def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
+def with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
+    """The answer that tells how far a pull is, then what came of it and what it took."""
     progress = PullProgress()
 
     async def pull() -> encoding.Document:
@@ -258,10 +259,10 @@ def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]])
         return {**result, "stats": encoding.encode_stats(progress.stats)}
 
     snapshot = partial(encoding.encode_progress, progress)
-    return Stream(media_type=NDJSON, produce=partial(_report_work, pull, snapshot))
+    return Stream(media_type=NDJSON, produce=partial(report_work, pull, snapshot))
 
 
-async def _report_work(
+async def report_work(
     work: Callable[[], Awaitable[encoding.Document]],
     snapshot: Callable[[], encoding.Document],
     send: Send,

@@ -4,6 +4,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
+from imgvol.api.bundle_routes import BUNDLE_ROUTES
 from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
 from imgvol.api.http import (
@@ -370,6 +371,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *PIN_ROUTES,
+    *BUNDLE_ROUTES,
     *SANDBOX_ROUTES,
 )
 
@@ -387,6 +389,7 @@ def make_dispatch(services: Services) -> Dispatch:
         route = _find(table, request)
         query = parse_query(request.query, route.query)
         values = parse_body(request.body, route.body) if route.body else query
+        values.file = request.file if route.takes_file else None
         if route.operation == "getOpenAPI":
             return document
         return await route.handler(services, values)

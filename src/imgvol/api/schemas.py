@@ -228,6 +228,13 @@ _LAYER_PROGRESS = record(
     }
 )
 
+_BUNDLED: Final[dict[str, Schema]] = {
+    "names": array_of(_TEXT),
+    "id": _DIGEST,
+    "manifest": _DIGEST,
+    "platform": _TEXT,
+}
+
 ENTRY_TYPES: Final = ("file", "directory", "symlink", "char", "block", "fifo")
 
 _ENTRY = _event(
@@ -354,6 +361,32 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "ScrubFault": record(
         {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
+    ),
+    "ImportedEvent": _event(
+        "done",
+        {
+            "images": array_of(reference("ImportedImage")),
+            "passed_over": array_of(reference("PassedOver")),
+            "stats": _STATS,
+        },
+    ),
+    "ImportedImage": record(_BUNDLED),
+    "PassedOver": record(
+        {
+            "what": _TEXT,
+            "reason": _TEXT,
+            "is_whole": {**_FLAG, "description": "Nothing of that image was imported."},
+        }
+    ),
+    "ExportEvent": _event("progress", {"written": _COUNT, "total": _COUNT}),
+    "ExportedEvent": _event(
+        "done", {"images": array_of(reference("ExportedImage")), "size": _COUNT}
+    ),
+    "ExportedImage": record(
+        {
+            **_BUNDLED,
+            "is_changed": {**_FLAG, "description": "The ID is not the one that it has here."},
+        }
     ),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),

@@ -53,6 +53,8 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Keep images": {
         "pull": Entry("images", "Fetch an image and verify it."),
+        "import": Entry("bundles", "Bring in all images of an archive."),
+        "export": Entry("bundles", "Write images into an archive."),
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
         "pin": Entry("pins", "Keep images until they are unpinned."),

@@ -20,7 +20,7 @@ from imgvol.errors import ImgvolError, InvalidArgument
 from imgvol.images.bundled import Naming, Offer, OfferedImage, PassedOver
 from imgvol.images.collection import Collector
 from imgvol.images.ingest import LayerProgress
-from imgvol.images.pull import Puller, PullProgress, things_of
+from imgvol.images.pull import Puller, PullProgress, sum_up, things_of
 from imgvol.images.resolve import wanted_platform
 from imgvol.oci.digest import Digest
 from imgvol.sources.base import ImageSource
@@ -125,11 +125,13 @@ class Importer:
                 images, replaced = await self._bring(
                     bundle.source, kept, Root(RootKind.IMPORT, path), link, pin_owner, progress
                 )
-        except ImgvolError:
+        except ImgvolError as error:
+            error.fields = {"archive": path, **error.fields}
             await self._collector.collect()
             raise
         if replaced:
             await self._collector.collect()
+        sum_up(progress, time.perf_counter() - started)
         return ImportReport(
             images=tuple(_imported(offered, image) for offered, image in images),
             passed_over=(*offer.passed_over, *unnamed),

@@ -399,6 +399,20 @@ def things_of(resolved: ResolvedImage) -> list[Thing]:
     return [*layers, Thing(ThingKind.IMAGE, resolved.manifest.digest)]
 
 
+def sum_up(progress: PullProgress, seconds: float) -> None:
+    """Fills in the totals of a pull that has ended well."""
+    stats = progress.stats
+    stats["total_seconds"] = seconds
+    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
+    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
+    stats["entries"] = sum(layer.entries for layer in progress.layers)
+    for layer in progress.layers:
+        for stage, spent in layer.seconds.items():
+            key = f"{stage}_seconds"
+            stats[key] = stats.get(key, 0.0) + spent
+    progress.stage = "done"
+
+
 async def _nothing_to_do(_record: LayerRecord) -> None:
     """For stores without open lazy layers: nothing was shown."""
 

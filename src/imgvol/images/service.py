@@ -8,6 +8,7 @@ from imgvol.content.records import ImageRecord, LayerFault, LayerRecord
 from imgvol.content.store import Store, StoreUsage
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.credentials import Logins
+from imgvol.images.exporting import Exporter
 from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
 from imgvol.images.local import LocalImages, RemovalReport
@@ -38,6 +39,8 @@ class ImageService(LocalImages):
     Attributes:
         handlers: What runtime handlers mean.
         importer: Imports archives into the same store.
+        exporter: Writes archives of what is in it.
+        exporter: Writes archives of what is in it.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class ImageService(LocalImages):
             settings=settings,
         )
         self.importer = Importer(store, self._pulls.puller, self._collector)
+        self.exporter = Exporter(store, self)
 
     @property
     def pulls_under_way(self) -> int:

@@ -247,7 +247,7 @@ def _archive_errors(path: str) -> Iterator[None]:
         if fields["limit"] == "ZSTD_WINDOW":
             fields["limit"] = "ARCHIVE_ZSTD_WINDOW"
             hint = "Compress it again without --ultra and --long: zstd -d --long=31 FILE; zstd TAR."
-        message = error.message.replace("layer", "the archive", 1)
+        message = error.message.replace("layer", "archive", 1)
         raise LimitExceeded(message, hint=hint, **{"archive": path, **fields}) from error
     except Unsupported as error:
         raise Unsupported(

@@ -20,9 +20,9 @@ from imgvol.oci.reference import TAG, parse_docker_reference
 from imgvol.sources.files import ImageFiles, read_whole
 from imgvol.sources.local import ListedImage, LocalSource, names_hint
 
-_REF_NAME: Final = "org.opencontainers.image.ref.name"
-_CONTAINERD_NAME: Final = "io.containerd.image.name"
-_LAYOUT_VERSION: Final = "1.0.0"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME: Final = "io.containerd.image.name"
+LAYOUT_VERSION: Final = "1.0.0"
 
 
 def blob_path(digest: Digest) -> str:
@@ -106,8 +106,8 @@ class LayoutSource(LocalSource):
 
 
 def _listed(entry: Descriptor) -> ListedImage:
-    full = entry.annotations.get(_CONTAINERD_NAME, "")
-    name = entry.annotations.get(_REF_NAME, "")
+    full = entry.annotations.get(CONTAINERD_NAME, "")
+    name = entry.annotations.get(REF_NAME, "")
     # The specification wants a tag there; some tools write a full name all the same.
     if not full and not TAG.fullmatch(name):
         full, name = name, ""
@@ -125,7 +125,7 @@ def read_index(files: ImageFiles) -> Index:
     version = _read(files, "oci-layout", limits.LAYOUT_FILE_SIZE)
     document = Node.parse(version, what="oci-layout", max_size=limits.LAYOUT_FILE_SIZE)
     number = document.require("imageLayoutVersion").string()
-    if number != _LAYOUT_VERSION:
+    if number != LAYOUT_VERSION:
         raise Unsupported("OCI layout of an unknown version", version=number, layout=files.path)
     raw = _read(files, "index.json", limits.MANIFEST_SIZE)
     index = parse_manifest(raw, media_type=OCI_INDEX)
@@ -136,7 +136,7 @@ def read_index(files: ImageFiles) -> Index:
 
 def has_name(entry: Descriptor, name: str) -> bool:
     """Whether an entry of a layout's index has this tag or full name."""
-    known = {entry.annotations.get(_REF_NAME), entry.annotations.get(_CONTAINERD_NAME)}
+    known = {entry.annotations.get(REF_NAME), entry.annotations.get(CONTAINERD_NAME)}
     if name in known:
         return True
     try:
@@ -147,7 +147,7 @@ def has_name(entry: Descriptor, name: str) -> bool:
 
 def _names(entries: tuple[Descriptor, ...] | list[Descriptor]) -> list[str]:
     tags = (
-        entry.annotations.get(_REF_NAME) or entry.annotations.get(_CONTAINERD_NAME)
+        entry.annotations.get(REF_NAME) or entry.annotations.get(CONTAINERD_NAME)
         for entry in entries
     )
     return sorted({tag for tag in tags if tag})

@@ -110,7 +110,7 @@ class _Library(Protocol):
     def needs_input(self) -> bool: ...
 
     @property
-    def unused_data(self) -> bytes: ...
+    def unused_data(self) -> bytes | None: ...
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
@@ -159,7 +159,7 @@ class _StreamsDecoder:
             yield from self._decode(stream, piece)
             used = len(piece)
             if stream.eof:
-                used -= len(stream.unused_data)
+                used -= len(stream.unused_data or b"")
                 self._stream = None
             self._take = min(2 * self._take, _LARGEST_TAKE)
             self._offset += used

@@ -1,32 +1,13 @@
 """Archives of images: what comes in, under which names, and what leaves nothing behind."""
 
-import os
-from contextlib import asynccontextmanager
-
-import pytest
-
-from imgvol import limits
-from imgvol.content.store import open_store
-from imgvol.errors import (
-    ContentError,
-    DigestMismatch,
-    InvalidArgument,
-    InvalidDocument,
-    InvalidReference,
-    LimitExceeded,
-    NoMatchingPlatform,
-    NotFound,
-    Unsupported,
-)
+from imgvol.errors import InvalidDocument, NoMatchingPlatform
 from imgvol.images.importing import NO_NAME
-from imgvol.images.leases import Leases
 from imgvol.images.pull import PullProgress
-from imgvol.images.service import ImageService
-from imgvol.images.views import Views
 from imgvol.view.paths import resolve
 from support import images
 from support.bundles import Bundle
-from support.images import OCI, Image, Layer, directory, file, sha256, to_json
+from support.images import Image, Layer, directory, file, sha256
+from support.importing import assert_empty, import_into, names_of, open_service, refused
 
 LARGE = bytes(range(256)) * 8192
 BASE = Layer([directory("etc"), file("etc/base", b"base"), file("large", LARGE)], "none")
@@ -35,45 +16,6 @@ ONE = Image([BASE, TOP])
 TWO = Image([BASE, Layer([file("etc/two", b"two")], "zstd")], config={"Env": ["A=1"]})
 ARM = Image([Layer([file("arm", b"arm")], "gzip")], architecture="arm64")
 APP = "docker.io/library/app:1"
-
-
-@asynccontextmanager
-async def open_service(root):
-    async with open_store(root) as store:
-        yield ImageService(store, Views(store), leases=Leases(store.records)), store
-
-
-async def import_into(root, path, **options):
-    async with open_service(root) as (service, store):
-        report = await service.importer.import_archive(
-            str(path), progress=PullProgress(), **options
-        )
-        return report, {
-            name: image for image in await store.records.images() for name in image.names
-        }
-
-
-def names_of(report):
-    return {(name, image.platform) for image in report.images for name in image.names}
-
-
-def assert_empty(root):
-    """No record, no layer, no document, and nothing unfinished."""
-    for place in ("ingest", "layers", "places", "lazy", "files/sha256"):
-        assert os.listdir(root / place) == []
-    assert [name for _, _, names in os.walk(root / "blobs") for name in names] == []
-
-
-async def refused(tmp_path, bundle, error, match=None, **options):
-    tmp_path.mkdir(exist_ok=True)
-    path = bundle.write(tmp_path / "bad.tar") if isinstance(bundle, Bundle) else bundle
-    with pytest.raises(error, match=match) as caught:
-        await import_into(tmp_path / "store", path, **options)
-    async with open_service(tmp_path / "store") as (_, store):
-        assert await store.records.images() == []
-        assert await store.records.layers() == []
-    assert_empty(tmp_path / "store")
-    return caught.value
 
 
 def layout(*, name=APP, tag=""):
@@ -95,7 +37,7 @@ async def test_all_images_and_all_names_come_in_and_are_read(tmp_path):
     bundle.list(one, "docker.io/library/app:latest")
     bundle.list(bundle.index([bundle.manifest(TWO), bundle.manifest(ARM)]), "example.com/two:2")
     path = bundle.write(tmp_path / "a.tar")
-    report, found = await import_into(tmp_path / "store", path)
+    report, _ = await import_into(tmp_path / "store", path)
     assert names_of(report) == {
         (APP, "linux/amd64"),
         ("docker.io/library/app:latest", "linux/amd64"),
@@ -150,7 +92,7 @@ async def test_blobs_of_other_platforms_may_be_missing(tmp_path):
     arm = bundle.manifest(ARM, without=[0])
     absent = {**bundle.manifest(TWO), "digest": sha256(b"absent")}
     bundle.list(bundle.index([bundle.manifest(ONE), arm, absent]), APP)
-    report, found = await import_into(tmp_path / "store", bundle.write(tmp_path / "a.tar"))
+    report, _ = await import_into(tmp_path / "store", bundle.write(tmp_path / "a.tar"))
     assert names_of(report) == {(APP, "linux/amd64")}
     assert [(one.what, one.is_whole) for one in report.passed_over] == [
         (f"{APP} for linux/arm64", False),
@@ -229,7 +171,7 @@ async def test_what_has_no_name_comes_in_by_digest_or_with_a_pin(tmp_path):
 async def test_a_pin_keeps_an_image_whose_name_moves_on(tmp_path):
     one, two = layout().write(tmp_path / "1.tar"), Bundle()
     two.list(two.manifest(TWO), APP)
-    async with open_service(tmp_path / "store") as (service, store):
+    async with open_service(tmp_path / "store") as (service, _):
         importer, options = service.importer, {"progress": PullProgress()}
         first = await importer.import_archive(str(one), pin_owner="preload", **options)
         await importer.import_archive(str(two.write(tmp_path / "2.tar")), **options)
@@ -251,7 +193,7 @@ async def test_a_name_of_another_image_is_its_own_no_more(tmp_path):
 
 async def test_linked_layers_are_read_where_they_lie(tmp_path):
     path = saved().write(tmp_path / "a.tar")
-    async with open_service(tmp_path / "store") as (service, store):
+    async with open_service(tmp_path / "store") as (service, _):
         await service.importer.import_archive(str(path), link=True, progress=PullProgress())
         image = await service.find("app:1", platform="linux/amd64")
         assert [layer.format for layer in image.layers] == ["in place"] * 2

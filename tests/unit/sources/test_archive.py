@@ -18,7 +18,6 @@ from imgvol.errors import (
     LimitExceeded,
     NotFound,
     RegistryUnavailable,
-    Unsupported,
 )
 from imgvol.sources.archive import open_archive
 from imgvol.sources.files import read_whole

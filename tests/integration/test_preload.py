@@ -1,5 +1,6 @@
 """The preload directory of a real daemon, with archives that skopeo has made."""
 
+import base64
 import contextlib
 import gzip
 import json
@@ -17,6 +18,7 @@ import pytest
 from support.daemon import Imgvol, running_daemon
 from support.images import Image, Layer, directory, file, push, write_layout
 from support.programs import require, stop
+from support.registry import PASSWORD, USERNAME, running_registry
 
 SLOW_WRITER = """
 import sys, time
@@ -215,6 +217,31 @@ def test_a_list_is_pulled_once_and_works_without_a_network(short_path, registry)
         assert image["pinned_by"] == [f"preload:{images}/a.txt"]
         (images / "a.txt").write_text(f"{reference}\n")
         now = wait(imgvol, lambda now: states(now) == {"a.txt": "imported"})
+
+
+def test_a_list_is_pulled_with_the_logins_of_the_daemon(short_path, tmp_path, monkeypatch):
+    require("docker-registry", "skopeo")
+    images = short_path / "images"
+    images.mkdir()
+    logins = tmp_path / "auth.json"
+    logins.write_text("{}")
+    (tmp_path / "registry").mkdir()
+    with running_registry(tmp_path / "registry", with_password=True) as registry:
+        # Not before: docker-registry would take it for a part of its configuration.
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(logins))
+        login = f"{USERNAME}:{PASSWORD}"
+        reference = registry.reference("preload/private:1")
+        layout = write_layout(short_path / "layout", {"x": image_of("private")})
+        push(layout, "x", reference, login=login)
+        (images / "a.txt").write_text(f"{reference}\n")
+        with running_daemon(short_path, "--preload", str(images)) as imgvol:
+            imgvol.expected_log.append(r"a\.txt: failed: line 1: ")
+            wait(imgvol, lambda now: states(now) == {"a.txt": "failed"})
+            auth = base64.b64encode(login.encode()).decode()
+            logins.write_text(json.dumps({"auths": {registry.host: {"auth": auth}}}))
+            os.utime(images / "a.txt")
+            wait(imgvol, lambda now: states(now) == {"a.txt": "imported"})
+            assert PASSWORD not in imgvol.log.read_text()
 
 
 def test_killed_while_it_imports_it_imports_again_and_nothing_is_left(short_path, archives):

@@ -12,10 +12,11 @@ WANTED = [
     *(f"S0.{number}" for number in range(4, 25) if number != 9),
     *(f"S1.{number}" for number in range(1, 32)),
     *(f"S2.{number}" for number in (5, 10, 14, 15, *range(17, 24), *range(39, 43))),
+    *(f"S3.{number}" for number in (1, 2, 3, 5, 8, 12, 26)),
     *(f"K{number}" for number in range(1, 28)),
     *(f"C{number}" for number in range(1, 17)),
     *(f"O{number}" for number in range(1, 17)),
-    *(f"S4.{number}" for number in (2, 17, 18, 19)),
+    *(f"S4.{number}" for number in range(1, 36)),
 ]
 EXCUSES = ("not applicable: ", "open: ")
 

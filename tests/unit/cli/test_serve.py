@@ -65,3 +65,17 @@ def test_a_directory_and_none_contradict_each_other(capfd):
     options = ["serve", "--preload", "/i", "--no-preload"]
     assert command.run(["--root", "/r", "--run", "/s", *options]) == 1
     assert "not both" in capfd.readouterr().err
+
+
+def test_the_log_is_configured_by_the_environment(monkeypatch):
+    given = []
+    monkeypatch.setattr(daemon, "run", lambda _, **options: given.append(options) or 0)
+    monkeypatch.setenv("IMGVOL_LOG_LEVEL", "debug")
+    monkeypatch.setenv("IMGVOL_LOG_FILE", "/l/log")
+    places = ["--root", "/r", "--run", "/s", "serve"]
+    assert command.run(places) == 0
+    assert command.run([*places, "--log-level", "error", "--log-file", "/m"]) == 0
+    assert [(each["log_level"], each["log_file"]) for each in given] == [
+        ("debug", Path("/l/log")),
+        ("error", Path("/m")),
+    ]

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from imgvol import limits
+from imgvol.content.records import ImageRecord
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound, RegistryUnavailable
 from imgvol.images.leases import Leases
@@ -423,6 +424,27 @@ async def test_what_is_here_is_not_pulled_again_not_even_latest(home):
         await home.until(lambda: home.states().get("a.txt") == "imported")
         assert home.pulled == []
         assert home.pinned_by("a") == ["a.tar", "a.txt"]
+
+
+async def test_what_is_here_only_in_part_is_pulled(home, monkeypatch):
+    async with home.running():
+        home.put("a.txt", f"{A}\n".encode())
+        await home.settled(a="imported")
+        monkeypatch.setattr(ImageRecord, "is_complete", False)
+        os.utime(home.directory / "a.txt", (1, 1))
+        await home.until(lambda: home.pulled == [A, A])
+
+
+@pytest.mark.expects_log("cannot read the list")
+async def test_a_list_that_cannot_be_read_is_told_of(home, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("imgvol.images.preload.loading.read_bounded", fail)
+    home.put("a.txt", f"{A}\n".encode())
+    async with home.running():
+        assert home.states() == {"a.txt": "failed"}
+        assert "Input/output error" in home.file("a.txt").problems[0]
 
 
 async def test_images_that_leave_a_list_are_not_pinned_any_more(home):

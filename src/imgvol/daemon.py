@@ -21,7 +21,7 @@ from typing import Final
 
 import trio
 
-from imgvol import __version__
+from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.api.docker import make_docker_dispatch, write_spec
 from imgvol.api.problems import as_imgvol_error, error_document
@@ -233,6 +233,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stop_on_signal, signals)
             nursery.start_soon(_wait_and_cancel, self._stopping, nursery.cancel_scope)
+            nursery.start_soon(_ask_for_time)
             await preloader.ready.wait()
             nursery.cancel_scope.cancel()
 
@@ -431,6 +432,14 @@ def _preloader(config: Config, images: ImageService) -> Preloader | None:
         keeps_pins=preload.keeps_pins,
     )
     return Preloader(settings, images, ArchiveImport(images.importer, links=preload.links))
+
+
+async def _ask_for_time() -> None:
+    """Keeps a service manager from taking a long start for a failed one."""
+    while True:
+        longer = int(limits.START_EXTENSION * 1e6)
+        _notify_systemd(f"STATUS=loading images\nEXTEND_TIMEOUT_USEC={longer}")
+        await trio.sleep(limits.START_EXTENSION / 3)
 
 
 async def _wait_and_cancel(event: trio.Event, scope: trio.CancelScope) -> None:

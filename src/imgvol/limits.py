@@ -350,6 +350,8 @@ PRELOAD_SETTLE: Final = 2.0
 PRELOAD_GRACE: Final = 0.2
 # What is told of one file: the first of its problems, and how many there are.
 PRELOAD_PROBLEMS: Final = 20
+# Asked for again and again as long as the start waits for images: systemd allows 90 s otherwise.
+START_EXTENSION: Final = 60.0
 # Images of one list that are pulled at once.
 PRELOAD_PULLS_AT_ONCE: Final = 3
 # A directory that cannot be watched is looked at again after so long.

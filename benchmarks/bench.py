@@ -23,8 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from cri import bench_cri  # noqa: E402
 from bundles import bench_bundles  # noqa: E402
+from cri import bench_cri  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
 

@@ -11,7 +11,6 @@ import trio.testing
 from imgvol import limits
 from imgvol.content.reachability import RootKind, Thing, ThingKind
 from imgvol.content.records import LeaseRecord, VolumeRecord
-from imgvol.content.records.pins import USER
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound, StoreFull
 from imgvol.images.collection import CollectionReport, Collector

@@ -276,6 +276,44 @@ def test_killed_while_it_imports_it_imports_again_and_nothing_is_left(short_path
         stop(imgvol.process)
 
 
+def test_told_to_stop_while_it_imports_it_goes_in_good_order(short_path):
+    images = short_path / "images"
+    images.mkdir()
+    big = Image([Layer([file("big", os.urandom(60_000_000))], "gzip")])
+    layout = write_layout(short_path / "layout", {"l": big})
+    copy(layout, "l", f"oci-archive:{images}/large.tar:registry.example/large:1")
+    imgvol = Imgvol(short_path, options=("--preload", str(images)))
+    imgvol.start()
+    try:
+        wait(imgvol, lambda now: states(now) == {"large.tar": "working"})
+        imgvol.terminate()
+        assert imgvol.unexpected_log() == []
+    finally:
+        stop(imgvol.process)
+
+
+def test_told_to_stop_while_it_waits_for_images_it_goes_in_good_order(short_path):
+    """The registry takes the connection, and never answers."""
+    images = short_path / "images"
+    images.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"127.0.0.1:{silent.getsockname()[1]}"
+        (images / "a.txt").write_text(f"{host}/x:1\n")
+        imgvol = Imgvol(short_path, options=("--preload", str(images), "--preload-wait"))
+        with open(imgvol.log, "ab") as log:
+            imgvol.process = subprocess.Popen(imgvol._serve_command, stdout=log, stderr=log)
+        try:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            with connection:
+                assert states(status(imgvol)) == {"a.txt": "working"}, "the socket answers already"
+                assert "ready: version" not in imgvol.log.read_text()
+                imgvol.terminate()
+        finally:
+            stop(imgvol.process)
+    assert imgvol.unexpected_log() == []
+
+
 @contextlib.contextmanager
 def refusing_proxy():
     """Refuses everybody; gives its URL, and what it was asked for."""

@@ -17,7 +17,7 @@ from imgvol import limits
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.records import ImageRecord
 from imgvol.errors import ImgvolError, LocalError
-from imgvol.images.catalog import Catalog
+from imgvol.images.catalog import Catalog, choose
 from imgvol.images.preload.archives import ImportFile
 from imgvol.images.preload.cache_file import CACHE_NAME, CacheEntry, read_cache, write_cache
 from imgvol.images.preload.lists import ImageList, ListedImage, parse_list
@@ -27,6 +27,7 @@ from imgvol.images.preload.stamp import Stamp
 from imgvol.images.preload.status import FileState, Outcome
 from imgvol.images.pull import PullProgress
 from imgvol.images.pulls import PullOptions
+from imgvol.images.resolve import wanted_platform
 
 log = logging.getLogger(__name__)
 
@@ -86,13 +87,14 @@ class Loader:
         self._import_file = import_file
         self._cache: dict[str, CacheEntry] = {}
         self._pulls = trio.CapacityLimiter(limits.PRELOAD_PULLS_AT_ONCE)
+        self._threads = trio.CapacityLimiter(len(FileKind))
 
     async def begin(self) -> None:
         """Reads the cache file, if there is one. Call first."""
         directory = self._settings.directory
         try:
             with translate_os_errors(f"read {directory}/{CACHE_NAME}"):
-                found = await trio.to_thread.run_sync(read_cache, directory)
+                found = await trio.to_thread.run_sync(read_cache, directory, limiter=self._threads)
         except ImgvolError as exc:
             log.warning("%s is passed over: %s", CACHE_NAME, exc)
         else:
@@ -151,7 +153,9 @@ class Loader:
 
     async def _name_and_pin(self, path: str, images: Sequence[str]) -> tuple[str, ...]:
         """Names and pins what a file has brought; returns what gets no other name, and why."""
-        plan = await trio.to_thread.run_sync(plan_retags, images, self._settings.registries)
+        plan = await trio.to_thread.run_sync(
+            plan_retags, images, self._settings.registries, limiter=self._threads
+        )
         await self._images.copy_names(plan.copies)
         extra = [name for name, _ in plan.copies]
         await self._images.pin_only([*images, *extra], OWNER + path)
@@ -161,7 +165,9 @@ class Loader:
         directory = self._settings.directory
         try:
             with translate_os_errors(f"write {directory}/{CACHE_NAME}"):
-                await trio.to_thread.run_sync(write_cache, directory, dict(self._cache))
+                await trio.to_thread.run_sync(
+                    write_cache, directory, dict(self._cache), limiter=self._threads
+                )
         except LocalError as exc:  # files are imported again after a restart: no more than that
             log.warning("%s", exc)
 
@@ -170,7 +176,7 @@ class Loader:
     async def _pull_list(self, path: str) -> Outcome:
         """Pulls what a list names and is not here; whatever works is named and pinned."""
         with translate_os_errors("read the list"):
-            wanted = await trio.to_thread.run_sync(_read_list, path)
+            wanted = await trio.to_thread.run_sync(_read_list, path, limiter=self._threads)
         failures: dict[int, ImgvolError] = {}
         async with trio.open_nursery() as nursery:
             for image in wanted.images:
@@ -198,7 +204,8 @@ class Loader:
     def _is_here(self, name: str) -> bool:
         """Whether an image is here as a whole: no registry is asked what its name means now."""
         found = self._images.catalog.search(name, is_listed=True)
-        return any(image.is_complete for image in found.images)
+        meant = choose(found.images, wanted_platform(None))
+        return meant is not None and meant.is_complete
 
 
 async def forget_pins(images: Images) -> None:

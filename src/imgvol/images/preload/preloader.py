@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import trio
 
@@ -22,7 +23,17 @@ from imgvol.content.durable import translate_os_errors
 from imgvol.errors import ImgvolError, InternalError, LocalError
 from imgvol.images.preload.archives import ImportFile
 from imgvol.images.preload.loading import Images, Loader, PreloadSettings
-from imgvol.images.preload.scan import FileKind, Look, Scan, is_text, is_within, kind_of, look, scan
+from imgvol.images.preload.scan import (
+    FileKind,
+    Look,
+    Scan,
+    is_text,
+    is_within,
+    kind_of,
+    look,
+    printable,
+    scan,
+)
 from imgvol.images.preload.settling import Settling
 from imgvol.images.preload.stamp import Stamp
 from imgvol.images.preload.status import FileState, Outcome, PreloadedFile, PreloadStatus
@@ -91,6 +102,8 @@ class Preloader:
         self._problems: dict[str, str] = {}
         # What was there at the start and has not been dealt with; None: there was no look yet.
         self._first: set[str] | None = None
+        # One that looks at everything, and one for each lane.
+        self._threads = trio.CapacityLimiter(1 + len(FileKind))
         self._is_watched = False
         # What is waited for can be looked at before its time.
         self._pause = trio.CancelScope()
@@ -169,7 +182,8 @@ class Preloader:
             self._settling.change(path, now)
 
     async def _look_at_everything(self, watch: DirectoryWatch | None) -> None:
-        found = await (watch.scan() if watch else trio.to_thread.run_sync(scan, self._directory))
+        look_around = partial(scan, self._directory) if watch is None else watch.scan
+        found = await trio.to_thread.run_sync(look_around, limiter=self._threads)
         self._is_watched = watch is not None and not found.unwatched
         self._note_problems({**found.problems, **found.unwatched})
         now = trio.current_time()
@@ -197,7 +211,7 @@ class Preloader:
     def _note_problems(self, problems: dict[str, str]) -> None:
         for path, reason in sorted(problems.items()):
             if self._problems.get(path) != reason:
-                log.warning("in the preload directory: %s: %s", path, reason)
+                log.warning("in the preload directory: %s: %s", printable(path), reason)
         self._problems = problems
 
     async def _look_at_due(self) -> None:
@@ -205,7 +219,7 @@ class Preloader:
         paths = self._settling.due(trio.current_time())
         if not paths:
             return
-        looks = await trio.to_thread.run_sync(_look_at, paths)
+        looks = await trio.to_thread.run_sync(_look_at, paths, limiter=self._threads)
         now, wall = trio.current_time(), time.time_ns()
         for path, found in looks.items():
             self._files.setdefault(path, _File(kind_of(path) or FileKind.ARCHIVE))
@@ -241,10 +255,11 @@ class Preloader:
             return
         try:
             with translate_os_errors("look at the file"):
-                stamp = (await trio.to_thread.run_sync(look, path)).stamp
+                found = await trio.to_thread.run_sync(look, path, limiter=self._threads)
         except LocalError as exc:
             self._end(path, file, _failure(exc))
             return
+        stamp = found.stamp
         if stamp is None:
             await self._drop(path)
         elif stamp != file.stamp or (file.outcome is not None and file.outcome.is_retryable):
@@ -261,9 +276,9 @@ class Preloader:
             outcome = _failure(exc)
         except Exception as exc:
             # Whatever is wrong with one file, or with us, the others have their turn.
-            log.exception("while loading %s", path)
+            log.exception("while loading %s", printable(path))
             outcome = _failure(InternalError(f"{type(exc).__name__}: {exc}"))
-        if outcome.state is FileState.FAILED and await _has_changed(path, stamp):
+        if outcome.state is FileState.FAILED and await self._has_changed(path, stamp):
             # It was not finished: what was wrong with a part of it says nothing.
             file.stamp = None
             file.enter(FileState.WAITING)
@@ -271,6 +286,11 @@ class Preloader:
             self._pause.cancel()
             return
         self._end(path, file, outcome)
+
+    async def _has_changed(self, path: str, stamp: Stamp) -> bool:
+        looks = await trio.to_thread.run_sync(_look_at, [path], limiter=self._threads)
+        found = looks[path]
+        return found is not None and found.stamp not in {None, stamp}
 
     def _end(self, path: str, file: _File, outcome: Outcome) -> None:
         before = file.outcome
@@ -288,18 +308,20 @@ class Preloader:
         if outcome.problems:
             more = len(outcome.problems) - 1
             rest = f" (and {more} more)" if more else ""
-            log.warning("%s: %s: %s%s", path, outcome.state.value, outcome.problems[0], rest)
+            log.warning(
+                "%s: %s: %s%s", printable(path), outcome.state.value, outcome.problems[0], rest
+            )
         else:
-            log.info("%s: %s, %d images", path, outcome.state.value, len(outcome.images))
+            log.info("%s: %s, %d images", printable(path), outcome.state.value, len(outcome.images))
 
     async def _drop(self, path: str) -> None:
         del self._files[path]
         try:
             await self._loader.drop(path)
         except ImgvolError as exc:
-            log.warning("%s has gone, and its images are still pinned: %s", path, exc)
+            log.warning("%s has gone, its images are still pinned: %s", printable(path), exc)
         else:
-            log.info("%s has gone", path)
+            log.info("%s has gone", printable(path))
 
 
 def _look_at(paths: Sequence[str]) -> dict[str, Look | None]:
@@ -311,11 +333,6 @@ def _look_at(paths: Sequence[str]) -> dict[str, Look | None]:
         except OSError:
             looks[path] = None
     return looks
-
-
-async def _has_changed(path: str, stamp: Stamp) -> bool:
-    (found,) = (await trio.to_thread.run_sync(_look_at, [path])).values()
-    return found is not None and found.stamp is not None and found.stamp != stamp
 
 
 def _failure(exc: ImgvolError) -> Outcome:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from imgvol import limits
 from imgvol.errors import InvalidArgument, InvalidReference
 from imgvol.oci.digest import Digest
 from imgvol.oci.reference import Reference, parse_any_reference
@@ -79,9 +80,14 @@ def parse_registries(texts: Iterable[str]) -> tuple[ExtraRegistry, ...]:
     """Reads registries, each once.
 
     Raises:
-        InvalidArgument: One is none.
+        InvalidArgument: One is none, or there are too many.
     """
-    return tuple(dict.fromkeys(ExtraRegistry.parse(text) for text in texts))
+    registries = tuple(dict.fromkeys(ExtraRegistry.parse(text) for text in texts))
+    if len(registries) > limits.PRELOAD_REGISTRIES:
+        raise InvalidArgument(
+            "too many registries to name images under", allowed=limits.PRELOAD_REGISTRIES
+        )
+    return registries
 
 
 def plan_retags(names: Iterable[str], registries: Sequence[ExtraRegistry]) -> Retagging:

@@ -40,6 +40,11 @@ def kind_of(path: str) -> FileKind | None:
     return FileKind.ARCHIVE if Packing.named(name) is not None else None
 
 
+def printable(path: str) -> str:
+    """A path for a line of a log: names may have any letters, also those that end lines."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in path)
+
+
 def is_within(path: str, directory: str) -> bool:
     """Whether a path is that of a directory, or of something below it."""
     return f"{path}/".startswith(f"{directory.rstrip('/')}/")

@@ -71,7 +71,7 @@ class Notices:
 
 
 class DirectoryWatch:
-    """The watch on one directory. Made by `open_watch`; on the event loop.
+    """The watch on one directory. Made by `open_watch`.
 
     Args:
         directory: Absolute.
@@ -88,14 +88,11 @@ class DirectoryWatch:
         # What cannot be watched, and why.
         self._unwatched: dict[str, str] = {}
 
-    async def scan(self) -> Scan:
-        """Looks at everything, and watches what is there from now on.
+    def scan(self) -> Scan:
+        """Looks at everything, and watches what is there from now on. Blocks.
 
         What cannot be watched is said in the scan.
         """
-        return await trio.to_thread.run_sync(self._scan)
-
-    def _scan(self) -> Scan:
         before = {**self._below, **self._above}
         while True:
             self._below, self._above, self._unwatched = {}, {}, {}

@@ -60,6 +60,11 @@ def test_what_has_no_name_is_told_of_and_ends_nothing():
     assert "255" in plan_retags([long], prefixed).problems[0]
 
 
+def test_more_registries_than_there_may_be_are_refused():
+    with pytest.raises(InvalidArgument, match="too many"):
+        parse_registries([f"r{number}.example" for number in range(65)])
+
+
 def test_without_other_registries_nothing_is_to_be_told_of():
     plan = plan_retags([DIGEST], ())
     assert (plan.copies, plan.problems) == ((), ())

@@ -6,7 +6,15 @@ import time
 import pytest
 
 from imgvol import limits
-from imgvol.images.preload.scan import FileKind, is_within, kind_of, look, read_bounded, scan
+from imgvol.images.preload.scan import (
+    FileKind,
+    is_within,
+    kind_of,
+    look,
+    printable,
+    read_bounded,
+    scan,
+)
 from imgvol.images.preload.stamp import Stamp
 
 
@@ -77,6 +85,10 @@ def test_more_than_there_may_be_is_told_of(tmp_path, monkeypatch):
     (tmp_path / "below").mkdir()
     monkeypatch.setattr(limits, "PRELOAD_FILES", 9)
     assert "more than 1 directories" in scan(str(tmp_path)).problems[str(tmp_path)]
+
+
+def test_names_make_no_lines_of_a_log():
+    assert printable("/x/a\n2024 ERROR b\udcff.tar") == "/x/a\\x0a2024 ERROR b\\xdcff.tar"
 
 
 def test_a_neighbour_whose_name_begins_the_same_is_not_within():

@@ -322,8 +322,8 @@ CRI_REQUEST_SIZE: Final = 1 * MIB
 CRI_CALLS: Final = 1024
 # Images in one message of a stream: kubelets take 16 MiB, an image has some hundred bytes.
 CRI_STREAM_BATCH: Final = 256
-# Characters of an error's text: clients take 8 KiB of headers, and three bytes may stand for one.
-CRI_MESSAGE_LENGTH: Final = 1024
+# An error's text: clients take 8 KiB of headers, where three bytes may stand for one of these.
+CRI_MESSAGE_SIZE: Final = 2 * KIB
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
 

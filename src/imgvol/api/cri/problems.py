@@ -28,9 +28,8 @@ def status_of(error: ImgvolError) -> tuple[grpc.StatusCode, str]:
 
 def _text(message: str, hint: str) -> str:
     text = f"{message}. {hint}" if hint else message
-    # Goes into a header: clients take some KiB of these, and each byte may become three. Halves of
-    # characters, which JSON can spell, cannot be sent.
-    text = text.encode("utf-8", "replace").decode("utf-8")
-    return (
-        text if len(text) <= limits.CRI_MESSAGE_LENGTH else f"{text[: limits.CRI_MESSAGE_LENGTH]}…"
-    )
+    # Halves of characters, which JSON can spell, cannot be sent.
+    data = text.encode("utf-8", "replace")
+    if len(data) > limits.CRI_MESSAGE_SIZE:
+        return f"{data[: limits.CRI_MESSAGE_SIZE].decode('utf-8', 'ignore')}…"
+    return data.decode("utf-8")

@@ -61,5 +61,7 @@ def test_so_they_do_for_volumes():
 
 def test_a_text_is_bounded_and_can_be_sent():
     _, text = status_of(NotFound("\ud800" + "é" * 10_000))
-    assert len(text) <= limits.CRI_MESSAGE_LENGTH + 1
-    text.encode()
+    assert (
+        limits.CRI_MESSAGE_SIZE < len(text.encode()) <= limits.CRI_MESSAGE_SIZE + len("…".encode())
+    )
+    assert text.startswith("?éé")

@@ -279,6 +279,17 @@ async def test_an_unavailable_registry_is_what_kubelets_look_for(path, images):
         assert (await ask(path, pull)).startswith("RegistryUnavailable: it does not answer")
 
 
+async def test_a_long_text_of_any_script_arrives(path, images):
+    images.failure = RegistryUnavailable("長い" * 10_000)
+
+    def pull(client):
+        with refused(grpc.StatusCode.UNKNOWN, "RegistryUnavailable: 長い長い"):
+            client.pull(NAME)
+
+    async with serving(path, images):
+        await ask(path, pull)
+
+
 @pytest.mark.expects_log("PullImage failed")
 async def test_a_defect_is_told_without_its_text(path, images):
     images.failure = RuntimeError("secret")

@@ -1,10 +1,10 @@
 """How much disk the store takes: measured in the background, told from memory.
 
-Every period, first the records are read; only then are files looked at, in a thread of its own,
-while nothing waits for that. A layer that is complete does not change any more and is measured
-once; what can grow or shrink is measured each time: lazy layers, documents, work in progress, the
-database. Measured are blocks and inodes, as `du` does: holes count nothing, and a file that several
-layers link to counts once.
+Every period, first the layers' directories are listed, then each is looked at, in a thread of its
+own. Neither asks the database: nobody waits for a measurement, and it waits for nobody. A layer
+that is complete does not change any more and is measured once; what can grow or shrink is measured
+each time: lazy layers, documents, work in progress, the database. Measured are blocks and inodes,
+as `du` does: holes count nothing, and a file that several layers link to counts once.
 
 What has gone is dropped by mark and sweep: each round has a number, and what it has not met is
 forgotten. What could not be measured this time keeps its last value, and is not forgotten for it.
@@ -16,13 +16,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import trio
 
 from imgvol import limits
 from imgvol.content import inventory
-from imgvol.content.records import LayerRecord
+from imgvol.content.durable import translate_os_errors
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError
 
@@ -56,13 +57,13 @@ class _Part(NamedTuple):
     """Something to be measured.
 
     Attributes:
-        slot: Of a layer: tells one from another that was there before.
+        identity: Of a layer's directory: tells it from another that was there before.
         is_final: Whether it never changes.
         is_flat: Without what lies in its subdirectories.
     """
 
     path: str
-    slot: int = 0
+    identity: tuple[int, ...] = ()
     is_final: bool = False
     is_flat: bool = False
 
@@ -120,32 +121,28 @@ class UsageMeter:
             await trio.sleep(max(pause, period / 2))
 
     async def measure(self) -> None:
-        """One round."""
-        # As a whole before any file: nobody who wants to change records waits for files.
-        layers = await self.store.records.layers()
+        """One round.
+
+        Raises:
+            LocalError: The store's directories cannot be read; what was measured stays.
+        """
+        parts = await self._in_thread(self._parts)
         self._round += 1
         now = time.time_ns()
-        parts = await self._in_thread(self._parts, layers)
         for start in range(0, len(parts), _PARTS_AT_ONCE):
             await self._in_thread(self._measure, parts[start : start + _PARTS_AT_ONCE], now)
         await self._in_thread(self._sum_up, now)
 
-    def _parts(self, layers: Sequence[LayerRecord]) -> list[_Part]:
+    def _parts(self) -> list[_Part]:
         layout = self.store.layout
-        flat = (layout.root, *inventory.homes(layout))
+        homes = inventory.homes(layout)
+        flat = [_Part(path=str(path), is_flat=True) for path in (layout.root, *homes)]
         whole = (layout.blobs, layout.shared_files.parent, layout.ingest)
-        return [
-            *(_Part(path=str(path), is_flat=True) for path in flat),
-            *(_Part(path=str(path)) for path in whole),
-            *(
-                _Part(
-                    path=f"{inventory.home_of(layout, layer)}/{layer.digest.encoded}",
-                    slot=layer.slot,
-                    is_final=layer.is_stored,
-                )
-                for layer in layers
-            ),
-        ]
+        with translate_os_errors("list the store's layers"):
+            layers = [
+                part for home in homes for part in _layers_in(home, is_final=home == layout.layers)
+            ]
+        return [*flat, *(_Part(path=str(path)) for path in whole), *layers]
 
     def _measure(self, parts: Sequence[_Part], now: int) -> None:
         for part in parts:
@@ -183,6 +180,17 @@ class UsageMeter:
         )
 
 
+def _layers_in(home: Path, *, is_final: bool) -> Iterator[_Part]:
+    for entry in os.scandir(home):
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:  # removed in this moment
+            continue
+        # A layer that is complete is put in its place as a whole, and never changed there.
+        identity = (status.st_ino, status.st_ctime_ns) if is_final else ()
+        yield _Part(path=entry.path, identity=identity, is_final=is_final)
+
+
 def _look_at(part: _Part) -> _Measure:
     """Looks at every file of a part. Blocks.
 
@@ -202,8 +210,9 @@ def _look_at(part: _Part) -> _Measure:
 
 
 def _statuses(part: _Part) -> Iterator[os.stat_result]:
-    yield os.lstat(part.path)
-    waiting = [part.path]
+    status = os.lstat(part.path)
+    yield status
+    waiting = [part.path] if stat.S_ISDIR(status.st_mode) else []
     while waiting:
         with os.scandir(waiting.pop()) as entries:
             for entry in entries:

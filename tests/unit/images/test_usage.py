@@ -99,18 +99,28 @@ async def test_what_never_changes_is_measured_once(store, monkeypatch):
     assert "store" in measured  # the documents, and what is in the making
 
 
-async def test_nothing_is_measured_while_the_records_are_read(store, monkeypatch):
-    """Whoever pulls or mounts meanwhile gets the database's turn."""
-    turns = []
-
-    def look(_part):
-        turns.append(store._database._turn.locked())
-
-    watch(monkeypatch, look)
+async def test_measuring_waits_for_no_transaction_and_no_transaction_for_it(store, monkeypatch):
+    measured = watch(monkeypatch)
     await pull(store, ONE, "one")
-    await UsageMeter(store).measure()
-    assert turns
-    assert not any(turns)
+    with trio.fail_after(10):
+        async with store._database._turn:
+            await UsageMeter(store).measure()
+    assert measured.count("layers") == 1
+
+
+async def test_what_cannot_be_listed_leaves_everything_as_it_was(store, monkeypatch):
+    meter = UsageMeter(store)
+    await pull(store, ONE, "one")
+    await meter.measure()
+    before = meter.filesystem_usage()
+
+    def fail(_path):
+        raise PermissionError("no luck")
+
+    monkeypatch.setattr(usage.os, "scandir", fail)
+    with pytest.raises(LocalError, match="no luck"):
+        await meter.measure()
+    assert meter.filesystem_usage() == before
 
 
 @pytest.mark.expects_log("is not measured: .*no luck")

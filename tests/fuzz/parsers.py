@@ -4,8 +4,10 @@ A parser gets bytes and uses whatever comes out of them as the rest of imgvol wo
 when it is looked at is found, too. `AssertionError` is how it says that what it got makes no sense.
 """
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import random
 import struct
 import tempfile
@@ -16,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import lz4.frame
 import trio
 
 from fuzz import seeds
@@ -56,6 +59,7 @@ from imgvol.registry.challenge import choose_challenge, parse_challenges
 from imgvol.registry.credentials import FileCredentials
 from imgvol.registry.redirects import Origin, next_hop
 from imgvol.registry.tokens import Realm
+from imgvol.sources.packing import Packing, iter_unpacked
 from imgvol.sources.parse import parse_image_argument
 from support import tars
 from support.cri import FakeImages, make_image
@@ -116,6 +120,14 @@ def _with_checksums(data: bytes) -> bytes:
 def _decode(compression: Compression) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         for piece in iter_decoded(_cut(data), compression):
+            assert 0 < len(piece) <= limits.DECODED_PIECE
+
+    return run
+
+
+def _unpack(packing: Packing) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        for piece in iter_unpacked(_cut(data), packing):
             assert 0 < len(piece) <= limits.DECODED_PIECE
 
     return run
@@ -367,6 +379,9 @@ PARSERS = {
     "pax": Parser(_pax, seeds.pax_bodies),
     "gzip": Parser(_decode(Compression.GZIP), lambda: [gzip.compress(a, 1) for a in seeds.plain()]),
     "zstd": Parser(_decode(Compression.ZSTD), seeds.zstd_streams),
+    "lz4": Parser(_unpack(Packing.LZ4), lambda: [lz4.frame.compress(a) for a in seeds.plain()]),
+    "bzip2": Parser(_unpack(Packing.BZIP2), lambda: [bz2.compress(a) for a in seeds.plain()]),
+    "xz": Parser(_unpack(Packing.XZ), lambda: [lzma.compress(a) for a in seeds.plain()]),
     "estargz": Parser(_estargz, seeds.estargz_blobs),
     "toc-entries": Parser(_toc_entries, lambda: [seeds.body(Compression.GZIP).toc]),
     "toc-gzip": Parser(_toc(Compression.GZIP), lambda: [seeds.body(Compression.GZIP).toc]),

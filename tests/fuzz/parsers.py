@@ -37,6 +37,8 @@ from imgvol.errors import (
     ProtocolError,
     StoreDamaged,
 )
+from imgvol.images.preload.cache_file import parse_cache, render_cache
+from imgvol.images.preload.lists import parse_list
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, iter_decoded
 from imgvol.layers.header import BLOCK
@@ -85,6 +87,11 @@ def _cut(data: bytes) -> list[bytes]:
     chosen = random.Random(len(data))
     places = sorted(chosen.randrange(len(data) + 1) for _ in range(3))
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+
+
+def _preload_cache(data: bytes) -> None:
+    cache = parse_cache(data)
+    assert parse_cache(render_cache(cache)).keys() <= cache.keys()
 
 
 # --- archives and compression ---------------------------------------------------------------------
@@ -406,4 +413,6 @@ PARSERS = {
     "cri-request": Parser(_cri_request, seeds.cri_requests, (InvalidArgument, NotFound)),
     "cri-user": Parser(_cri_user, lambda: [b"0:1", b"root:root", b"-9223372036854775808"], ()),
     "logins": Parser(_logins, seeds.logins, ()),
+    "image-list": Parser(parse_list, seeds.image_lists, ()),
+    "preload-cache": Parser(_preload_cache, seeds.preload_caches),
 }

@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
+from bundles import bench_bundles  # noqa: E402
 from cri import bench_cri  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
@@ -333,6 +334,18 @@ def bench_all(
         "sequential": partial(bench_sequential, bench, size),
         "small": partial(bench_small_files, bench, 5000),
         "entries": partial(bench_entries, bench, entries),
+        "import": partial(
+            bench_bundles,
+            bench.daemon,
+            bench.work,
+            size=size,
+            entries=partial(many_entries, entries),
+            median=partial(median, bench.rounds),
+            drop_caches=drop_caches,
+            compare=bench.compare,
+            state=bench.state,
+            containerd=running_containerd,
+        ),
         "volumes": partial(bench_volumes, bench.daemon, bench.work, VOLUMES, bench.compare),
         "cri": partial(bench_cri, bench.registry, bench.work, size, bench.state),
         "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
@@ -342,7 +355,7 @@ def bench_all(
         actions[task]()
 
 
-TASKS = ("pull", "tree", "sequential", "small", "entries", "volumes", "cri", "lazy")
+TASKS = ("pull", "tree", "sequential", "small", "entries", "import", "volumes", "cri", "lazy")
 # lazy takes ten minutes, and other people's programs (scripts/setup-peers); cri takes three.
 USUAL = TASKS[:-2]
 

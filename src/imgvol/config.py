@@ -15,6 +15,8 @@ from imgvol.errors import InvalidArgument
 
 _RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
 _POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+# No variable of imgvol itself begins so.
+ENVIRONMENT_PREFIX: Final = "IMGVOL_ENV_"
 SYSTEM_ROOT = Path("/var/lib/imgvol")
 SYSTEM_RUN = Path("/run/imgvol")
 # Where Docker looks for plugins that are not its own (docs.docker.com, "Docker Plugin API").
@@ -93,6 +95,28 @@ PINNED_ONLY: Final = LazyTrust()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreloadConfig:
+    """The directory whose images are always here.
+
+    Attributes:
+        directory: It need not be there; None: there is none.
+        links: Whether layers stay in archives that can be read where they lie.
+        registries: Under which all of its images get names, too: `HOST[:PORT][/PREFIX]`.
+        keeps_pins: Whether images of files that are removed stay pinned until the next start.
+        waits: Whether the daemon is ready only when all has been loaded that is there at its start.
+    """
+
+    directory: Path | None = None
+    links: bool = False
+    registries: tuple[str, ...] = ()
+    keeps_pins: bool = False
+    waits: bool = False
+
+
+NO_PRELOAD: Final = PreloadConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The directories and habits of one daemon.
 
@@ -113,6 +137,7 @@ class Config:
         pull_progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
         cri: The unix socket of the Container Runtime Interface; None: it is not served.
         runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
+        preload: The directory whose images are always here.
     """
 
     root: Path
@@ -128,6 +153,7 @@ class Config:
     pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
     cri: Path | None = None
     runtime_handlers: tuple[str, ...] = ()
+    preload: PreloadConfig = NO_PRELOAD
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -158,6 +184,7 @@ class Config:
             ),
             background_rate=parse_rate(rate) if rate else None,
             registries=RegistryPaths.from_environment(environ, uid),
+            preload=_preload(environ),
         )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 
@@ -200,6 +227,11 @@ class Config:
         return self.run / "volumes"
 
     @property
+    def images(self) -> Path:
+        """Where images are preloaded from unless somebody says otherwise."""
+        return self.root / "images"
+
+    @property
     def log(self) -> Path:
         """Where a daemon that was started on demand writes its log."""
         return self.root / "daemon.log"
@@ -218,6 +250,37 @@ def parse_rate(text: str) -> float:
             "not a rate", hint="Bytes per second, such as 500k, 2M or 1.5M.", value=text
         )
     return rate
+
+
+def _preload(environ: Mapping[str, str]) -> PreloadConfig:
+    directory = environ.get("IMGVOL_PRELOAD")
+    return PreloadConfig(
+        directory=Path(os.path.abspath(directory)) if directory else None,
+        links=_switch(environ, "IMGVOL_PRELOAD_LINK"),
+        registries=tuple(environ.get("IMGVOL_RETAG_REGISTRIES", "").replace(",", " ").split()),
+        keeps_pins=_switch(environ, "IMGVOL_KEEP_PINS"),
+        waits=_switch(environ, "IMGVOL_PRELOAD_WAIT"),
+    )
+
+
+def pulls_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment in which images are pulled: `IMGVOL_ENV_X` is X there, whatever X is else.
+
+    So the proxy of pulls need not be that of all services. An override leaves no variable of the
+    same name in other letters, which might come before it.
+    """
+    overrides = {
+        name.removeprefix(ENVIRONMENT_PREFIX): value
+        for name, value in environ.items()
+        if name.startswith(ENVIRONMENT_PREFIX) and name != ENVIRONMENT_PREFIX
+    }
+    hidden = {name.lower() for name in overrides if name.lower().endswith("_proxy")}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(ENVIRONMENT_PREFIX) and name.lower() not in hidden
+    }
+    return {**kept, **overrides}
 
 
 def _switch(environ: Mapping[str, str], name: str) -> bool:

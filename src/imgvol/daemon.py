@@ -7,6 +7,7 @@ released. How components start, fail and stop is the business of `lifecycle`. St
 registry.
 """
 
+import faulthandler
 import logging
 import os
 import signal
@@ -27,7 +28,7 @@ from imgvol.api.problems import as_imgvol_error
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statistics
-from imgvol.config import Config
+from imgvol.config import Config, pulls_environment
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.ownership import own_directory
@@ -40,17 +41,21 @@ from imgvol.images.events import Events
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers, open_lazy_layers
 from imgvol.images.leases import Leases
+from imgvol.images.preload.archives import ArchiveImport
+from imgvol.images.preload.loading import PreloadSettings, forget_pins
+from imgvol.images.preload.preloader import Preloader
+from imgvol.images.preload.retag import parse_registries
 from imgvol.images.pulls import PullSettings
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
+from imgvol.logs import logging_to
 from imgvol.process import (
     EXIT_FAILED,
     EXIT_STOPPED,
     Starter,
-    configure_logging,
     leave_stuck,
     raise_file_limit,
 )
@@ -70,22 +75,43 @@ log = logging.getLogger(__name__)
 IDLE_CHECK: Final = 1.0
 
 
-def run(config: Config, *, ready_fd: int | None = None, log_level: str = "info") -> int:
+def run(
+    config: Config,
+    *,
+    ready_fd: int | None = None,
+    log_level: str = "info",
+    log_file: Path | None = None,
+) -> int:
     """Runs a daemon until it is told to stop; blocks.
 
     Args:
         config: Its directories and habits.
         ready_fd: Written to once: `ready`, or the reason for not starting as one JSON line.
         log_level: As `logging` knows it.
+        log_file: Where to log, instead of standard error.
 
     Returns:
         The process's exit code.
     """
-    configure_logging(log_level)
     os.umask(0o077)
     raise_file_limit()
+    # The watchdog of a service manager ends us by SIGABRT: code and line numbers, no values.
+    faulthandler.enable()
+    manager = ServiceManager.from_environment(os.environ)
+    # Nothing but pulls, and the credential helpers that they run, looks there from now on.
+    environment = pulls_environment(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     starter = Starter(ready_fd)
-    daemon = _Daemon(config, starter, ServiceManager.from_environment(os.environ))
+    try:
+        with logging_to(log_file, log_level):
+            return _run(_Daemon(config, starter, manager), starter)
+    except LocalError as exc:  # there is no log
+        starter.report_failure(exc)
+        return EXIT_FAILED
+
+
+def _run(daemon: "_Daemon", starter: Starter) -> int:
     try:
         trio.run(daemon.run)
     except Exception as exc:
@@ -109,6 +135,7 @@ class _Images:
     engine: FetchEngine
     lazy_layers: LazyLayers
     events: Events
+    preloader: Preloader | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,20 +177,20 @@ class _Daemon:
     # --- the order of things --------------------------------------------------------------------
 
     async def _start(self) -> None:
-        lifecycle = self._lifecycle
+        config, lifecycle = self._config, self._lifecycle
         await lifecycle.start("signals", self._watch_signals)
         await lifecycle.start("watchdog", self._watchdog.run)
         images = await self._open_images()
         mounts = await self._recover_mounts(images)
         servers = await self._open_sockets(images, mounts)
         self._begin_work(images, mounts, servers)
+        if images.preloader is not None and config.preload.waits:
+            await self._wait_for_images(images.preloader)
         self._is_ready = True
         if self._cri is not None:
             self._cri.open()
-        self._manager.ready(f"serving {self._config.views}")
-        log.info(
-            "ready: version %s, root %s, run %s", __version__, self._config.root, self._config.run
-        )
+        self._manager.ready(f"serving {config.views}")
+        log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
         # Whoever is told that we are ready may stop us in the next moment: nothing comes after.
         self._starter.report_ready()
 
@@ -203,6 +230,9 @@ class _Daemon:
             await leases.recover()
         with lifecycle.stage("pins"):
             await service.pin_configured(config.pinned_images)
+            preloader = _preloader(config, service)
+            if preloader is None and config.idle_exit is None:
+                await forget_pins(service)
         return _Images(
             store=store,
             views=views,
@@ -212,6 +242,7 @@ class _Daemon:
             engine=engine,
             lazy_layers=lazy_layers,
             events=events,
+            preloader=preloader,
         )
 
     async def _recover_mounts(self, images: _Images) -> _Mounts:
@@ -270,6 +301,8 @@ class _Daemon:
         lifecycle = self._lifecycle
         lifecycle.start_soon("leases", partial(_keep_leases, images.leases, mounts.sandboxes))
         lifecycle.start_soon("collection", images.collector.run)
+        if images.preloader is not None:
+            lifecycle.start_soon("preload", images.preloader.run)
         lifecycle.start_soon("measuring", images.service.meter.run)
         lifecycle.start_soon("progress of pulls", images.service.tell_progress)
         lifecycle.start_soon("copies of the database", images.store.save_copies)
@@ -278,6 +311,13 @@ class _Daemon:
                 "idle exit",
                 partial(self._stop_when_idle, self._config.idle_exit, servers, images, mounts),
             )
+
+    async def _wait_for_images(self, preloader: Preloader) -> None:
+        """Until all has been loaded that was in the preload directory at the start."""
+        while not preloader.ready.is_set():
+            self._manager.starting("loading images", limits.START_STAGE)
+            with trio.move_on_after(limits.START_STAGE / 3):
+                await preloader.ready.wait()
 
     # --- components -----------------------------------------------------------------------------
 
@@ -357,6 +397,7 @@ class _Daemon:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
             is_used = mounts.volumes.count > 0 or images.service.pulls_under_way > 0
+            is_used = is_used or (images.preloader is not None and images.preloader.is_busy)
             if not is_used and min(server.idle_seconds() for server in servers) >= limit:
                 log.info("nobody has asked for anything in %g s", limit)
                 self._lifecycle.stop()
@@ -374,6 +415,7 @@ class _Daemon:
             check=partial(self._check, images.store, mounts.volumes),
             scrub=scrubber.scrub,
             events=images.events,
+            preload=lambda: None if images.preloader is None else images.preloader.status(),
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),
             stop=self._stop,
@@ -446,6 +488,19 @@ async def _note_leases(leases: Leases) -> None:
         await leases.note()
     except ImgvolError as exc:
         log.error("what is left of the leases cannot be written down: %s", exc)
+
+
+def _preloader(config: Config, images: ImageService) -> Preloader | None:
+    """The preload directory, if there is one; raises InvalidArgument for what is no registry."""
+    preload = config.preload
+    if preload.directory is None:
+        return None
+    settings = PreloadSettings(
+        directory=str(preload.directory),
+        registries=parse_registries(preload.registries),
+        keeps_pins=preload.keeps_pins,
+    )
+    return Preloader(settings, images, ArchiveImport(images.importer, links=preload.links))
 
 
 def _cri_server(socket: Path, images: ImageService) -> CriService:

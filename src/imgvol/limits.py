@@ -257,6 +257,19 @@ ARCHIVE_ENTRIES: Final = 100_000
 # A compressed archive of images is decompressed once into a temporary file: larger ones than this
 # should be decompressed by the user, who knows where there is room.
 ARCHIVE_SPOOL_SIZE: Final = 64 * GIB
+# Memory that a zstd archive may need for its window: as much as k3s allows. Unlike a layer, an
+# archive can be compressed again by whoever has it; only --ultra and --long need more.
+ARCHIVE_ZSTD_WINDOW: Final = 32 * MIB
+# Memory to decompress xz: its highest level, -9, needs 65 MiB.
+ARCHIVE_XZ_MEMORY: Final = 96 * MIB
+# Images of one archive, every platform counted; clusters are preloaded with some tens.
+ARCHIVE_IMAGES: Final = 1_000
+# Documents read to find them: indexes, manifests and configs.
+ARCHIVE_DOCUMENTS: Final = 10_000
+# And their bytes, all of which are in memory until the import has been recorded.
+ARCHIVE_DOCUMENTS_SIZE: Final = 256 * MIB
+# What they are called, all names counted.
+ARCHIVE_NAMES: Final = 10_000
 # The file oci-layout holds one version number.
 LAYOUT_FILE_SIZE: Final = 4 * KIB
 
@@ -367,3 +380,32 @@ EVENT_SUBSCRIBERS: Final = 32
 EVENT_QUEUE: Final = 1024
 # Seconds between events that tell how far pulls are.
 PULL_EVENTS: Final = 1.0
+# --- log file -----------------------------------------------------------------------------------
+# As k3s keeps containerd's: the size of a full one, how many full ones, and for how long.
+LOG_FILE_SIZE: Final = 50 * MIB
+LOG_FILES: Final = 3
+LOG_AGE: Final = 28 * 86_400.0
+
+# --- preload directory --------------------------------------------------------------------------
+# A list of images: 10,000 names of 100 letters. A line: a reference, and white space around it.
+PRELOAD_LIST_SIZE: Final = 1 * MIB
+PRELOAD_LINE_SIZE: Final = REFERENCE_LENGTH + 1 * KIB
+# `.cache.json`: PRELOAD_FILES with some 300 bytes each, and the names of what is in them.
+PRELOAD_CACHE_SIZE: Final = 16 * MIB
+# Files, and directories, that are looked at: nodes have tens. Each directory takes one of the
+# kernel's watches, of which a user has 8,192 or more.
+PRELOAD_FILES: Final = 10_000
+PRELOAD_DIRECTORIES: Final = 1_000
+# A file that nobody has said to be finished is taken for it when it has not changed for so long;
+# k3s waits as long. One that was closed after writing gets its times and its mode from many tools
+# just after that.
+PRELOAD_SETTLE: Final = 2.0
+PRELOAD_GRACE: Final = 0.2
+# What is told of one file: the first of its problems, and how many there are.
+PRELOAD_PROBLEMS: Final = 20
+# Images of one list that are pulled at once.
+PRELOAD_PULLS_AT_ONCE: Final = 3
+# A directory that cannot be watched is looked at again after so long.
+PRELOAD_RETRY: Final = 30.0
+# Names under other registries: each one multiplies the names of all images.
+PRELOAD_REGISTRIES: Final = 64

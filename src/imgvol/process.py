@@ -52,20 +52,6 @@ def leave_stuck() -> NoReturn:
     os._exit(EXIT_STUCK)
 
 
-def configure_logging(level: str) -> None:
-    """Everything goes to standard error; so do the stacks of a process that dies of a signal."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    # These print every request's URL at INFO.
-    for name in ("httpx", "httpcore"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    # The watchdog of a service manager ends us by SIGABRT: code and line numbers, no values.
-    faulthandler.enable()
-
-
 def raise_file_limit() -> None:
     """Each open layer takes a descriptor, each large file that is read another."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

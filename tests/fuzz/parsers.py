@@ -4,9 +4,11 @@ A parser gets bytes and uses whatever comes out of them as the rest of imgvol wo
 when it is looked at is found, too. `AssertionError` is how it says that what it got makes no sense.
 """
 
+import bz2
 import contextlib
 import gzip
 import logging
+import lzma
 import random
 import struct
 import tempfile
@@ -17,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import httpx
+import lz4.frame
 import trio
 
 from fuzz import seeds
@@ -35,6 +38,8 @@ from imgvol.errors import (
     ProtocolError,
     StoreDamaged,
 )
+from imgvol.images.preload.cache_file import parse_cache, render_cache
+from imgvol.images.preload.lists import parse_list
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, iter_decoded
 from imgvol.layers.header import BLOCK
@@ -61,6 +66,7 @@ from imgvol.registry.redirects import Origin, next_hop
 from imgvol.registry.registries_file import RegistriesFile
 from imgvol.registry.rewrites import rewrite
 from imgvol.registry.tokens import Realm
+from imgvol.sources.packing import Packing, iter_unpacked
 from imgvol.sources.parse import parse_image_argument
 from support import tars
 from support.cri import FakeImages, make_image
@@ -86,6 +92,11 @@ def _cut(data: bytes) -> list[bytes]:
     chosen = random.Random(len(data))
     places = sorted(chosen.randrange(len(data) + 1) for _ in range(3))
     return [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
+
+
+def _preload_cache(data: bytes) -> None:
+    cache = parse_cache(data)
+    assert parse_cache(render_cache(cache)).keys() <= cache.keys()
 
 
 # --- archives and compression ---------------------------------------------------------------------
@@ -121,6 +132,14 @@ def _with_checksums(data: bytes) -> bytes:
 def _decode(compression: Compression) -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         for piece in iter_decoded(_cut(data), compression):
+            assert 0 < len(piece) <= limits.DECODED_PIECE
+
+    return run
+
+
+def _unpack(packing: Packing) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        for piece in iter_unpacked(_cut(data), packing):
             assert 0 < len(piece) <= limits.DECODED_PIECE
 
     return run
@@ -400,6 +419,9 @@ PARSERS = {
     "pax": Parser(_pax, seeds.pax_bodies),
     "gzip": Parser(_decode(Compression.GZIP), lambda: [gzip.compress(a, 1) for a in seeds.plain()]),
     "zstd": Parser(_decode(Compression.ZSTD), seeds.zstd_streams),
+    "lz4": Parser(_unpack(Packing.LZ4), lambda: [lz4.frame.compress(a) for a in seeds.plain()]),
+    "bzip2": Parser(_unpack(Packing.BZIP2), lambda: [bz2.compress(a) for a in seeds.plain()]),
+    "xz": Parser(_unpack(Packing.XZ), lambda: [lzma.compress(a) for a in seeds.plain()]),
     "estargz": Parser(_estargz, seeds.estargz_blobs),
     "toc-entries": Parser(_toc_entries, lambda: [seeds.body(Compression.GZIP).toc]),
     "toc-gzip": Parser(_toc(Compression.GZIP), lambda: [seeds.body(Compression.GZIP).toc]),
@@ -426,4 +448,6 @@ PARSERS = {
     "logins": Parser(_logins, seeds.logins, ()),
     "hosts-toml": Parser(_hosts_toml, seeds.hosts_files, (BadKey,)),
     "registries-yaml": Parser(_registries_yaml, seeds.registries_files, (BadKey,)),
+    "image-list": Parser(parse_list, seeds.image_lists, ()),
+    "preload-cache": Parser(_preload_cache, seeds.preload_caches),
 }

@@ -327,3 +327,13 @@ def registries_files() -> Sequence[bytes]:
             b"  '*': {auth: {auth: dTpw}}\n  docker.io: {auth: {identity_token: t}}\n"
         ),
     ]
+
+
+def image_lists() -> Sequence[bytes]:
+    return [b"# nodes\n\nalpine:3\r\n", b"\n".join(references()), b"\xef\xbb\xbfbusybox"]
+
+
+def preload_caches() -> Sequence[bytes]:
+    entry = {"size": 7, "modTime": "2024-05-01T10:00:00Z"}
+    more = {**entry, "nanoseconds": 1, "images": ["docker.io/library/app:1"]}
+    return [json.dumps({"/images/a.tar": entry, "/images/b.tar": more}).encode(), b""]

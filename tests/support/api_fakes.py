@@ -25,8 +25,10 @@ from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import IMAGE_REMOVED, PULL_FAILED, Event, Subscription
+from imgvol.images.exporting import ExportedImage
 from imgvol.images.fetch.engine import EngineStatistics
 from imgvol.images.fetch.flight import Landing, Purpose
+from imgvol.images.importing import ImportedImage, ImportReport, PassedOver
 from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.scrubbing import ScrubFault
@@ -228,6 +230,40 @@ class FakeImages:
             raise self.pull_error
         self.images[found.names[0]] = found
         return found
+
+    @property
+    def importer(self):
+        return self
+
+    exporter = importer
+
+    async def import_archive(self, path, *, stream, link, platforms, base_name, digests, progress):
+        options = (link, tuple(platforms), base_name, digests)
+        self.calls.append(("import", path, stream, options))
+        found = make_image(canonical("imported:1"), layers=2)
+        await self._go_through(found, progress)
+        image = ImportedImage(
+            names=found.names, manifest=found.manifest, id=found.id, platform=found.platform
+        )
+        left = PassedOver(what="v2", reason="it has no name", is_whole=True)
+        return ImportReport(images=(image,), passed_over=(left,))
+
+    async def export(self, images, output, *, platform, progress):
+        self.calls.append(("export", tuple(images), output, platform))
+        found = [await self.find(image, platform=platform) for image in images]
+        progress.total = 2_000
+        await trio.sleep(0.05)
+        progress.written = 2_000
+        return [
+            ExportedImage(
+                names=image.names,
+                manifest=image.manifest,
+                id=image.id,
+                platform=image.platform,
+                is_changed=False,
+            )
+            for image in found
+        ]
 
     async def _go_through(self, found, progress):
         progress.layers = [
@@ -481,6 +517,7 @@ class FakeDaemon:
         self.sandboxes = FakeSandboxes()
         self.events = FakeEvents()
         self.stopped = False
+        self.preload = None
         self.statistics = statistics()
         self.on_stop = lambda: None
         self.services = Services(
@@ -504,6 +541,7 @@ class FakeDaemon:
             ),
             statistics=lambda: self.statistics,
             stop=self.stop,
+            preload=lambda: self.preload,
         )
 
     async def check(self):

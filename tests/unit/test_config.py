@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from imgvol.config import Config, LazyTrust, parse_rate
+from imgvol.config import Config, LazyTrust, PreloadConfig, parse_rate, pulls_environment
 from imgvol.errors import InvalidArgument
 
 
@@ -93,3 +93,45 @@ def test_the_environment_and_options_choose_the_configuration_of_registries():
     assert paths.with_chosen([], None) == paths
     assert paths.with_chosen(["/c"], None).hosts_dirs == (Path("/c"),)
     assert paths.with_chosen([], "/s.yaml").registries_files == (Path("/s.yaml"),)
+
+
+def test_the_preload_directory_comes_from_the_environment():
+    environ = {
+        "IMGVOL_PRELOAD": "/images",
+        "IMGVOL_PRELOAD_LINK": "1",
+        "IMGVOL_RETAG_REGISTRIES": "one.example, two.example/x",
+        "IMGVOL_KEEP_PINS": "1",
+        "IMGVOL_PRELOAD_WAIT": "1",
+    }
+    assert Config.from_environment(environ, 0).preload == PreloadConfig(
+        directory=Path("/images"),
+        links=True,
+        registries=("one.example", "two.example/x"),
+        keeps_pins=True,
+        waits=True,
+    )
+    assert Config.from_environment({}, 0).preload == PreloadConfig()
+
+
+def test_pulls_see_what_is_meant_for_them_and_the_rest():
+    environ = {
+        "PATH": "/bin",
+        "https_proxy": "http://all:1",
+        "HTTP_PROXY": "http://all:2",
+        "IMGVOL_ROOT": "/r",
+        "IMGVOL_ENV_HTTPS_PROXY": "http://pulls:1",
+        "IMGVOL_ENV_no_proxy": "",
+        "IMGVOL_ENV_": "nothing",
+    }
+    assert pulls_environment(environ) == {
+        "PATH": "/bin",
+        "HTTP_PROXY": "http://all:2",
+        "IMGVOL_ROOT": "/r",
+        "HTTPS_PROXY": "http://pulls:1",
+        "no_proxy": "",
+    }
+
+
+def test_only_proxies_are_the_same_in_other_letters():
+    environ = {"Path": "1", "IMGVOL_ENV_PATH": "2"}
+    assert pulls_environment(environ) == {"Path": "1", "PATH": "2"}

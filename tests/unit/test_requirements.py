@@ -16,6 +16,7 @@ WANTED = [
     *(f"K{number}" for number in range(1, 28)),
     *(f"C{number}" for number in range(1, 17)),
     *(f"O{number}" for number in range(1, 17)),
+    *(f"S4.{number}" for number in range(1, 36)),
 ]
 EXCUSES = ("not applicable: ", "open: ")
 

@@ -12,6 +12,7 @@ from imgvol.images.events import Event
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.inspection import EntryInfo
 from imgvol.images.local import RemovalReport
+from imgvol.images.preload.status import PreloadedFile, PreloadStatus
 from imgvol.images.pull import PullProgress
 from imgvol.images.views import LayerStatus
 from imgvol.oci.digest import Digest
@@ -79,6 +80,34 @@ def encode_event(event: Event) -> Document:
         "image": event.image,
         "id": None if event.id is None else str(event.id),
         "data": dict(event.data),
+    }
+
+
+def encode_preload(status: PreloadStatus | None) -> Document:
+    """The preload directory; without one, all of it empty."""
+    return {
+        "directory": status and status.directory,
+        "is_watched": status is not None and status.is_watched,
+        "is_ready": status is None or status.is_ready,
+        "is_busy": status is not None and status.is_busy,
+        "imported": status.imported if status else 0,
+        "unchanged": status.unchanged if status else 0,
+        "failed": status.failed if status else 0,
+        "problems": list(status.problems) if status else [],
+        "files": [_encode_preloaded(each) for each in status.files] if status else [],
+    }
+
+
+def _encode_preloaded(preloaded: PreloadedFile) -> Document:
+    return {
+        "path": preloaded.path,
+        "kind": preloaded.kind.value,
+        "state": preloaded.state.value,
+        "size": preloaded.size,
+        "images": list(preloaded.images),
+        "problems": list(preloaded.problems),
+        "problem_count": preloaded.problem_count,
+        "at": preloaded.at,
     }
 
 

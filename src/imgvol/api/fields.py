@@ -150,10 +150,15 @@ class Field:
 
 
 class Values:
-    """Checked values of a request, with typed access by name."""
+    """Checked values of a request, with typed access by name.
+
+    Attributes:
+        file: The open file that came with it, where the route takes one.
+    """
 
     def __init__(self, values: Mapping[str, "Value | None"]) -> None:
         self._values = values
+        self.file: int | None = None
 
     def text(self, name: str) -> str:
         """A string that is there."""

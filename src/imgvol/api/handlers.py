@@ -58,6 +58,15 @@ def _render_metrics(info: DaemonInfo, statistics: Statistics) -> Response:
     return Response(media_type=metrics.MEDIA_TYPE, body=metrics.render(info, statistics))
 
 
+async def get_preload(services: Services, _values: Values) -> Response:
+    """What has become of the preload directory."""
+    status = services.preload()
+    # A directory may have thousands of files, each with many images.
+    return await trio.to_thread.run_sync(
+        lambda: json_response(encoding.encode_preload(status)), limiter=trio.CapacityLimiter(1)
+    )
+
+
 async def list_images(services: Services, _values: Values) -> Response:
     """All images."""
     images = await services.images.list()
@@ -93,7 +102,7 @@ async def pull_image(services: Services, values: Values) -> Stream:
         )
         return {"image": encoding.encode_image(image)}
 
-    return _with_progress(work)
+    return with_progress(work)
 
 
 async def mount_volume(services: Services, values: Values) -> Stream:
@@ -120,7 +129,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
         )
         return {"volume": encoding.encode_volume(volume)}
 
-    return _with_progress(work)
+    return with_progress(work)
 
 
 async def list_volumes(services: Services, _values: Values) -> Response:
@@ -193,7 +202,7 @@ async def scrub_images(services: Services, values: Values) -> Stream:
     def snapshot() -> encoding.Document:
         return {"event": "progress", **encoding.encode_numbers(progress)}
 
-    return Stream(media_type=NDJSON, produce=partial(_report_work, work, snapshot))
+    return Stream(media_type=NDJSON, produce=partial(report_work, work, snapshot))
 
 
 async def stop_daemon(services: Services, values: Values) -> Response:
@@ -241,7 +250,8 @@ def _bind_options(values: Values) -> BindOptions:
     )
 
 
-def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
+def with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]]) -> Stream:
+    """The answer that tells how far a pull is, then what came of it and what it took."""
     progress = PullProgress()
 
     async def pull() -> encoding.Document:
@@ -249,10 +259,10 @@ def _with_progress(work: Callable[[PullProgress], Awaitable[encoding.Document]])
         return {**result, "stats": encoding.encode_stats(progress.stats)}
 
     snapshot = partial(encoding.encode_progress, progress)
-    return Stream(media_type=NDJSON, produce=partial(_report_work, pull, snapshot))
+    return Stream(media_type=NDJSON, produce=partial(report_work, pull, snapshot))
 
 
-async def _report_work(
+async def report_work(
     work: Callable[[], Awaitable[encoding.Document]],
     snapshot: Callable[[], encoding.Document],
     send: Send,

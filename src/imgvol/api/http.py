@@ -24,6 +24,7 @@ import h11
 import trio
 
 from imgvol import limits
+from imgvol.api.passing import PassedFile
 from imgvol.api.problems import RequestError, as_imgvol_error, error_document, http_status
 from imgvol.errors import ImgvolError, InternalError
 
@@ -46,12 +47,13 @@ _LINGER: Final = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request, whole."""
+    """One request, whole; `file` came with it, open, and is closed after the answer."""
 
     method: str
     path: str
     query: str
     body: bytes
+    file: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +160,7 @@ class _Connection:
         self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.API_HEADER_SIZE)
         self._is_read_out = False  # end-of-file seen
         self._is_head = False  # the answer has no body
+        self._passed = PassedFile()
 
     async def serve_one(self) -> bool:
         """One request and its answer; False when the connection has served its time."""
@@ -167,6 +170,7 @@ class _Connection:
         try:
             await self._answer()
         finally:
+            self._passed.close()
             self._activity.requests -= 1
             self._activity.last = trio.current_time()
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
@@ -197,9 +201,9 @@ class _Connection:
         return False
 
     async def _receive(self) -> None:
-        data = await self._stream.receive_some(_RECEIVE)
+        data = await self._passed.receive(self._stream, _RECEIVE)
         self._is_read_out = not data
-        self._h11.receive_data(bytes(data))
+        self._h11.receive_data(data)
 
     async def _next_event(self) -> object:
         while (event := self._h11.next_event()) is h11.NEED_DATA:
@@ -226,7 +230,8 @@ class _Connection:
                 # A tunnel that is granted is the end of HTTP on the connection: it never is.
                 raise RequestError(405, "this is no proxy")
             path, _, query = head.target.decode("ascii").partition("?")
-            return Request(method=head.method.decode("ascii"), path=path, query=query, body=body)
+            method, file = head.method.decode("ascii"), self._passed.descriptor
+            return Request(method=method, path=path, query=query, body=body, file=file)
         raise RequestError(408, "the request took too long to arrive")
 
     async def _read_body(self, head: h11.Request) -> bytes:

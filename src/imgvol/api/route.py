@@ -30,6 +30,7 @@ class Route:
         query: What the query string may carry.
         body: What the JSON body may carry.
         errors: Statuses that an error of this operation typically has.
+        takes_file: Whether an open file may come with the request, over SCM_RIGHTS.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Route:
     query: tuple[Field, ...] = ()
     body: tuple[Field, ...] = ()
     errors: tuple[int, ...] = ()
+    takes_file: bool = False
 
     @property
     def full_path(self) -> str:

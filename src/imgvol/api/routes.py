@@ -4,6 +4,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.api import handlers
+from imgvol.api.bundle_routes import BUNDLE_ROUTES
 from imgvol.api.event_routes import EVENT_ROUTES
 from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
@@ -206,6 +207,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         answers=("CheckReport",),
     ),
     Route(
+        method="GET",
+        path="/preload",
+        operation="getPreload",
+        summary="Say what has become of the files of the preload directory.",
+        tag="images",
+        handler=handlers.get_preload,
+        answers=("Preload",),
+    ),
+    Route(
         method="POST",
         path="/scrub",
         operation="scrubImages",
@@ -362,6 +372,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *PIN_ROUTES,
+    *BUNDLE_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,
 )
@@ -380,6 +391,7 @@ def make_dispatch(services: Services) -> Dispatch:
         route = _find(table, request)
         query = parse_query(request.query, route.query)
         values = parse_body(request.body, route.body) if route.body else query
+        values.file = request.file if route.takes_file else None
         if route.operation == "getOpenAPI":
             return document
         return await route.handler(services, values)

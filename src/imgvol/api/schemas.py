@@ -88,7 +88,10 @@ _IMAGE = record(
         "media_type": _TEXT,
         "names": array_of(_TEXT),
         "pinned": _FLAG,
-        "pinned_by": {**array_of(_TEXT), "description": "Who: user, config, rebuild."},
+        "pinned_by": {
+            **array_of(_TEXT),
+            "description": "Who: user, config, rebuild, preload:FILE.",
+        },
         "platform": _TEXT,
         "chain_id": _DIGEST,
         "layers": array_of(reference("Layer")),
@@ -227,6 +230,13 @@ _LAYER_PROGRESS = record(
     }
 )
 
+_BUNDLED: Final[dict[str, Schema]] = {
+    "names": array_of(_TEXT),
+    "id": _DIGEST,
+    "manifest": _DIGEST,
+    "platform": _TEXT,
+}
+
 ENTRY_TYPES: Final = ("file", "directory", "symlink", "char", "block", "fifo")
 
 _ENTRY = _event(
@@ -285,6 +295,34 @@ COMPONENTS: Final[dict[str, Schema]] = {
         }
     ),
     "Removal": record({"untagged": array_of(_TEXT), "deleted": array_of(_TEXT), "freed": _COUNT}),
+    "Preload": record(
+        {
+            "directory": {**_or_null("string"), "description": "Null: there is none."},
+            "is_watched": {**_FLAG, "description": "Changes are noticed as they happen."},
+            "is_ready": {**_FLAG, "description": "All of the start has been dealt with."},
+            "is_busy": {**_FLAG, "description": "A file is waited for or worked on."},
+            "imported": {**_COUNT, "description": "Since the start, each time counted."},
+            "unchanged": {**_COUNT, "description": "Not imported, as .cache.json knows them."},
+            "failed": {**_COUNT, "description": "As a whole or in part, each time counted."},
+            "problems": array_of(_TEXT),
+            "files": array_of(reference("PreloadedFile")),
+        }
+    ),
+    "PreloadedFile": record(
+        {
+            "path": _TEXT,
+            "kind": {"enum": ["archive", "list"]},
+            "state": {"enum": ["waiting", "working", "imported", "unchanged", "partial", "failed"]},
+            "size": _or_null("integer"),
+            "images": {
+                **array_of(_TEXT),
+                "description": "Names, and digests of manifests without a name.",
+            },
+            "problems": {**array_of(_TEXT), "description": "The first of them."},
+            "problem_count": _COUNT,
+            "at": _SECONDS,
+        }
+    ),
     "Fate": _FATE,
     "CollectionPlan": record({"things": array_of(reference("Fate"))}),
     "Collection": record({"removed": array_of(record(_THING)), "freed": _COUNT}),
@@ -339,6 +377,32 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "ScrubFault": record(
         {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
+    ),
+    "ImportedEvent": _event(
+        "done",
+        {
+            "images": array_of(reference("ImportedImage")),
+            "passed_over": array_of(reference("PassedOver")),
+            "stats": _STATS,
+        },
+    ),
+    "ImportedImage": record(_BUNDLED),
+    "PassedOver": record(
+        {
+            "what": _TEXT,
+            "reason": _TEXT,
+            "is_whole": {**_FLAG, "description": "Nothing of that image was imported."},
+        }
+    ),
+    "ExportEvent": _event("progress", {"written": _COUNT, "total": _COUNT}),
+    "ExportedEvent": _event(
+        "done", {"images": array_of(reference("ExportedImage")), "size": _COUNT}
+    ),
+    "ExportedImage": record(
+        {
+            **_BUNDLED,
+            "is_changed": {**_FLAG, "description": "The ID is not the one that it has here."},
+        }
     ),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),

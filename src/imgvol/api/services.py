@@ -26,10 +26,13 @@ from imgvol.content.records import ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Subscription
+from imgvol.images.exporting import ExportedImage, ExportProgress
 from imgvol.images.fetch.engine import EngineStatistics
+from imgvol.images.importing import ImportReport
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.local import RemovalReport
+from imgvol.images.preload.status import PreloadStatus
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
@@ -44,8 +47,47 @@ from imgvol.volumes.sandboxes import LeaseDeletion
 from imgvol.volumes.volume import Volume
 
 
+class Imports(Protocol):
+    """`images.importing.Importer`."""
+
+    async def import_archive(
+        self,
+        path: str,
+        *,
+        stream: int | None,
+        link: bool,
+        platforms: Sequence[str],
+        base_name: str | None,
+        digests: bool,
+        progress: PullProgress,
+    ) -> ImportReport:
+        """All images of an archive, or none; raises what the archive deserves."""
+
+
+class Exports(Protocol):
+    """`images.exporting.Exporter`."""
+
+    async def export(
+        self,
+        images: Sequence[str],
+        output: int,
+        *,
+        platform: str | None,
+        progress: ExportProgress,
+    ) -> Sequence[ExportedImage]:
+        """Writes an archive into an open file; raises NotFound, Conflict."""
+
+
 class Images(Protocol):
     """`images.service.ImageService`."""
+
+    @property
+    def importer(self) -> Imports:
+        """Brings archives in."""
+
+    @property
+    def exporter(self) -> Exports:
+        """Writes archives."""
 
     async def pull(
         self, image: str, *, platform: str | None, options: PullOptions, progress: PullProgress
@@ -272,6 +314,7 @@ class Services:
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
+        preload: What has become of the preload directory, from memory; None: there is none.
     """
 
     images: Images
@@ -284,3 +327,4 @@ class Services:
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
+    preload: Callable[[], PreloadStatus | None] = lambda: None

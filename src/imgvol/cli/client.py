@@ -76,13 +76,22 @@ class Client:
         path: str,
         parameters: Parameters | None = None,
         body: Body | None = None,
+        *,
+        file: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The lines of an NDJSON answer; raises what an error line tells.
 
         A stream that ends without its last line (`done`) raises DaemonUnavailable.
+
+        Args:
+            method: HTTP method.
+            path: Below the API's prefix.
+            parameters: Of the query.
+            body: Of the request.
+            file: An open file that the daemon gets with the request.
         """
         rest = b""
-        for piece in self.iter_bytes(method, path, parameters, body):
+        for piece in self.iter_bytes(method, path, parameters, body, file=file):
             *lines, rest = (rest + piece).split(b"\n")
             for line in lines:
                 event = _parse(line)
@@ -99,6 +108,8 @@ class Client:
         path: str,
         parameters: Parameters | None = None,
         body: Body | None = None,
+        *,
+        file: int | None = None,
     ) -> Iterator[bytes]:
         """The pieces of an answer's body; complete, or raises."""
         content = b"" if body is None else _dump({k: v for k, v in body.items() if v is not None})
@@ -109,7 +120,7 @@ class Client:
         )
         with self._connect() as connected:
             try:
-                yield from _exchange(connected, head, content)
+                yield from _exchange(connected, head, content, file)
             except TimeoutError as error:
                 raise DaemonUnavailable(
                     f"the daemon has not answered for {self._timeout:g} s",
@@ -189,14 +200,17 @@ def peer_process(connected: socket.socket) -> tuple[int, int]:
     return int(pid), int(uid)
 
 
-def _exchange(connected: socket.socket, head: h11.Request, content: bytes) -> Iterator[bytes]:
+def _exchange(
+    connected: socket.socket, head: h11.Request, content: bytes, file: int | None
+) -> Iterator[bytes]:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.API_HEADER_SIZE)
     data = connection.send(head) or b""
     data += connection.send(h11.Data(data=content)) or b""
     data += connection.send(h11.EndOfMessage()) or b""
     # Refused before it was read: the answer may still be there to be read.
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        connected.sendall(data)
+        sent = 0 if file is None else socket.send_fds(connected, [data], [file])
+        connected.sendall(data[sent:])
     response = _next_event(connection, connected)
     assert isinstance(response, h11.Response)
     pieces = _iter_body(connection, connected)

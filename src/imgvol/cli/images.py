@@ -91,7 +91,10 @@ def images_command(session: Session, /) -> None:
             Column("SIZE", is_number=True),
             Column("PULLED"),
         ]
-        echo_table(columns, _image_rows(images))
+        rows = _image_rows(images)
+        if any(image["pinned"] for image in images):
+            columns.append(Column("PINNED BY"))
+        echo_table(columns, [row[: len(columns)] for row in rows])
 
 
 def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -103,6 +106,7 @@ def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             str(len(image["layers"])),
             units.size(image["size"]),
             units.age(image["pulled_at"]),
+            ",".join(sorted({owner.partition(":")[0] for owner in image["pinned_by"]})),
         ]
         for image in images
         for name in image["names"] or ["<none>"]

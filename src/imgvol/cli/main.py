@@ -53,10 +53,13 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
     },
     "Keep images": {
         "pull": Entry("images", "Fetch an image and verify it."),
+        "import": Entry("bundles", "Bring in all images of an archive."),
+        "export": Entry("bundles", "Write images into an archive."),
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
         "pin": Entry("pins", "Keep images until they are unpinned."),
         "unpin": Entry("pins", "Let them go again."),
+        "preload": Entry("preload", "Show what came of archives and lists in a directory."),
         "lease": Entry("leases", "Keep images, and volumes together."),
         "df": Entry("system", "Show what the store holds."),
         "gc": Entry("upkeep", "Remove what nobody needs, or explain why things stay."),

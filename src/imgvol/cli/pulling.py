@@ -9,7 +9,7 @@ import click
 
 from imgvol import limits
 from imgvol.cli import units
-from imgvol.cli.client import Parameters
+from imgvol.cli.client import Body, Parameters
 from imgvol.cli.completion_values import complete_image
 from imgvol.cli.render import Column, echo_note, table_lines
 from imgvol.cli.session import Session
@@ -111,12 +111,14 @@ def fetching(
     }
 
 
-def follow(session: Session, path: str, body: Parameters, *, title: str) -> dict[str, Any]:
+def follow(
+    session: Session, path: str, body: Body, *, title: str, file: int | None = None
+) -> dict[str, Any]:
     """POST, show the progress, return the last event (`done`)."""
     from imgvol.cli.progress import open_reporter
 
     with open_reporter(title, is_quiet=session.is_quiet) as reporter:
-        for event in session.client.iter_events("POST", path, body=body):
+        for event in session.client.iter_events("POST", path, body=body, file=file):
             if event["event"] == "done":
                 return event
             reporter.update(event)

@@ -115,13 +115,51 @@ _POLL: Final = 0.05
     multiple=True,
     help="Keep what has this name, now or later, from being collected. Can be repeated.",
 )
+@click.option(
+    "--preload",
+    metavar="DIR",
+    help="Keep the images of archives and lists in DIR, which is watched. By default ROOT/images "
+    "for root, unless --idle-exit is given; none otherwise [IMGVOL_PRELOAD].",
+)
+@click.option("--no-preload", is_flag=True, help="Have no such directory.")
+@click.option(
+    "--preload-link/--no-preload-link",
+    default=None,
+    help="Read uncompressed layers in those archives, and do not copy them: the archives have to "
+    "stay [IMGVOL_PRELOAD_LINK].",
+)
+@click.option(
+    "--preload-wait/--no-preload-wait",
+    default=None,
+    help="Be ready only when all has been loaded that is there at the start [IMGVOL_PRELOAD_WAIT].",
+)
+@click.option(
+    "--retag-registry",
+    "retag_registries",
+    metavar="HOST[/PREFIX]",
+    multiple=True,
+    help="Give preloaded images names under this registry, too. Can be repeated "
+    "[IMGVOL_RETAG_REGISTRIES].",
+)
+@click.option(
+    "--keep-pins/--no-keep-pins",
+    default=None,
+    help="Keep images of a file pinned that is removed, until the next start [IMGVOL_KEEP_PINS].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="How much to log, on standard error.",
+    envvar="IMGVOL_LOG_LEVEL",
+    help="How much to log, on standard error [IMGVOL_LOG_LEVEL].",
+)
+@click.option(
+    "--log-file",
+    metavar="FILE",
+    envvar="IMGVOL_LOG_FILE",
+    help="Log there instead; 50 MiB, and three compressed files more [IMGVOL_LOG_FILE].",
 )
 @pass_session
 def serve_command(
@@ -141,8 +179,15 @@ def serve_command(
     registries_file: str | None,
     docker_plugin: str | None,
     pinned_images: tuple[str, ...],
+    preload: str | None,
+    no_preload: bool,
+    preload_link: bool | None,
+    preload_wait: bool | None,
+    retag_registries: tuple[str, ...],
+    keep_pins: bool | None,
     ready_fd: int | None,
     log_level: str,
+    log_file: str | None,
 ) -> int:
     """Run the daemon in the foreground.
 
@@ -177,7 +222,23 @@ def serve_command(
         config = replace(config, cri=config.cri_socket)
     if docker_plugin is not None:
         config = replace(config, docker_spec=Path(os.path.abspath(docker_plugin)))
-    return int(daemon.run(config, ready_fd=ready_fd, log_level=log_level))
+    directory = config.preload.directory
+    if preload is not None and no_preload:
+        raise InvalidArgument("give --preload or --no-preload, not both")
+    if preload is not None:
+        directory = Path(os.path.abspath(preload))
+    elif directory is None and config.is_system and idle_exit is None:
+        directory = config.images
+    given = {"links": preload_link, "waits": preload_wait, "keeps_pins": keep_pins}
+    habits = replace(
+        config.preload,
+        directory=None if no_preload else directory,
+        registries=retag_registries or config.preload.registries,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    config = replace(config, preload=habits)
+    log_path = Path(os.path.abspath(log_file)) if log_file else None
+    return daemon.run(config, ready_fd=ready_fd, log_level=log_level, log_file=log_path)
 
 
 @click.command("stop", epilog=examples("imgvol stop", "imgvol stop --force"))

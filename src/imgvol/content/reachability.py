@@ -7,7 +7,7 @@ long as a root leads to it, directly or over other things:
     name ────────────────────────┼───────> document (the index that the name resolved to)
                                  ├───────> document (manifest, config)
                                  └───────> view
-    open view, mount, pull ──> whatever they hold in memory
+    open view, mount, pull, import, export ──> whatever they hold in memory
 
 The reasons of a thing are all roots that lead to it, not only the first that was found: only when
 the last of them has gone does the thing go.
@@ -50,6 +50,8 @@ class RootKind(StrEnum):
     VIEW = "open view"
     MOUNT = "mount"
     PULL = "pull"
+    IMPORT = "import"
+    EXPORT = "export"
 
 
 class Thing(NamedTuple):

@@ -1,7 +1,7 @@
 """The images that are here: found, shown, removed and pinned. Nothing here needs the network."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -219,6 +219,21 @@ class LocalImages:
         """
         names = [str(parse_image_argument(image)) for image in images]
         await self._store.records.pin_only(names, CONFIG)
+
+    async def copy_names(self, copies: Collection[tuple[str, str]]) -> None:
+        """Gives each first name the meaning that the second has, all at once."""
+        if copies:
+            async with self._store.naming:
+                await self._store.records.copy_names(copies)
+
+    async def pin_only(self, subjects: Collection[str], owner: str) -> None:
+        """Makes these names, and manifests' digests, all that an owner pins."""
+        async with self._store.naming:
+            await self._store.records.pin_only(subjects, owner)
+
+    async def pin_owners(self, prefix: str) -> Sequence[str]:
+        """Who pins anything, of the owners whose names begin so."""
+        return await self._store.records.pin_owners(prefix)
 
     async def _refuse_in_use(self, images: Collection[ImageRecord]) -> None:
         manifests = {image.manifest for image in images}

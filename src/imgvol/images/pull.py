@@ -8,7 +8,7 @@ fails leaves no name; layers that it completed stay only when trying again makes
 
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -155,10 +155,7 @@ class Puller:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
         """
         manifest = resolved.manifest
-        # Complete, perhaps, but not yet part of an image.
-        held = [Thing(ThingKind.LAYER, layer.digest) for layer in resolved.layers]
-        held.append(Thing(ThingKind.IMAGE, manifest.digest))
-        with self._store.pins.holding(Root(RootKind.PULL, name), held):
+        with self._store.pins.holding(Root(RootKind.PULL, name), things_of(resolved)):
             finder = None
             # Without a diff ID nothing could tell, later, whether the layer was right.
             if lazy_origin is not None and resolved.diff_ids:
@@ -180,13 +177,54 @@ class Puller:
         progress: PullProgress,
         laziness: _Laziness,
     ) -> ImageRecord:
-        manifest = resolved.manifest
         progress.layers = [
             LayerProgress(digest=str(layer.digest), size=layer.size) for layer in resolved.layers
         ]
         progress.stage = "pulling"
+        image = await self._obtain(source, resolved, progress.layers, laziness)
+        async with self._store.naming:
+            for digest, raw in resolved.documents:
+                await self._store.put_blob(digest, raw)
+            return await self._store.records.add_image(image, name, resolved.target)
+
+    async def obtain(
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        progress: Sequence[LayerProgress],
+        *,
+        in_place: bool,
+    ) -> ImageRecord:
+        """Brings the layers of an image into the store, and no more.
+
+        Whoever calls holds `things_of` the image, and records it.
+
+        Args:
+            source: Where the image is.
+            resolved: Its documents.
+            progress: Of its layers, bottom first.
+            in_place: Whether uncompressed layers in files of this machine may stay where they are.
+
+        Raises:
+            ImgvolError: The first failure of any layer; the others have then been cancelled.
+        """
+        laziness = _Laziness(finder=None, in_place=in_place)
+        try:
+            return await self._obtain(source, resolved, progress, laziness)
+        except StoreFull:
+            await self.make_room()
+        return await self._obtain(source, resolved, progress, laziness)
+
+    async def _obtain(
+        self,
+        source: ImageSource,
+        resolved: ResolvedImage,
+        progress: Sequence[LayerProgress],
+        laziness: _Laziness,
+    ) -> ImageRecord:
+        manifest = resolved.manifest
         layers = await self._ensure_layers(source, resolved, progress, laziness)
-        image = ImageRecord(
+        return ImageRecord(
             id=resolved.id,
             manifest=manifest.digest,
             media_type=manifest.media_type,
@@ -198,16 +236,12 @@ class Puller:
             user=resolved.user,
             pulled_at=time.time(),
         )
-        async with self._store.naming:
-            for digest, raw in resolved.documents:
-                await self._store.put_blob(digest, raw)
-            return await self._store.records.add_image(image, name, resolved.target)
 
     async def _ensure_layers(
         self,
         source: ImageSource,
         resolved: ResolvedImage,
-        progress: PullProgress,
+        progress: Sequence[LayerProgress],
         laziness: _Laziness,
     ) -> list[LayerRecord]:
         records: dict[int, LayerRecord] = {}
@@ -219,7 +253,7 @@ class Puller:
                     source,
                     resolved.layers[position],
                     resolved.diff_ids[position] if resolved.diff_ids else None,
-                    progress.layers[position],
+                    progress[position],
                     laziness,
                     resolved.artifact,
                 )
@@ -357,6 +391,26 @@ class Puller:
         if found is None:
             return None
         return await self._store.add_in_place_layer(found.record, found.place, found.index)
+
+
+def things_of(resolved: ResolvedImage) -> list[Thing]:
+    """What of an image may be complete, but not yet part of an image that is recorded."""
+    layers = [Thing(ThingKind.LAYER, layer.digest) for layer in resolved.layers]
+    return [*layers, Thing(ThingKind.IMAGE, resolved.manifest.digest)]
+
+
+def sum_up(progress: PullProgress, seconds: float) -> None:
+    """Fills in the totals of a pull that has ended well."""
+    stats = progress.stats
+    stats["total_seconds"] = seconds
+    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
+    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
+    stats["entries"] = sum(layer.entries for layer in progress.layers)
+    for layer in progress.layers:
+        for stage, spent in layer.seconds.items():
+            key = f"{stage}_seconds"
+            stats[key] = stats.get(key, 0.0) + spent
+    progress.stage = "done"
 
 
 async def _nothing_to_do(_record: LayerRecord) -> None:

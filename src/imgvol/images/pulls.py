@@ -26,7 +26,7 @@ from imgvol.images.credentials import Logins
 from imgvol.images.events import PULL_FAILED, PULL_PROGRESS, Event
 from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.leases import Leases
-from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress
+from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress, sum_up
 from imgvol.images.pull_source import PullSource
 from imgvol.images.readiness import Readiness
 from imgvol.images.resolve import resolve_image, wanted_platform
@@ -219,7 +219,7 @@ class Pulls:
         # The name may have meant another image until now, which then has no name.
         if before - {record.manifest}:
             await self._collector.collect()
-        _sum_up(progress, time.perf_counter() - started)
+        sum_up(progress, time.perf_counter() - started)
         self._tell(PULL_PROGRESS, name, record.id, stage=progress.stage)
         return record
 
@@ -359,17 +359,3 @@ def _origin(argument: str, options: PullOptions) -> Origin:
 def _bytes_of(pulls: Collection[PullProgress]) -> tuple[int, int]:
     layers = [layer for progress in pulls for layer in progress.layers]
     return sum(layer.received for layer in layers), sum(layer.unpacked for layer in layers)
-
-
-def _sum_up(progress: PullProgress, seconds: float) -> None:
-    """Fills in the totals of a finished pull."""
-    stats = progress.stats
-    stats["total_seconds"] = seconds
-    stats["received_bytes"] = sum(layer.received for layer in progress.layers)
-    stats["unpacked_bytes"] = sum(layer.unpacked for layer in progress.layers)
-    stats["entries"] = sum(layer.entries for layer in progress.layers)
-    for layer in progress.layers:
-        for stage, spent in layer.seconds.items():
-            key = f"{stage}_seconds"
-            stats[key] = stats.get(key, 0.0) + spent
-    progress.stage = "done"

@@ -148,17 +148,26 @@ async def resolve_image(
     config = parse_image_config(raw, expected=document.config.digest)
     if not is_chosen and (indexes or must_match) and not matcher.match(config.platform):
         raise _no_match({str(config.platform)}, matcher, top.digest)
-    # ORAS writes configs without any: then they are what the layers turn out to have.
-    if config.diff_ids and len(config.diff_ids) != len(document.layers):
-        raise InvalidDocument(
-            "config and manifest do not agree on the number of layers",
-            path="rootfs.diff_ids",
-            expected=len(document.layers),
-            actual=len(config.diff_ids),
-        )
+    check_layers(document, config)
     return ResolvedImage(
         target=top.digest, indexes=tuple(indexes), manifest=document, content=config
     )
+
+
+def check_layers(manifest: Manifest, config: ImageConfig) -> None:
+    """Compare what two documents of an image say of its layers.
+
+    Raises:
+        InvalidDocument: They contradict each other.
+    """
+    # ORAS writes configs without any: then they are what the layers turn out to have.
+    if config.diff_ids and len(config.diff_ids) != len(manifest.layers):
+        raise InvalidDocument(
+            "config and manifest do not agree on the number of layers",
+            path="rootfs.diff_ids",
+            expected=len(manifest.layers),
+            actual=len(config.diff_ids),
+        )
 
 
 async def _read_manifest(source: ImageSource, descriptor: Descriptor) -> Manifest | Index:

@@ -9,6 +9,8 @@ from imgvol.content.store import Store, StoreUsage
 from imgvol.images.collection import CollectionReport, Collector, Fate
 from imgvol.images.credentials import Logins
 from imgvol.images.events import Event
+from imgvol.images.exporting import Exporter
+from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
 from imgvol.images.local import LocalImages, RemovalReport
 from imgvol.images.pull import PullProgress
@@ -39,6 +41,8 @@ class ImageService(LocalImages):
 
     Attributes:
         handlers: What runtime handlers mean.
+        importer: Imports archives into the same store.
+        exporter: Writes archives of what is in it.
     """
 
     def __init__(
@@ -69,6 +73,8 @@ class ImageService(LocalImages):
             shared=shared,
             settings=settings,
         )
+        self.importer = Importer(store, self._pulls.puller, self._collector)
+        self.exporter = Exporter(store, self)
 
     def publish_to(self, publish: Callable[[Event], None]) -> None:
         """Whom to tell what happens to images; it must not block."""

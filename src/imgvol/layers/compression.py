@@ -66,7 +66,7 @@ _SNIFFED_BEST: Final = 10
 # bzip2's three letters could begin the name of a file in a tar; the first block's mark cannot.
 _BZIP2: Final = b"BZh"
 _BZIP2_BLOCKS: Final = (b"1AY&SY", b"\x17\x72\x45\x38\x50\x90")
-_UNSUPPORTED: Final = {b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
+_FOREIGN: Final = {b"\xfd7zXZ\0": "xz", b"\x04\x22\x4d\x18": "lz4"}
 
 
 def sniff(head: bytes) -> Compression:
@@ -79,27 +79,36 @@ def sniff(head: bytes) -> Compression:
         return Compression.GZIP
     if head.startswith(zstd.MAGIC) or (len(head) >= _SNIFFED and zstd.is_skippable(head)):
         return Compression.ZSTD
-    for magic, name in _UNSUPPORTED.items():
-        if len(head) >= _SNIFFED and head.startswith(magic[: len(head)]):
-            raise _unsupported(name)
-    if head.startswith(_BZIP2) and head[4:10] in _BZIP2_BLOCKS:
-        raise _unsupported("bzip2")
+    name = sniff_foreign(head)
+    if name:
+        raise Unsupported(
+            f"layer compressed with {name}", hint="Rebuild the image with gzip or zstd layers."
+        )
     return Compression.NONE
 
 
-def _unsupported(name: str) -> Unsupported:
-    return Unsupported(
-        f"layer compressed with {name}", hint="Rebuild the image with gzip or zstd layers."
-    )
+def sniff_foreign(head: bytes) -> str:
+    """Name the compression that a blob has and layers may not have: xz, lz4, bzip2, or none."""
+    for magic, name in _FOREIGN.items():
+        if len(head) >= _SNIFFED and head.startswith(magic[: len(head)]):
+            return name
+    return "bzip2" if head.startswith(_BZIP2) and head[4:10] in _BZIP2_BLOCKS else ""
 
 
-def open_decoder(compression: Compression) -> "MeteredDecoder":
-    """Make a decoder, with all its limits."""
+def open_decoder(
+    compression: Compression, *, zstd_window: int = limits.ZSTD_WINDOW
+) -> "MeteredDecoder":
+    """Make a decoder, with all its limits.
+
+    Args:
+        compression: Of the input.
+        zstd_window: The memory that a zstd frame may need.
+    """
     match compression:
         case Compression.GZIP:
             return MeteredDecoder(GzipDecoder())
         case Compression.ZSTD:
-            return MeteredDecoder(ZstdDecoder())
+            return MeteredDecoder(ZstdDecoder(window=zstd_window))
         case Compression.NONE:
             return MeteredDecoder(_PlainDecoder())
 

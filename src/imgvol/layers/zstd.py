@@ -42,8 +42,9 @@ def is_skippable(head: bytes) -> bool:
 class ZstdDecoder:
     """Decodes one stream of zstd frames, end to end. See `compression.Decoder`."""
 
-    def __init__(self) -> None:
-        self._library = zstandard.ZstdDecompressor(max_window_size=limits.ZSTD_WINDOW)
+    def __init__(self, *, window: int = limits.ZSTD_WINDOW) -> None:
+        self._window = window
+        self._library = zstandard.ZstdDecompressor(max_window_size=window)
         self._stream: zstandard.ZstdDecompressionObj | None = None
         self._frame: _Frame | None = None
         self._frames = 0
@@ -95,7 +96,7 @@ class ZstdDecoder:
         elif head.startswith(MAGIC[: len(head)]):
             length = _header_length(head)
             if length:
-                self._frame = _parse_header(head[:length], start)
+                self._frame = _parse_header(head[:length], start, self._window)
                 self._stream = self._library.decompressobj()
                 self._push(self._frame, head[:length])
         else:
@@ -220,7 +221,7 @@ def _header_length(head: bytes) -> int | None:
     return length if len(head) >= length else None
 
 
-def _parse_header(head: bytes, offset: int) -> _Frame:
+def _parse_header(head: bytes, offset: int, allowed_window: int) -> _Frame:
     """Read a whole frame header: RFC 8878, 3.1.1.1."""
     descriptor = head[_MAGIC_LENGTH]
     if descriptor & 0x08:
@@ -240,11 +241,11 @@ def _parse_header(head: bytes, offset: int) -> _Frame:
     else:
         exponent, mantissa = divmod(head[_MAGIC_LENGTH + 1], 8)
         window = (8 + mantissa) << (7 + exponent)
-    if window > limits.ZSTD_WINDOW:
+    if window > allowed_window:
         raise LimitExceeded(
             "zstd frame needs too much memory",
             limit="ZSTD_WINDOW",
-            allowed=limits.ZSTD_WINDOW,
+            allowed=allowed_window,
             offset=offset,
         )
     return _Frame(

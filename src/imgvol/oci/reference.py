@@ -37,7 +37,7 @@ _DIGEST = r"[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}
 
 _DOMAIN_GRAMMAR: Final = re.compile(_DOMAIN, re.ASCII)
 _PATH_GRAMMAR: Final = re.compile(_PATH, re.ASCII)
-_TAG_GRAMMAR: Final = re.compile(_TAG, re.ASCII)
+TAG: Final = re.compile(_TAG, re.ASCII)
 _IDENTIFIER_GRAMMAR: Final = re.compile(r"[a-f0-9]{64}", re.ASCII)
 _GRAMMAR: Final = re.compile(
     rf"(?:(?P<domain>{_DOMAIN})/)?(?P<path>{_PATH})(?::(?P<tag>{_TAG}))?(?:@(?P<digest>{_DIGEST}))?",
@@ -82,7 +82,7 @@ class Reference:
             raise InvalidReference("invalid repository name", path=_excerpt(self.path))
         if len(self.path) > limits.REPOSITORY_NAME_LENGTH:
             raise _name_too_long(self.path)
-        if self.tag is not None and not _TAG_GRAMMAR.fullmatch(self.tag):
+        if self.tag is not None and not TAG.fullmatch(self.tag):
             raise InvalidReference("invalid tag format", tag=_excerpt(self.tag))
 
     @classmethod

@@ -8,29 +8,30 @@ A compressed archive cannot be read at random: it is decompressed once, into a t
 without a name, which the system removes whatever happens to us.
 """
 
+import itertools
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from imgvol import limits
 from imgvol.errors import (
+    ImgvolError,
     InvalidDocument,
     InvalidLayer,
     LimitExceeded,
     RegistryUnavailable,
     Unsupported,
 )
-from imgvol.layers.compression import Compression, iter_decoded, sniff
 from imgvol.layers.tar import MemberType, TarMember, TarParser
 from imgvol.sources.files import FileRange, RangeReader, local_errors, open_file
+from imgvol.sources.packing import SNIFFED, Packing, iter_unpacked
 
 _BLOCK: Final = 512
 # Headers are read by this much: small members are taken many at a time, large ones jumped over.
 _HEADERS_PIECE: Final = 16 * limits.KIB
-_SNIFFED: Final = 10
 
 
 class _Stored(NamedTuple):
@@ -43,10 +44,22 @@ class _Link(NamedTuple):
 
 
 class ArchiveFiles:
-    """The files of a tar archive. Made by `open_archive`."""
+    """The files of a tar archive. Made by `open_archive`.
 
-    def __init__(self, path: str, descriptor: int, entries: dict[bytes, _Stored | _Link]) -> None:
+    Attributes:
+        path: Of the archive.
+        packing: How it is compressed; what is read then is a temporary copy.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        descriptor: int,
+        entries: dict[bytes, _Stored | _Link],
+        packing: Packing = Packing.NONE,
+    ) -> None:
         self.path = path
+        self.packing = packing
         self._descriptor = descriptor
         self._entries = entries
 
@@ -92,25 +105,53 @@ def open_archive(
         LimitExceeded: It is too large, or has too many members.
         StoreFull: No room to decompress it.
     """
-    with open_file(path) as opened, _archive_errors(path), local_errors(path):
-        compression = sniff(opened.read(0, _SNIFFED))
-        if compression is not Compression.NONE:
-            return _open_spooled(path, opened, compression, stop, spool_directory)
+    with open_file(path) as opened:
+        return read_archive(path, opened, stop=stop, spool_directory=spool_directory)
+
+
+def read_archive(
+    path: str, opened: FileRange, *, stop: threading.Event, spool_directory: str | None = None
+) -> ArchiveFiles:
+    """As `open_archive`, of a file that is open; `path` is for messages."""
+    with _archive_errors(path), local_errors(path):
+        packing = Packing.of(opened.read(0, SNIFFED))
+        if packing is not Packing.NONE:
+            return _open_spooled(path, opened, packing, stop, spool_directory)
         entries = dict(_iter_entries(opened, stop))
         return ArchiveFiles(path, opened.detach(), entries)
+
+
+def spool_stream(
+    path: str, pieces: Iterable[bytes], *, stop: threading.Event, spool_directory: str
+) -> ArchiveFiles:
+    """As `open_archive`, of what comes from a pipe, which is kept in a temporary file."""
+    source = iter(pieces)
+    head = b""
+    with _archive_errors(path), local_errors(path):
+        while len(head) < SNIFFED and (piece := next(source, None)) is not None:
+            head += piece
+        packing = Packing.of(head)
+        return _spool(path, itertools.chain([head], source), packing, stop, spool_directory)
 
 
 def _open_spooled(
     path: str,
     packed: FileRange,
-    compression: Compression,
+    packing: Packing,
     stop: threading.Event,
     directory: str | None,
 ) -> ArchiveFiles:
-    directory = directory or tempfile.gettempdir()
+    pieces = RangeReader(packed, stop=stop).iter_pieces()
+    return _spool(path, pieces, packing, stop, directory or tempfile.gettempdir())
+
+
+def _spool(
+    path: str, pieces: Iterable[bytes], packing: Packing, stop: threading.Event, directory: str
+) -> ArchiveFiles:
+    """Decompresses an archive into a temporary file without a name, and indexes that."""
     with local_errors(directory), tempfile.TemporaryFile(dir=directory) as spool:
         size = 0
-        for piece in iter_decoded(RangeReader(packed, stop=stop).iter_pieces(), compression):
+        for piece in iter_unpacked(pieces, packing):
             size += len(piece)
             if size > limits.ARCHIVE_SPOOL_SIZE:
                 raise LimitExceeded(
@@ -123,7 +164,7 @@ def _open_spooled(
         spool.flush()
         with FileRange(os.dup(spool.fileno()), 0, size) as plain:
             entries = dict(_iter_entries(plain, stop))
-            return ArchiveFiles(path, plain.detach(), entries)
+            return ArchiveFiles(path, plain.detach(), entries, packing)
 
 
 def _iter_entries(
@@ -196,15 +237,40 @@ def _archive_errors(path: str) -> Iterator[None]:
     except InvalidLayer as error:
         raise InvalidDocument(
             f"the archive is damaged: {error.message}",
+            hint=_name_hint(path),
             archive=path,
             offset=error.fields.get("offset"),
         ) from error
+    except LimitExceeded as error:
+        fields = dict(error.fields)
+        hint = error.hint
+        if fields["limit"] == "ZSTD_WINDOW":
+            fields["limit"] = "ARCHIVE_ZSTD_WINDOW"
+            hint = "Compress it again without --ultra and --long: zstd -d --long=31 FILE; zstd TAR."
+        message = error.message.replace("layer", "archive", 1)
+        raise LimitExceeded(message, hint=hint, **{"archive": path, **fields}) from error
     except Unsupported as error:
         raise Unsupported(
             error.message.replace("layer", "archive", 1),
             hint="Decompress it first, and give the plain tar.",
             archive=path,
         ) from error
+
+
+def _name_hint(path: str) -> str:
+    """A word on a name that claims something else than the bytes do."""
+    try:
+        with open_file(path) as opened:
+            found = Packing.of(opened.read(0, SNIFFED))
+    except ImgvolError:
+        return ""
+    claimed = Packing.named(path)
+    if claimed is None or claimed is found:
+        return ""
+    return (
+        f"Its name says {claimed.value or 'not compressed'}, "
+        f"its first bytes say {found.value or 'not compressed'}."
+    )
 
 
 def _too_much(what: str, limit: str, allowed: int) -> LimitExceeded:

@@ -41,7 +41,7 @@ from imgvol.oci.manifest import Manifest, parse_manifest
 from imgvol.oci.reference import Reference, parse_docker_reference
 from imgvol.sources.files import ImageFiles, RangeReader
 from imgvol.sources.layout import blob_path, read_index
-from imgvol.sources.local import LocalSource, names_hint
+from imgvol.sources.local import ListedImage, LocalSource, names_hint
 
 _BLOB_PATH: Final = re.compile(r"blobs/([a-z0-9]+)/([0-9a-f]+)", re.ASCII)
 _LAYER_TYPES: Final = {
@@ -83,15 +83,28 @@ class DockerArchiveSource(LocalSource):
         self._reference = reference
         self._position = position
         self._paths: dict[Digest, str] = {}
+        # What compressed layers hashed to, by path: images share them.
+        self._hashed: dict[str, Digest] = {}
 
     def _path_of(self, digest: Digest) -> str:
         return self._paths.get(digest, blob_path(digest))
 
     def _resolve(self, stop: threading.Event) -> Descriptor:
-        item = self._choose(self._read_items())
+        return self._describe(self._choose(self._read_items()), stop)
+
+    def _list_images(self, stop: threading.Event) -> tuple[ListedImage, ...]:
+        listed = []
+        for item in self._read_items():
+            if stop.is_set():
+                raise RegistryUnavailable("reading was cancelled")
+            top = self._describe(item, stop)
+            listed += [ListedImage(name=name, tag="", top=top) for name in item.names or ("",)]
+        return tuple(listed)
+
+    def _describe(self, item: _Item, stop: threading.Event) -> Descriptor:
         raw = self._read_member(item.config, what="image config", max_size=limits.CONFIG_SIZE)
         config = parse_image_config(raw)
-        self._documents[config.digest] = raw
+        self._paths[config.digest] = item.config
         original = self._find_original(config.digest, stop)
         if original is not None:
             return original
@@ -120,7 +133,14 @@ class DockerArchiveSource(LocalSource):
                 archive=self._files.path,
             )
         document = Node(parse_json(raw, what=what, max_size=limits.MANIFEST_SIZE), what)
-        return [_parse_item(node) for node in document.array()]
+        nodes = document.array()
+        if len(nodes) > limits.ARCHIVE_IMAGES:
+            raise LimitExceeded(
+                "the archive has too many images",
+                limit="ARCHIVE_IMAGES",
+                allowed=limits.ARCHIVE_IMAGES,
+            )
+        return [_parse_item(node) for node in nodes]
 
     def _choose(self, items: list[_Item]) -> _Item:
         names = [name for item in items for name in item.names]
@@ -184,7 +204,8 @@ class DockerArchiveSource(LocalSource):
             if compression is Compression.NONE:
                 digest: Digest = diff_id
             else:
-                digest = _digest_in_path(path) or _hash(reader)
+                digest = self._hashed.get(path) or _digest_in_path(path) or _hash(reader)
+                self._hashed[path] = digest
             self._paths[digest] = path
             return Descriptor(media_type=_LAYER_TYPES[compression], digest=digest, size=opened.size)
 

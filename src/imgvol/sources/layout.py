@@ -16,12 +16,13 @@ from imgvol.oci.digest import Digest
 from imgvol.oci.json import Node
 from imgvol.oci.manifest import Index, parse_manifest
 from imgvol.oci.media_types import OCI_INDEX
-from imgvol.oci.reference import parse_docker_reference
+from imgvol.oci.reference import TAG, parse_docker_reference
 from imgvol.sources.files import ImageFiles, read_whole
-from imgvol.sources.local import LocalSource, names_hint
+from imgvol.sources.local import ListedImage, LocalSource, names_hint
 
-_REF_NAME: Final = "org.opencontainers.image.ref.name"
-_CONTAINERD_NAME: Final = "io.containerd.image.name"
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME: Final = "io.containerd.image.name"
+LAYOUT_VERSION: Final = "1.0.0"
 
 
 def blob_path(digest: Digest) -> str:
@@ -67,6 +68,9 @@ class LayoutSource(LocalSource):
             case several:
                 return self._combine(several)
 
+    def _list_images(self, stop: threading.Event) -> tuple[ListedImage, ...]:  # noqa: ARG002
+        return tuple(_listed(entry) for entry in read_index(self._files).manifests)
+
     def _find_digest(self, digest: Digest, entries: tuple[Descriptor, ...]) -> Descriptor:
         for entry in entries:
             if entry.digest == digest:
@@ -101,6 +105,15 @@ class LayoutSource(LocalSource):
         return Descriptor(media_type=OCI_INDEX, digest=digest, size=len(raw))
 
 
+def _listed(entry: Descriptor) -> ListedImage:
+    full = entry.annotations.get(CONTAINERD_NAME, "")
+    name = entry.annotations.get(REF_NAME, "")
+    # The specification wants a tag there; some tools write a full name all the same.
+    if not full and not TAG.fullmatch(name):
+        full, name = name, ""
+    return ListedImage(name=full, tag=name, top=entry)
+
+
 def read_index(files: ImageFiles) -> Index:
     """A layout's top index.
 
@@ -112,7 +125,7 @@ def read_index(files: ImageFiles) -> Index:
     version = _read(files, "oci-layout", limits.LAYOUT_FILE_SIZE)
     document = Node.parse(version, what="oci-layout", max_size=limits.LAYOUT_FILE_SIZE)
     number = document.require("imageLayoutVersion").string()
-    if not number.startswith("1."):
+    if number != LAYOUT_VERSION:
         raise Unsupported("OCI layout of an unknown version", version=number, layout=files.path)
     raw = _read(files, "index.json", limits.MANIFEST_SIZE)
     index = parse_manifest(raw, media_type=OCI_INDEX)
@@ -123,7 +136,7 @@ def read_index(files: ImageFiles) -> Index:
 
 def has_name(entry: Descriptor, name: str) -> bool:
     """Whether an entry of a layout's index has this tag or full name."""
-    known = {entry.annotations.get(_REF_NAME), entry.annotations.get(_CONTAINERD_NAME)}
+    known = {entry.annotations.get(REF_NAME), entry.annotations.get(CONTAINERD_NAME)}
     if name in known:
         return True
     try:
@@ -134,7 +147,7 @@ def has_name(entry: Descriptor, name: str) -> bool:
 
 def _names(entries: tuple[Descriptor, ...] | list[Descriptor]) -> list[str]:
     tags = (
-        entry.annotations.get(_REF_NAME) or entry.annotations.get(_CONTAINERD_NAME)
+        entry.annotations.get(REF_NAME) or entry.annotations.get(CONTAINERD_NAME)
         for entry in entries
     )
     return sorted({tag for tag in tags if tag})

@@ -3,7 +3,8 @@
 import abc
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
@@ -20,6 +21,24 @@ T = TypeVar("T")
 DOCUMENT_THREADS: Final = 2
 # Names of images that an error's hint lists.
 _NAMES_SHOWN: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedImage:
+    """One image of an archive or a layout, as that lists it.
+
+    Attributes:
+        name: Its full name as written; empty if it has none.
+        tag: A tag without a repository; empty if it has none.
+        top: Its manifest or index.
+    """
+
+    name: str
+    tag: str
+    top: Descriptor
+
+    def __str__(self) -> str:
+        return self.name or self.tag or str(self.top.digest)
 
 
 class LocalSource(abc.ABC):
@@ -44,6 +63,34 @@ class LocalSource(abc.ABC):
     async def resolve(self) -> Descriptor:
         """The image's top document."""
         return await run_stoppable(self._resolve, self._limiter)
+
+    async def list_images(self) -> tuple[ListedImage, ...]:
+        """All images, each as often as it has names, in the order of the list.
+
+        Raises:
+            ContentError: The list is damaged, or too long.
+        """
+        return await run_stoppable(self._list_images, self._limiter)
+
+    async def has_blobs(self, descriptors: Iterable[Descriptor]) -> bool:
+        """Whether all of these blobs are here, whatever is in them.
+
+        Raises:
+            DigestMismatch: One has another size than it should have.
+        """
+
+        def look() -> bool:
+            for descriptor in descriptors:
+                if descriptor.digest in self._documents:
+                    continue
+                found = self._files.open(self._path_of(descriptor.digest))
+                if found is None:
+                    return False
+                with found:
+                    self._check_size(found, descriptor)
+            return True
+
+        return await trio.to_thread.run_sync(look, limiter=self._limiter)
 
     async def read_document(self, descriptor: Descriptor, *, max_size: int) -> bytes:
         """A document of the image, verified."""
@@ -90,6 +137,10 @@ class LocalSource(abc.ABC):
         """Find the image; in a worker thread."""
 
     @abc.abstractmethod
+    def _list_images(self, stop: threading.Event) -> tuple[ListedImage, ...]:
+        """Find all images; in a worker thread."""
+
+    @abc.abstractmethod
     def _path_of(self, digest: Digest) -> str:
         """The name of the file that has this digest."""
 
@@ -114,6 +165,10 @@ class LocalSource(abc.ABC):
                 digest=descriptor.digest,
                 source=self._files.path,
             )
+        self._check_size(opened, descriptor)
+        return opened
+
+    def _check_size(self, opened: FileRange, descriptor: Descriptor) -> None:
         if opened.size != descriptor.size:
             opened.close()
             raise DigestMismatch(
@@ -122,7 +177,6 @@ class LocalSource(abc.ABC):
                 expected=descriptor.size,
                 actual=opened.size,
             )
-        return opened
 
     def _read_file(self, path: str, *, what: str, max_size: int) -> bytes | None:
         """All of a small file; None when there is none."""

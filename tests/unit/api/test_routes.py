@@ -34,8 +34,11 @@ EXAMPLES = {
     "scrubImages": ("", {"image": "busybox:1", "repair": True}),
     "planCollection": ("", None),
     "collectGarbage": ("", None),
+    "getPreload": ("", None),
     "listImages": ("", None),
     "removeImage": (ALPINE, None),
+    "importImages": ("", {"path": "/srv/a.tar", "platforms": ["linux/arm64"], "link": True}),
+    "exportImages": ("", {"images": ["alpine:3.20"]}),
     "pullImage": ("", {"image": "busybox:1"}),
     "inspectImage": (ALPINE, None),
     "pinImage": ("", {"image": "docker.io/library/alpine:3.20"}),
@@ -67,10 +70,10 @@ def quick_progress(monkeypatch):
     monkeypatch.setattr(handlers, "PROGRESS_INTERVAL", 0.01)
 
 
-async def call(daemon, method, path, query="", body=None, *, prefix=PREFIX):
+async def call(daemon, method, path, query="", body=None, *, prefix=PREFIX, file=None):
     """The answer's body: a document, the documents of its lines, or its bytes."""
     data = b"" if body is None else json.dumps(body).encode()
-    request = Request(method=method, path=prefix + path, query=query, body=data)
+    request = Request(method=method, path=prefix + path, query=query, body=data, file=file)
     answer = await make_dispatch(daemon.services)(request)
     if isinstance(answer, Response):
         if answer.after is not None:
@@ -119,7 +122,10 @@ async def test_answers_match_their_schema(route, daemon, quick_progress):
     if route.operation == "renewLease":
         await call(daemon, "POST", "/leases", body={"lease": "pod"})
     query, body = EXAMPLES[route.operation]
-    answer = await call(daemon, route.method, route.path, query, body, prefix=route.prefix)
+    file = 1 if route.operation == "exportImages" else None
+    answer = await call(
+        daemon, route.method, route.path, query, body, prefix=route.prefix, file=file
+    )
     if route.media_type == NDJSON:
         assert answer[-1]["event"] == "done"
         validators = [validator(name) for name in route.answers]
@@ -400,3 +406,29 @@ def test_the_rooms_own_records_match_the_schemas():
             layer=one,
         )
         validator("EntryEvent").validate(encoding.encode_entry(entry))
+
+
+async def test_an_archive_comes_by_path_or_open_and_not_both(daemon, quick_progress):
+    body = {"path": "/srv/a.tar", "base_name": "app", "digests": True}
+    await call(daemon, "POST", "/images/import", body=body)
+    await call(daemon, "POST", "/images/import", body={"link": True}, file=7)
+    assert daemon.images.calls == [
+        ("import", "/srv/a.tar", None, (False, (), "app", True)),
+        ("import", "standard input", 7, (True, (), None, False)),
+    ]
+    for body, file in [({}, None), ({"path": "/a"}, 7), ({"path": "a.tar"}, None)]:
+        with pytest.raises(InvalidArgument):
+            await call(daemon, "POST", "/images/import", body=body, file=file)
+
+
+async def test_an_export_needs_a_file_to_write_to(daemon, quick_progress):
+    lines = await call(daemon, "POST", "/images/export", body={"images": ["alpine:3.20"]}, file=5)
+    assert ("export", ("alpine:3.20",), 5, None) in daemon.images.calls
+    assert (lines[-1]["size"], lines[-1]["images"][0]["is_changed"]) == (2_000, False)
+    with pytest.raises(InvalidArgument, match="pass the file"):
+        await call(daemon, "POST", "/images/export", body={"images": ["alpine:3.20"]})
+
+
+async def test_other_routes_get_no_file(daemon):
+    assert not [r.operation for r in ROUTES if r.takes_file and "mages" not in r.operation]
+    await call(daemon, "GET", "/images", file=5)

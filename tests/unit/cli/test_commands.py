@@ -60,6 +60,14 @@ def test_images(daemon, imgvol):
     assert lines(out)[1].startswith("alpine:3.20  011100000000  linux/amd64")
 
 
+def test_images_says_who_has_pinned_them_if_anybody_has(daemon, imgvol):
+    (image,) = daemon.images.images.values()
+    image.is_pinned, image.pinned_by = True, ("preload:/a.tar", "preload:/b.tar", "user")
+    _, out, _ = imgvol("images")
+    assert lines(out)[0].split()[-3:] == ["PULLED", "PINNED", "BY"]
+    assert lines(out)[1].endswith("  preload,user")
+
+
 def test_images_json_and_quiet(daemon, imgvol):
     _, out, _ = imgvol("images", "--json")
     assert json.loads(out)[0]["names"] == ["docker.io/library/alpine:3.20"]

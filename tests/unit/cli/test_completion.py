@@ -44,6 +44,8 @@ def complete(directory, monkeypatch, capsys):
 def test_commands_and_options(complete):
     assert complete("imgvol mo") == ["mount"]
     assert "--platform" in complete("imgvol pull --pl")
+    assert complete("imgvol im") == ["import", "images"]
+    assert "--link" in complete("imgvol import --l")
 
 
 def test_images_in_both_spellings(daemon, complete):
@@ -53,6 +55,7 @@ def test_images_in_both_spellings(daemon, complete):
         "ghcr.io/example/app:1.2",
     ]
     assert complete("imgvol inspect ghcr.io/example/app:") == ["ghcr.io/example/app:1.2"]
+    assert complete("imgvol export alpine:3.20 ghcr.io/") == ["ghcr.io/example/app:1.2"]
 
 
 def test_paths_in_images(daemon, complete):

@@ -43,3 +43,39 @@ def served(monkeypatch):
 )
 def test_the_cri_is_served_by_daemons_of_the_system(served, arguments, uid, socket):
     assert served(*arguments, uid=uid).cri == (Path(socket) if socket else None)
+
+
+def test_the_systems_daemon_preloads_from_its_store_unless_it_leaves_when_idle(served):
+    assert served().preload.directory == Path("/r/images")
+    assert served("--idle-exit", "5").preload.directory is None
+    assert served("--no-preload").preload.directory is None
+    assert served(uid=1000).preload.directory is None
+    assert served("--preload", "/i", uid=1000).preload.directory == Path("/i")
+
+
+def test_what_is_said_of_preloading_is_passed_on(served):
+    switches = ("--preload-link", "--preload-wait", "--keep-pins")
+    registries = ("--retag-registry", "a.example", "--retag-registry", "b.example/x")
+    preload = served(*switches, *registries).preload
+    assert (preload.links, preload.waits, preload.keeps_pins) == (True, True, True)
+    assert preload.registries == ("a.example", "b.example/x")
+
+
+def test_a_directory_and_none_contradict_each_other(capfd):
+    options = ["serve", "--preload", "/i", "--no-preload"]
+    assert command.run(["--root", "/r", "--run", "/s", *options]) == 1
+    assert "not both" in capfd.readouterr().err
+
+
+def test_the_log_is_configured_by_the_environment(monkeypatch):
+    given = []
+    monkeypatch.setattr(daemon, "run", lambda _, **options: given.append(options) or 0)
+    monkeypatch.setenv("IMGVOL_LOG_LEVEL", "debug")
+    monkeypatch.setenv("IMGVOL_LOG_FILE", "/l/log")
+    places = ["--root", "/r", "--run", "/s", "serve"]
+    assert command.run(places) == 0
+    assert command.run([*places, "--log-level", "error", "--log-file", "/m"]) == 0
+    assert [(each["log_level"], each["log_file"]) for each in given] == [
+        ("debug", Path("/l/log")),
+        ("error", Path("/m")),
+    ]

@@ -1,5 +1,7 @@
 """Removing and pinning images that are here, as users and as container runtimes want it."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 import trio.testing
@@ -13,6 +15,7 @@ from imgvol.images.pull import Puller, PullProgress
 from imgvol.images.resolve import resolve_image, wanted_platform
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
+from imgvol.oci.digest import Digest
 from support import images
 from support.catalogs import reloaded
 from support.sources import MemorySource
@@ -258,3 +261,30 @@ async def test_what_is_configured_is_pinned_when_it_comes(store, service):
     assert (await pull(store, ONE, A)).pinned_by == ("config",)
     assert (await pull(store, TWO, "docker.io/library/busybox:latest")).is_pinned
     assert [image.is_pinned for image in service.catalog.images()] == [True, True]
+
+
+async def test_names_are_copied_on_every_platform_and_replace_what_was_meant(store, service):
+    one = await pull(store, ONE, A)
+    arm = replace(one, manifest=Digest.of(b"arm"), id=Digest.of(b"arm config"), platform="arm64")
+    await store.records.add_image(arm, A, arm.manifest)
+    other = await pull(store, TWO, ELSEWHERE)
+    await service.copy_names(
+        [(ELSEWHERE, A), ("new.example/x:1", A), ("y.example/x:1", "no.example/x:1")]
+    )
+    for name in (ELSEWHERE, "new.example/x:1"):
+        found = service.catalog.search(name, is_listed=True).images
+        assert {image.manifest for image in found} == {one.manifest, arm.manifest}
+    assert service.catalog.search("y.example/x:1", is_listed=True).images == ()
+    assert store.images.get(other.manifest).names == ()
+
+
+async def test_pins_are_replaced_as_a_whole_for_one_owner(store, service):
+    await pull(store, ONE, A)
+    await service.pin(A)
+    await service.pin_only([A, B], "preload:/x")
+    await service.pin_only([B], "preload:/y")
+    assert await service.pin_owners("preload:") == ["preload:/x", "preload:/y"]
+    await service.pin_only([], "preload:/x")
+    assert await service.pin_owners("preload:") == ["preload:/y"]
+    (record,) = await service.list()
+    assert record.pinned_by == ("user",)

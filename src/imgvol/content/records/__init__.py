@@ -6,7 +6,13 @@ schema. `Records` is all tables together.
 
 from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.collection import CollectionTable
-from imgvol.content.records.images import ANY_PLATFORM, ImageChanges, ImageRecord, ImageTable
+from imgvol.content.records.images import (
+    ANY_PLATFORM,
+    ImageChanges,
+    ImageRecord,
+    ImageTable,
+    NamedImage,
+)
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
 from imgvol.content.records.leases import LeaseRecord, LeaseTable
 from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
@@ -24,6 +30,7 @@ __all__ = [
     "LayerFault",
     "LayerRecord",
     "LeaseRecord",
+    "NamedImage",
     "NamedVolumeRecord",
     "Origin",
     "Records",

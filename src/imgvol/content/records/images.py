@@ -2,12 +2,12 @@
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from imgvol.content.records.layers import LAYER_COLUMNS, LayerRecord, layer_from
-from imgvol.content.records.pins import REBUILD, drop_pins
+from imgvol.content.records.pins import REBUILD, drop_pins, put_pins
 from imgvol.content.records.table import Row, Table
 from imgvol.errors import InvalidDigest
 from imgvol.oci.chain import chain_id
@@ -104,6 +104,20 @@ class ImageChanges:
     images: tuple[ImageRecord, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedImage:
+    """An image that is to be recorded.
+
+    Attributes:
+        names: What it is called from now on; perhaps nothing.
+        target: What its names resolved to: an index, or the manifest.
+    """
+
+    image: ImageRecord
+    names: tuple[str, ...]
+    target: Digest
+
+
 class ImageTable(Table):
     """The images and their names."""
 
@@ -118,28 +132,35 @@ class ImageTable(Table):
         """Records an image and, last, its name; a name that meant another image now means this."""
 
         def add(db: sqlite3.Connection) -> ImageRecord:
-            key = str(image.manifest)
             _put_image(db, image)
-            # What is for every platform leaves no room beside it.
-            db.execute(
-                "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
-                [name, ANY_PLATFORM, image.platform],
-            )
-            db.execute(
-                "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
-                [name, image.platform, str(target), key],
-            )
-            (stored,) = read_images(db, [key])
+            _put_name(db, image, name, target)
+            (stored,) = read_images(db, [str(image.manifest)])
             return stored
 
         return await self._database.run(add)
+
+    async def add_images(self, images: Sequence[NamedImage], pin_owner: str | None = None) -> None:
+        """Records images with all of their names, and who wants them to stay; all or nothing.
+
+        Of several images with one name and platform, the last one has it in the end.
+        """
+
+        def add(db: sqlite3.Connection) -> None:
+            for named in images:
+                _put_image(db, named.image)
+                for name in named.names:
+                    _put_name(db, named.image, name, named.target)
+                if pin_owner is not None:
+                    put_pins(db, [str(named.image.manifest)], pin_owner)
+
+        await self._database.run(add)
 
     async def adopt_image(self, image: ImageRecord) -> None:
         """Records an image whose name is not known any more, pinned for want of one."""
 
         def adopt(db: sqlite3.Connection) -> None:
             _put_image(db, image)
-            db.execute("INSERT OR IGNORE INTO pin VALUES (?, ?)", [str(image.manifest), REBUILD])
+            put_pins(db, [str(image.manifest)], REBUILD)
 
         await self._database.run(adopt)
 
@@ -151,6 +172,22 @@ class ImageTable(Table):
         """The image with this manifest."""
         found = await self._database.run(lambda db: read_images(db, [str(manifest)]))
         return found[0] if found else None
+
+    async def copy_names(self, copies: Collection[tuple[str, str]]) -> None:
+        """Gives each first name the meaning that the second has, on every platform, all at once.
+
+        What it has meant before it means no more. A second name that is not here changes nothing.
+        """
+
+        def copy(db: sqlite3.Connection) -> None:
+            for name, original in copies:
+                rows = _meaning(db, original)
+                if not rows or rows == _meaning(db, name):
+                    continue
+                db.execute("DELETE FROM name WHERE name = ?", [name])
+                db.executemany("INSERT INTO name VALUES (?, ?, ?, ?)", [(name, *r) for r in rows])
+
+        await self._database.run(copy)
 
     async def remove_names(
         self, names: Collection[str], manifests: Collection[Digest] = ()
@@ -180,6 +217,12 @@ class ImageTable(Table):
         await self._database.run(remove)
 
 
+def _meaning(db: sqlite3.Connection, name: str) -> list[Row]:
+    """What a name means, on each platform."""
+    query = "SELECT platform, target, manifest FROM name WHERE name = ? ORDER BY platform"
+    return db.execute(query, [name]).fetchall()
+
+
 def _changes(db: sqlite3.Connection, manifests: Collection[str] | None) -> ImageChanges:
     images = tuple(read_images(db, manifests))
     if manifests is None:
@@ -195,6 +238,19 @@ def _is_digest(text: str) -> bool:
     except InvalidDigest:
         return False
     return True
+
+
+def _put_name(db: sqlite3.Connection, image: ImageRecord, name: str, target: Digest) -> None:
+    """Gives a recorded image a name, as part of a transaction."""
+    # What is for every platform leaves no room beside it.
+    db.execute(
+        "DELETE FROM name WHERE name = ? AND ? IN (platform, ?)",
+        [name, ANY_PLATFORM, image.platform],
+    )
+    db.execute(
+        "INSERT OR REPLACE INTO name VALUES (?, ?, ?, ?)",
+        [name, image.platform, str(target), str(image.manifest)],
+    )
 
 
 def _put_image(db: sqlite3.Connection, image: ImageRecord) -> None:

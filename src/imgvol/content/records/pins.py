@@ -22,9 +22,7 @@ class PinTable(Table):
 
     async def pin(self, subjects: Collection[str], owner: str) -> None:
         """Pins names, or manifests' digests; pinned already is fine."""
-        await self._database.run(
-            lambda db: db.executemany(_PIN, [(subject, owner) for subject in subjects])
-        )
+        await self._database.run(lambda db: put_pins(db, subjects, owner))
 
     async def unpin(self, subjects: Collection[str], owner: str) -> None:
         """Ends that; not pinned is fine."""
@@ -40,12 +38,28 @@ class PinTable(Table):
 
         def replace(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM pin WHERE owner = ?", [owner])
-            db.executemany(_PIN, [(subject, owner) for subject in subjects])
+            put_pins(db, subjects, owner)
 
         await self._database.run(replace)
 
+    async def pin_owners(self, prefix: str) -> list[str]:
+        """Who pins anything, of the owners whose names begin so."""
 
-_PIN: Final = "INSERT OR IGNORE INTO pin VALUES (?, ?)"
+        def find(db: sqlite3.Connection) -> list[str]:
+            rows = db.execute(
+                "SELECT DISTINCT owner FROM pin WHERE substr(owner, 1, ?) = ? ORDER BY owner",
+                [len(prefix), prefix],
+            )
+            return [owner for (owner,) in rows]
+
+        return await self._database.run(find)
+
+
+def put_pins(db: sqlite3.Connection, subjects: Collection[str], owner: str) -> None:
+    """Pins subjects, as part of a transaction; pinned already is fine."""
+    db.executemany(
+        "INSERT OR IGNORE INTO pin VALUES (?, ?)", [(subject, owner) for subject in subjects]
+    )
 
 
 def drop_pins(db: sqlite3.Connection, subject: str) -> None:

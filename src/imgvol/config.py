@@ -19,6 +19,8 @@ _POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 ENVIRONMENT_PREFIX: Final = "IMGVOL_ENV_"
 SYSTEM_ROOT = Path("/var/lib/imgvol")
 SYSTEM_RUN = Path("/run/imgvol")
+# In the root: an administrator may have made it before there is a store.
+PRELOAD_NAME: Final = "images"
 # Where Docker looks for plugins that are not its own (docs.docker.com, "Docker Plugin API").
 DOCKER_SPEC = Path("/etc/docker/plugins/imgvol.spec")
 
@@ -229,7 +231,7 @@ class Config:
     @property
     def images(self) -> Path:
         """Where images are preloaded from unless somebody says otherwise."""
-        return self.root / "images"
+        return self.root / PRELOAD_NAME
 
     @property
     def log(self) -> Path:

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from imgvol.config import PRELOAD_NAME
 from imgvol.content.durable import translate_os_errors
 from imgvol.errors import LocalError, StoreLocked
 
@@ -17,7 +18,8 @@ _LOCK: Final = re.compile(r"FLOCK +\S+ +WRITE +(\d+) ([0-9a-f]+):([0-9a-f]+):(\d
 def own_directory(path: Path) -> int:
     """Makes a directory ours alone: created 0700 if missing, locked against other daemons.
 
-    A directory that exists keeps its mode: it is refused if others may enter it.
+    A directory that exists keeps its mode: it is refused if others may enter it. One that has only
+    images to load in it was made for a store, by `mkdir` as a rule, and is closed to others.
 
     Blocks.
 
@@ -34,6 +36,9 @@ def own_directory(path: Path) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
+        if status.st_uid == os.geteuid() and os.listdir(fd) == [PRELOAD_NAME]:
+            os.fchmod(fd, 0o700)
+            status = os.fstat(fd)
         if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
             raise LocalError(
                 "the directory belongs to somebody else or is open to others",

@@ -1,6 +1,7 @@
 """The store as a whole: one owner, records and files brought together, garbage collected."""
 
 import os
+import stat
 
 import pytest
 
@@ -30,6 +31,19 @@ def test_a_directory_that_others_may_enter_is_refused_and_left_as_it_is(tmp_path
         own_directory(tmp_path)
     assert f"chmod 700 {tmp_path}" in caught.value.hint
     assert tmp_path.stat().st_mode & 0o777 == mode
+
+
+def test_a_directory_with_images_to_load_becomes_ours_alone(tmp_path):
+    root = tmp_path / "root"
+    (root / "images").mkdir(parents=True)
+    root.chmod(0o755)
+    os.close(own_directory(root))
+    assert stat.S_IMODE(root.stat().st_mode) == 0o700
+    root.chmod(0o755)
+    (root / "else").touch()
+    with pytest.raises(LocalError):
+        own_directory(root)
+    assert stat.S_IMODE(root.stat().st_mode) == 0o755
 
 
 def test_a_symbolic_link_as_root_is_refused(tmp_path):

@@ -171,7 +171,7 @@ def test_fifty_archives_come_in_while_some_are_written_and_some_are_cut(short_pa
 def test_without_options_a_daemon_of_the_machine_preloads_from_its_store(short_path, archives):
     if os.getuid() != 0:
         pytest.skip("needs root: only its daemon is the machine's")
-    with running_daemon(short_path) as imgvol:
+    with running_daemon(short_path, preloads=True) as imgvol:
         now = status(imgvol)
         assert now["directory"] == str(imgvol.root / "images")
         assert now["is_watched"]

@@ -31,6 +31,7 @@ class Imgvol:
         options: Of `imgvol serve`.
         prelude: Python statements that it shall run before its own.
         serves_cri: Whether it serves the CRI, which costs each start some tenths of a second.
+        preloads: Whether it has a preload directory without an option that names one.
     """
 
     base: Path
@@ -39,6 +40,7 @@ class Imgvol:
     options: tuple[str, ...] = ()
     prelude: str = "pass"
     serves_cri: bool = False
+    preloads: bool = False
     process: subprocess.Popen | None = None
 
     @property
@@ -63,8 +65,11 @@ class Imgvol:
         start = "import runpy; runpy.run_module('imgvol', run_name='__main__', alter_sys=True)"
         program = "; ".join([self.prelude, "from imgvol import limits", *changes, start])
         directories = self.command[len(COMMAND) :]
-        options = self.options if self.serves_cri else ("--no-cri", *self.options)
-        return [sys.executable, "-c", program, *directories, "serve", *options]
+        # What few tests are about, and all others would start and wait for.
+        habits = [] if self.serves_cri else ["--no-cri"]
+        if not self.preloads and "--preload" not in self.options:
+            habits.append("--no-preload")
+        return [sys.executable, "-c", program, *directories, "serve", *habits, *self.options]
 
     @property
     def cri_socket(self) -> Path:
@@ -149,10 +154,14 @@ class Imgvol:
 
 @contextlib.contextmanager
 def running_daemon(
-    base: Path, *options: str, serves_cri: bool = False, **limits: float
+    base: Path,
+    *options: str,
+    serves_cri: bool = False,
+    preloads: bool = False,
+    **limits: float,
 ) -> Iterator[Imgvol]:
     """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
-    imgvol = Imgvol(base, options=options, limits=limits, serves_cri=serves_cri)
+    imgvol = Imgvol(base, options=options, limits=limits, serves_cri=serves_cri, preloads=preloads)
     imgvol.start()
     try:
         yield imgvol

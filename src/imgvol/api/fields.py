@@ -249,7 +249,7 @@ def parse_body(body: bytes, fields: Sequence[Field]) -> Values:
         raise InvalidArgument("the request body is not JSON", hint=hint) from error
     if not isinstance(document, dict):
         raise InvalidArgument("the request body is not a JSON object")
-    return _checked(_members(document), fields, "member of the request body")
+    return _checked(document, fields, "member of the request body")
 
 
 def object_schema(fields: Sequence[Field]) -> dict[str, object]:
@@ -263,19 +263,20 @@ def object_schema(fields: Sequence[Field]) -> dict[str, object]:
 
 
 def _member_schema(field: Field) -> dict[str, object]:
+    schema = field.schema()
+    if not field.required:
+        # See _checked.
+        schema["type"] = [schema["type"], "null"]
+        if field.choices:
+            schema["enum"] = [*field.choices, None]
     examples = {} if field.example is None else {"examples": [field.example]}
-    return {**field.schema(), "description": field.description, **examples}
+    return {**schema, "description": field.description, **examples}
 
 
 def _record(value: object, field: Field) -> Values:
     if not isinstance(value, dict):
         raise InvalidArgument(f"{field.name} has to hold objects", got=type(value).__name__)
-    return _checked(_members(value), field.members, f"member of {field.name}")
-
-
-def _members(document: Mapping[str, object]) -> dict[str, object]:
-    """A member that is null is a member that is not there."""
-    return {name: value for name, value in document.items() if value is not None}
+    return _checked(value, field.members, f"member of {field.name}")
 
 
 def _checked(given: Mapping[str, object], fields: Sequence[Field], what: str) -> Values:
@@ -289,8 +290,9 @@ def _checked(given: Mapping[str, object], fields: Sequence[Field], what: str) ->
             )
     values: dict[str, Value | None] = {}
     for field in fields:
-        if field.name in given:
-            values[field.name] = field.check(given[field.name])
+        # One that is null is one that is not there.
+        if (value := given.get(field.name)) is not None:
+            values[field.name] = field.check(value)
         elif field.required:
             raise InvalidArgument(f"{field.name} is missing")
         else:

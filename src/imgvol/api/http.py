@@ -116,9 +116,11 @@ class _PeerGone(Exception):
     """The peer has closed, or does not take what we send."""
 
 
-def json_response(document: object, *, status: int = 200) -> Response:
+def json_response(
+    document: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()
+) -> Response:
     """A JSON answer."""
-    return Response(status=status, body=json_bytes(document))
+    return Response(status=status, body=json_bytes(document), headers=headers)
 
 
 def json_bytes(document: object) -> bytes:
@@ -128,7 +130,8 @@ def json_bytes(document: object) -> bytes:
 
 def error_response(error: ImgvolError) -> Response:
     """The answer that tells of an error."""
-    return json_response(error_document(error), status=http_status(error))
+    headers = error.headers if isinstance(error, RequestError) else ()
+    return json_response(error_document(error), status=http_status(error), headers=headers)
 
 
 async def serve_connection(
@@ -228,7 +231,7 @@ class _Connection:
                 raise RequestError(error.error_status_hint, f"not HTTP/1.1: {error}") from error
             if head.method == b"CONNECT":
                 # A tunnel that is granted is the end of HTTP on the connection: it never is.
-                raise RequestError(405, "this is no proxy")
+                raise RequestError(405, "this is no proxy", headers=(("allow", ""),))
             path, _, query = head.target.decode("ascii").partition("?")
             method, file = head.method.decode("ascii"), self._passed.descriptor
             return Request(method=method, path=path, query=query, body=body, file=file)

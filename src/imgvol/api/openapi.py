@@ -59,7 +59,8 @@ def _operation(route: Route) -> dict[str, object]:
         operation["parameters"] = [_parameter(field) for field in route.query]
     if route.body:
         operation["requestBody"] = {
-            "required": True,
+            # An empty body is an object without members.
+            "required": any(field.required for field in route.body),
             "content": {JSON: {"schema": object_schema(route.body)}},
         }
     return operation

@@ -21,11 +21,20 @@ class RequestError(ImgvolError):
         status: HTTP status.
         message: As for every error.
         hint: As for every error.
+        headers: What HTTP wants beside the status, such as `Allow` with 405.
     """
 
-    def __init__(self, status: int, message: str, *, hint: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        hint: str = "",
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(message, hint=hint)
         self.status = status
+        self.headers = headers
 
     @property
     def code(self) -> str:

@@ -406,7 +406,7 @@ def _find(table: dict[str, dict[str, Route]], request: Request) -> Route:
         raise RequestError(404, "no such resource", hint=hint)
     route = methods.get(request.method)
     if route is None:
-        raise RequestError(
-            405, "no such method here", hint=f"Allowed: {', '.join(sorted(methods))}."
-        )
+        allowed = ", ".join(sorted(methods))
+        hint = f"Allowed: {allowed}."
+        raise RequestError(405, "no such method here", hint=hint, headers=(("allow", allowed),))
     return route

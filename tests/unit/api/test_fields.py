@@ -62,6 +62,7 @@ def test_bad_queries(query):
         b'{"image": "a", "recursive": "yes"}',
         b'{"image": "a", "image": "b"}',
         b'{"image": "a", "typo": 1}',
+        b'{"image": "a", "typo": null}',
         b'{"image": ["a"]}',
         b'{"image": "\\udcff"}',
         b"[" * 100_000,
@@ -76,6 +77,12 @@ def test_bad_bodies(body):
 
 def test_null_is_absent():
     assert parse_body(b'{"image": "a", "pull": null}', FIELDS).text("pull") == "missing"
+
+
+@pytest.mark.parametrize("name", [field.name for field in FIELDS])
+def test_the_schema_allows_null_where_a_member_may_be_absent(name):
+    is_valid = Draft202012Validator(object_schema(FIELDS)).is_valid
+    assert is_valid({"image": "a", name: None}) == (name != "image")
 
 
 @given(st.binary(max_size=60).filter(lambda p: b"\0" not in p and p))
@@ -146,6 +153,7 @@ def test_arrays_labels_and_records():
         {"records": [{}]},
         {"records": [{"id": "long"}]},
         {"records": [{"id": "x", "other": 1}]},
+        {"records": [{"id": "x", "other": None}]},
         {"records": [{"id": "x", "flag": "true"}]},
         {"records": [{"id": "x"}] * 3},
     ],

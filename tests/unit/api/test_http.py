@@ -22,6 +22,7 @@ from imgvol.api.http import (
     json_response,
     serve_connection,
 )
+from imgvol.api.problems import RequestError
 from imgvol.errors import InternalError, NotFound
 
 QUICK = Deadlines(idle=0.3, request=0.3, write=0.3)
@@ -399,6 +400,18 @@ async def test_head_and_connect_do_not_confuse_the_connection():
     async with connected() as peer:
         status, _ = await peer.ask(b"CONNECT a:1 HTTP/1.1\r\nhost: h\r\n\r\n")
         assert status == 405
+
+
+async def test_an_error_brings_the_headers_that_http_wants_with_it():
+    async def dispatch(request):
+        raise RequestError(405, "no", headers=(("allow", "GET, PUT"),))
+
+    async with connected(dispatch) as peer:
+        await peer.stream.send_all(GET)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += await peer.stream.receive_some()
+        assert b"\r\nallow: GET, PUT\r\n" in head
 
 
 async def test_http_1_0_is_answered_and_closed():

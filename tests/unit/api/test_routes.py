@@ -153,6 +153,9 @@ async def test_unknown_paths_and_methods(daemon):
         with pytest.raises(RequestError) as caught:
             await call(daemon, method, path)
         assert caught.value.status == status
+        # RFC 9110, section 15.5.6.
+        allowed = (("allow", "DELETE, GET"),) if status == 405 else ()
+        assert caught.value.headers == allowed
 
 
 @pytest.mark.parametrize(

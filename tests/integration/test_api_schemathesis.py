@@ -33,23 +33,29 @@ OPERATIONS = {
 LEFT_OUT = {
     "followEvents": "its good answer has no end; test_api_schema.py reads the first line",
 }
-# What is as good as 200 here, where 200 would be the end of the daemon.
-BEST = {"stopDaemon": 409}
+# What is as good as 200 here: 200 would be the end of the daemon, or takes an open file that comes
+# with the request, which no client of HTTP can send (tests/integration/test_import_export.py does).
+BEST = {"stopDaemon": 409, "exportImages": 400}
 SLOWEST = 10
 # The document's examples stand for what is here; see the fixture `real`.
 IMAGE, SANDBOX, TARGET = "docker.io/library/alpine:3.20", "3f9c2a71", "/mnt/alpine"
+ARCHIVE, BASE_NAME = "/srv/images/app.tar", "docker.io/library/app"
 VALUES = {
     "image": [IMAGE],
     "sandbox": [SANDBOX],
     "target": [TARGET],
     "path": ["/etc", "/etc/os-release"],
     "platform": ["linux/amd64"],
+    "archive": [ARCHIVE],
+    "base_name": [BASE_NAME],
 }
 MEMBERS = {
     "image": ["query.image", "body.image", "body.images[*]", "body.mounts[*].image"],
     "sandbox": ["query.lease", "body.lease", "body.sandbox"],
     "target": ["query.volume", "body.target"],
     "path": ["query.path"],
+    "archive": ["body.path"],
+    "base_name": ["body.base_name"],
     "platform": ["query.platform", "body.platform"],
 }
 CONFIG = {
@@ -119,6 +125,7 @@ def real(served):
         IMAGE: served.image,
         SANDBOX: LEASE,
         TARGET: served.target,
+        ARCHIVE: served.layout,
         "linux/arm64": "linux/amd64",
         "/etc/os-release": "/etc/motd",
     }

@@ -23,17 +23,20 @@ class Served:
 
     Attributes:
         image: What it can pull without a network, and has pulled.
+        layout: Where that is, and can be imported from.
         target: An empty directory to mount at.
     """
 
-    def __init__(self, daemon: Imgvol, image: str) -> None:
-        self.daemon, self.image = daemon, image
+    def __init__(self, daemon: Imgvol, layout: Path, tag: str) -> None:
+        self.daemon, self.layout, self.image = daemon, str(layout), f"oci:{layout}:{tag}"
+        image = self.image
         self.target = daemon.target("target")
         daemon.run("mount", image, daemon.target("kept"))
         self.socket = daemon.run_dir / "imgvol.sock"
         self.post("leases", lease=LEASE)
         self.volumes, self.leases = self._volumes(), self._leases()
         self.images, self.mounts = self._images(), self._mounts()
+        self.names = self._names()
         self.files = self._files()
 
     def post(self, path: str, **body: object) -> Answer:
@@ -48,6 +51,8 @@ class Served:
             self._delete("leases", lease=lease, drain=0)
         if self.post("leases/renew", lease=LEASE, expires=86_400).status == 404:
             assert self.post("leases", lease=LEASE).status == 200
+        for name in self._names() - self.names:
+            self._delete("images", image=name)
         if self._images() != self.images:
             self.post("images/unpin", image=self.image)
             answer = self.post("images/pull", image=self.image)
@@ -85,6 +90,9 @@ class Served:
             for image in self._get("images")["images"]
         }
 
+    def _names(self) -> set[str]:
+        return {name for image in self._get("images")["images"] for name in image["names"]}
+
     def _mounts(self) -> object:
         return mounts_below([str(self.daemon.base)])
 
@@ -103,6 +111,6 @@ def served_daemon(base: Path) -> Iterator[Served]:
         for name in ("HTTP_PROXY", "HTTPS_PROXY"):
             environment.setenv(name, "http://127.0.0.1:1")
         with running_daemon(base, RETRIES=0, CONNECT_RETRIES=0) as daemon:
-            served = Served(daemon, f"oci:{layout}:v")
+            served = Served(daemon, layout, "v")
             yield served
             served.check_nothing_left()

@@ -68,7 +68,11 @@ def url_problem(url: httpx.URL) -> str:
     """Why we do not go to a URL that a server named; empty when there is no reason."""
     if url.scheme not in _PORTS:
         return "that is neither http nor https"
-    if not _HOST.fullmatch(url.raw_host.decode("ascii")):
+    try:
+        host = url.raw_host.decode("ascii")
+    except UnicodeError:  # in brackets httpx takes what has no ASCII form
+        host = ""
+    if not _HOST.fullmatch(host):
         return "without a host that could exist"
     if url.port is not None and not 0 < url.port < 1 << 16:
         return "with a port that does not exist"

@@ -38,7 +38,7 @@ def test_targets_that_are_followed(location, expected):
         ("file:///etc/passwd", "neither http nor https"),
         ("data:,x", "neither http nor https"),
         ("https://[/", "without a host"),
-        ("https://[::\xb2,1]/", "without a host"),
+        ("https://[::%\xb2]/", "without a host"),
         ("https://a b/", "without a host"),
         ("https://cdn.example.com:0/", "port"),
         ("https://cdn.example.com:65536/", "port"),

@@ -31,24 +31,14 @@ from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statis
 from imgvol.config import Config, pulls_environment
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
-from imgvol.content.ownership import own_directory
-from imgvol.content.store import Store, open_store
+from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, InternalError, LocalError, MachineLacks
+from imgvol.image_components import ImageComponents, open_images
 from imgvol.images import inspection
-from imgvol.images.collection import Collector
-from imgvol.images.credentials import Logins
-from imgvol.images.events import Events
-from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
-from imgvol.images.lazy import LazyLayers, open_lazy_layers
 from imgvol.images.leases import Leases
-from imgvol.images.preload.archives import ArchiveImport
-from imgvol.images.preload.loading import PreloadSettings, forget_pins
 from imgvol.images.preload.preloader import Preloader
-from imgvol.images.preload.retag import parse_registries
-from imgvol.images.pulls import PullSettings
 from imgvol.images.scrubbing import Scrubber
 from imgvol.images.service import ImageService
-from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
 from imgvol.logs import logging_to
@@ -59,7 +49,6 @@ from imgvol.process import (
     leave_stuck,
     raise_file_limit,
 )
-from imgvol.registry.registries import Registries
 from imgvol.service_manager import ServiceManager
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
@@ -124,21 +113,6 @@ def _run(daemon: "_Daemon", starter: Starter) -> int:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Images:
-    """What serves images, constructed and recovered."""
-
-    store: Store
-    views: Views
-    leases: Leases
-    collector: Collector
-    service: ImageService
-    engine: FetchEngine
-    lazy_layers: LazyLayers
-    events: Events
-    preloader: Preloader | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Mounts:
     """What serves volumes, recovered.
 
@@ -180,7 +154,7 @@ class _Daemon:
         config, lifecycle = self._config, self._lifecycle
         await lifecycle.start("signals", self._watch_signals)
         await lifecycle.start("watchdog", self._watchdog.run)
-        images = await self._open_images()
+        images = await open_images(config, lifecycle)
         mounts = await self._recover_mounts(images)
         servers = await self._open_sockets(images, mounts)
         self._begin_work(images, mounts, servers)
@@ -194,58 +168,7 @@ class _Daemon:
         # Whoever is told that we are ready may stop us in the next moment: nothing comes after.
         self._starter.report_ready()
 
-    async def _open_images(self) -> _Images:
-        """Takes the directories, and makes what serves images of them."""
-        config, lifecycle = self._config, self._lifecycle
-        store = await lifecycle.open("store", open_store(config.root))
-        await lifecycle.open("run directory", _own(config.run))
-        # Whoever wants to know what happens is there before anything does.
-        events = Events()
-        views = Views(store)
-        leases = Leases(store.records)
-        collector = Collector(store)
-        logins = Logins()
-        registries = Registries(config.registries)
-        with lifecycle.stage("settings of pulls"):
-            settings = PullSettings.of(config)
-        service = ImageService(
-            store,
-            views,
-            leases=leases,
-            collector=collector,
-            logins=logins,
-            registries=registries,
-            shared=await lifecycle.open("pulls", open_shared_pulls()),
-            settings=settings,
-        )
-        service.publish_to(events.publish)
-        fetching = open_fetch_engine(
-            config.background_rate, logins=logins.for_reads(), registries=registries
-        )
-        engine = await lifecycle.open("fetching", fetching)
-        lazy_layers = await lifecycle.open(
-            "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
-        )
-        with lifecycle.stage("recovery of leases"):
-            await leases.recover()
-        with lifecycle.stage("pins"):
-            await service.pin_configured(config.pinned_images)
-            preloader = _preloader(config, service)
-            if preloader is None and config.idle_exit is None:
-                await forget_pins(service)
-        return _Images(
-            store=store,
-            views=views,
-            leases=leases,
-            collector=collector,
-            service=service,
-            engine=engine,
-            lazy_layers=lazy_layers,
-            events=events,
-            preloader=preloader,
-        )
-
-    async def _recover_mounts(self, images: _Images) -> _Mounts:
+    async def _recover_mounts(self, images: ImageComponents) -> _Mounts:
         """Mounts the filesystem, and every volume that the last daemon left."""
         config, lifecycle, records = self._config, self._lifecycle, images.store.records
         with lifecycle.stage("detaching dead mounts"):
@@ -275,7 +198,7 @@ class _Daemon:
         )
         return _Mounts(volumes=volumes, sandboxes=sandboxes, obstacle=obstacle)
 
-    async def _open_sockets(self, images: _Images, mounts: _Mounts) -> Sequence[Server]:
+    async def _open_sockets(self, images: ImageComponents, mounts: _Mounts) -> Sequence[Server]:
         """Lets clients in: all that they may ask for is there."""
         config, lifecycle = self._config, self._lifecycle
         if config.cri is not None:
@@ -296,7 +219,9 @@ class _Daemon:
         await lifecycle.open("events", images.events.closing())
         return servers
 
-    def _begin_work(self, images: _Images, mounts: _Mounts, servers: Sequence[Server]) -> None:
+    def _begin_work(
+        self, images: ImageComponents, mounts: _Mounts, servers: Sequence[Server]
+    ) -> None:
         """What the daemon does by itself, as long as it lives."""
         lifecycle = self._lifecycle
         lifecycle.start_soon("leases", partial(_keep_leases, images.leases, mounts.sandboxes))
@@ -365,7 +290,7 @@ class _Daemon:
 
     @asynccontextmanager
     async def _open_volumes(
-        self, volumes: VolumeManager, homes: Homes, images: _Images
+        self, volumes: VolumeManager, homes: Homes, images: ImageComponents
     ) -> AsyncIterator[None]:
         try:
             await recovery.recover(
@@ -379,7 +304,9 @@ class _Daemon:
             with trio.CancelScope(shield=True):
                 await volumes.detach_all(forget=self._forget_volumes)
 
-    async def _docker_plugin(self, spec: Path, images: _Images, mounts: _Mounts) -> ApiServer:
+    async def _docker_plugin(
+        self, spec: Path, images: ImageComponents, mounts: _Mounts
+    ) -> ApiServer:
         config = self._config
         named = NamedVolumes(
             volumes=mounts.volumes,
@@ -392,7 +319,7 @@ class _Daemon:
         return ApiServer(config.docker_socket, make_docker_dispatch(named))
 
     async def _stop_when_idle(
-        self, limit: float, servers: Sequence[Server], images: _Images, mounts: _Mounts
+        self, limit: float, servers: Sequence[Server], images: ImageComponents, mounts: _Mounts
     ) -> None:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
@@ -405,7 +332,7 @@ class _Daemon:
 
     # --- what the API is given ------------------------------------------------------------------
 
-    def _services(self, images: _Images, mounts: _Mounts) -> Services:
+    def _services(self, images: ImageComponents, mounts: _Mounts) -> Services:
         scrubber = Scrubber(images.store, images.views, images.service)
         return Services(
             images=images.service,
@@ -426,7 +353,7 @@ class _Daemon:
         mounts = partial(check_mounts, self._config.views, targets, is_served=True)
         return [*await store.check(), *await trio.to_thread.run_sync(mounts)]
 
-    def _statistics(self, images: _Images, mounts: _Mounts) -> Statistics:
+    def _statistics(self, images: ImageComponents, mounts: _Mounts) -> Statistics:
         return Statistics(
             requests=self._requests.snapshot(),
             views=images.views.statistics(),
@@ -466,15 +393,6 @@ class _Daemon:
             self._manager.starting(what, limits.START_STAGE)
 
 
-@asynccontextmanager
-async def _own(directory: Path) -> AsyncIterator[None]:
-    lock = await trio.to_thread.run_sync(own_directory, directory)
-    try:
-        yield
-    finally:
-        os.close(lock)
-
-
 async def _keep_leases(leases: Leases, sandboxes: Sandboxes) -> None:
     try:
         await leases.run(sandboxes.end_lease)
@@ -488,19 +406,6 @@ async def _note_leases(leases: Leases) -> None:
         await leases.note()
     except ImgvolError as exc:
         log.error("what is left of the leases cannot be written down: %s", exc)
-
-
-def _preloader(config: Config, images: ImageService) -> Preloader | None:
-    """The preload directory, if there is one; raises InvalidArgument for what is no registry."""
-    preload = config.preload
-    if preload.directory is None:
-        return None
-    settings = PreloadSettings(
-        directory=str(preload.directory),
-        registries=parse_registries(preload.registries),
-        keeps_pins=preload.keeps_pins,
-    )
-    return Preloader(settings, images, ArchiveImport(images.importer, links=preload.links))
 
 
 def _cri_server(socket: Path, images: ImageService) -> CriService:

@@ -33,7 +33,8 @@ from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.scrubbing import ScrubFault
 from imgvol.images.service import PullStatistics
-from imgvol.images.views import LayerStatus, ViewStatistics
+from imgvol.images.status import LayerStatus
+from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
 from imgvol.tallies import (

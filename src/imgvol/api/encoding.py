@@ -14,7 +14,7 @@ from imgvol.images.inspection import EntryInfo
 from imgvol.images.local import RemovalReport
 from imgvol.images.preload.status import PreloadedFile, PreloadStatus
 from imgvol.images.pull import PullProgress
-from imgvol.images.views import LayerStatus
+from imgvol.images.status import LayerStatus
 from imgvol.oci.digest import Digest
 from imgvol.volumes.options import BindOptions
 from imgvol.volumes.plan import MountRequest

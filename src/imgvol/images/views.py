@@ -15,13 +15,13 @@ from typing import Final
 
 import trio
 
-from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import IN_PLACE, ImageRecord, LayerRecord
+from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.content.store import Store
 from imgvol.errors import NotFound, StoreDamaged
+from imgvol.images.status import LayerStatus, layer_status
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
@@ -35,57 +35,6 @@ async def _nothing_to_do() -> None:
 
 async def _no_fetcher(_layer: LazyLayerStore, _record: LayerRecord) -> None:
     """For views without lazy layers."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerStatus:
-    """How one layer of an open view is read.
-
-    Attributes:
-        format: How its files are known: "tar" (all of it was pulled), "in place", or a lazy format.
-        state: "complete" (all at hand and verified), "lazy" or "bad".
-        size: Bytes of the blob.
-        present: Bytes of it that are here.
-        fetched: Bytes fetched since the view was opened, whatever for.
-        needed: Bytes of them that readers were waiting for.
-        reason: Why it is bad, why the rest does not come, or why the layer was pulled as a whole,
-            although its image has a table of contents for it.
-    """
-
-    digest: Digest
-    format: str
-    state: str
-    size: int
-    present: int
-    fetched: int = 0
-    needed: int = 0
-    reason: str = ""
-
-
-def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
-    """What there is to say of a layer of an open view."""
-    if not isinstance(layer, LazyLayerStore):
-        return LayerStatus(
-            digest=layer.digest,
-            # Whatever has become of the record: this view reads it there.
-            format=IN_PLACE if isinstance(layer, InPlaceLayer) else record.format,
-            state="bad" if layer.failure else "complete",
-            size=record.size,
-            present=record.size,
-            reason=str(layer.failure or record.obstacle),
-        )
-    state = "complete" if layer.is_complete else "lazy"
-    fetcher = layer.fetcher
-    return LayerStatus(
-        digest=layer.digest,
-        format=record.format,
-        state="bad" if layer.failure else state,
-        size=record.size,
-        present=record.size if layer.is_complete else layer.kept.size,
-        fetched=fetcher.statistics.fetched if fetcher else 0,
-        needed=fetcher.statistics.needed if fetcher else 0,
-        reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

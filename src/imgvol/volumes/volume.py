@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from imgvol.content.records import ImageRecord, VolumeRecord
-from imgvol.images.views import LayerStatus, OpenView
+from imgvol.images.status import LayerStatus
+from imgvol.images.views import OpenView
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes.mounts import Bound
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions

@@ -355,7 +355,7 @@ def test_the_rooms_own_records_match_the_schemas():
     """The fakes above could drift from the real thing; the encoders are held to both."""
     from imgvol.content.records import ImageRecord, LayerRecord
     from imgvol.images.inspection import EntryInfo
-    from imgvol.images.views import LayerStatus
+    from imgvol.images.status import LayerStatus
     from imgvol.layers.index import NodeType
     from imgvol.oci.digest import Digest
 

@@ -13,7 +13,8 @@ from imgvol.images.leases import Leases
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import ImageService, PullOptions
-from imgvol.images.views import Views, layer_status
+from imgvol.images.status import layer_status
+from imgvol.images.views import Views
 from imgvol.view.paths import resolve
 from support import images
 

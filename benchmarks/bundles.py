@@ -62,6 +62,7 @@ def bench_bundles(
 
     def by_hand():
         skopeo = ("skopeo", "--insecure-policy", "copy", "--quiet")
+        # It compresses the layers: umoci does not read what it writes when told not to.
         run(*skopeo, f"docker-archive:{archive}", f"oci:{place}/layout:x", timeout=300)
         unpack = ("umoci", "raw", "unpack", "--image", f"{place}/layout:x", place / "rootfs")
         run(*unpack, timeout=300)

@@ -24,7 +24,7 @@ import h11
 import trio
 
 from imgvol import limits
-from imgvol.api.passing import PassedFile
+from imgvol.api.passing import PassedFile, owning
 from imgvol.api.problems import RequestError, as_imgvol_error, error_document, http_status
 from imgvol.errors import ImgvolError, InternalError
 
@@ -146,6 +146,8 @@ async def serve_connection(
             await connection.linger()
         except (_PeerGone, trio.BrokenResourceError):
             log.debug("a client went away")
+        finally:
+            connection.close()
 
 
 class _Connection:
@@ -173,13 +175,16 @@ class _Connection:
         try:
             await self._answer()
         finally:
-            self._passed.close()
             self._activity.requests -= 1
             self._activity.last = trio.current_time()
         if self._h11.our_state is not h11.DONE or self._h11.their_state is not h11.DONE:
             return False
         self._h11.start_next_cycle()
         return True
+
+    def close(self) -> None:
+        """Close what came along and belongs to no request."""
+        self._passed.close()
 
     async def linger(self) -> None:
         """Let the peer read our answer before unread bytes of its own make the kernel reset."""
@@ -233,7 +238,7 @@ class _Connection:
                 # A tunnel that is granted is the end of HTTP on the connection: it never is.
                 raise RequestError(405, "this is no proxy", headers=(("allow", ""),))
             path, _, query = head.target.decode("ascii").partition("?")
-            method, file = head.method.decode("ascii"), self._passed.descriptor
+            method, file = head.method.decode("ascii"), self._passed.take()
             return Request(method=method, path=path, query=query, body=body, file=file)
         raise RequestError(408, "the request took too long to arrive")
 
@@ -257,10 +262,11 @@ class _Connection:
             await self._send_response(error_response(error))
             return
         is_alive = False  # unless the handler gets to its end before the peer goes
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch_peer, nursery.cancel_scope)
-            is_alive = await self._respond(request)
-            nursery.cancel_scope.cancel()
+        with owning(request.file):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_peer, nursery.cancel_scope)
+                is_alive = await self._respond(request)
+                nursery.cancel_scope.cancel()
         if not is_alive:
             raise _PeerGone
 

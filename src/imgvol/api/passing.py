@@ -10,6 +10,8 @@ at a time; more are closed at once.
 import array
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import trio
@@ -19,16 +21,29 @@ _FILES: Final = 4
 _SPACE: Final = socket.CMSG_SPACE(_FILES * array.array("i").itemsize)
 
 
+@contextmanager
+def owning(descriptor: int | None) -> Iterator[None]:
+    """Closes a file that was taken, if there is one, after the block."""
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 class PassedFile:
-    """The file that has come with the present request, if one has."""
+    """The file that has come with a request, until that request is whole."""
 
     def __init__(self) -> None:
         self._descriptor = -1
 
-    @property
-    def descriptor(self) -> int | None:
-        """The open file; it stays this object's."""
-        return self._descriptor if self._descriptor >= 0 else None
+    def take(self) -> int | None:
+        """The open file, which is the caller's from then on; None: there is none.
+
+        What comes later, while that request is being answered, is the next one's.
+        """
+        taken, self._descriptor = self._descriptor, -1
+        return taken if taken >= 0 else None
 
     async def receive(self, stream: trio.SocketStream, size: int) -> bytes:
         """As `receive_some` of the stream, and keeps the file that comes along.

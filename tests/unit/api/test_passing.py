@@ -67,6 +67,24 @@ async def test_a_file_belongs_to_one_request_and_is_closed_after_it(path, files)
     assert open_descriptors() == before
 
 
+async def test_a_file_that_comes_while_another_request_is_answered_is_the_next_ones(path, files):
+    (first, second, *_), names = files
+
+    def send(client):
+        socket.send_fds(client, [HEAD], [first])
+        # At once: the answer to the first may not even have been begun.
+        socket.send_fds(client, [HEAD], [second])
+        answers = b""
+        while answers.count(b"HTTP/1.1 200") < 2:
+            answers += client.recv(65536)
+
+    before = open_descriptors()
+    got = await exchange(path, send)
+    # Unless both had come before the first was read: one is kept.
+    assert got in ([names[0], names[1]], [names[0], None])
+    assert open_descriptors() == before
+
+
 async def test_of_many_files_one_is_kept(path, files):
     opened, names = files
 

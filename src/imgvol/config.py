@@ -134,6 +134,7 @@ class Config:
         pinned_images: Names of images that stay when they have come, whatever else happens.
         registries: Where the configuration of registries is.
         docker_spec: The file that tells Docker of our volume plugin; None: there is no plugin.
+        exec_env_prefix: How variables begin that are for pulls, and the programs they run.
         max_downloads: Layers of all images that are pulled at once; None: as many as suits the
             machine.
         pull_progress_timeout: Seconds without a byte after which a pull has stalled; None: never.
@@ -151,6 +152,7 @@ class Config:
     pinned_images: tuple[str, ...] = ()
     registries: RegistryPaths = RegistryPaths()
     docker_spec: Path | None = None
+    exec_env_prefix: str = ENVIRONMENT_PREFIX
     max_downloads: int | None = None
     pull_progress_timeout: float | None = limits.PULL_PROGRESS_TIMEOUT
     cri: Path | None = None
@@ -265,22 +267,28 @@ def _preload(environ: Mapping[str, str]) -> PreloadConfig:
     )
 
 
-def pulls_environment(environ: Mapping[str, str]) -> dict[str, str]:
+def pulls_environment(
+    environ: Mapping[str, str], prefix: str = ENVIRONMENT_PREFIX
+) -> dict[str, str]:
     """The environment in which images are pulled: `IMGVOL_ENV_X` is X there, whatever X is else.
 
     So the proxy of pulls need not be that of all services. An override leaves no variable of the
     same name in other letters, which might come before it.
+
+    Args:
+        environ: The daemon's own.
+        prefix: Of variables that are meant for pulls.
     """
     overrides = {
-        name.removeprefix(ENVIRONMENT_PREFIX): value
+        name.removeprefix(prefix): value
         for name, value in environ.items()
-        if name.startswith(ENVIRONMENT_PREFIX) and name != ENVIRONMENT_PREFIX
+        if name.startswith(prefix) and name != prefix
     }
     hidden = {name.lower() for name in overrides if name.lower().endswith("_proxy")}
     kept = {
         name: value
         for name, value in environ.items()
-        if not name.startswith(ENVIRONMENT_PREFIX) and name.lower() not in hidden
+        if not name.startswith(prefix) and name.lower() not in hidden
     }
     return {**kept, **overrides}
 

@@ -88,7 +88,7 @@ def run(
     faulthandler.enable()
     manager = ServiceManager.from_environment(os.environ)
     # Nothing but pulls, and the credential helpers that they run, looks there from now on.
-    environment = pulls_environment(os.environ)
+    environment = pulls_environment(os.environ, config.exec_env_prefix)
     os.environ.clear()
     os.environ.update(environment)
     starter = Starter(ready_fd)

@@ -132,6 +132,11 @@ def test_pulls_see_what_is_meant_for_them_and_the_rest():
     }
 
 
+def test_the_prefix_of_what_is_meant_for_pulls_can_be_another():
+    environ = {"IMGVOL_https_proxy": "http://pulls:1", "HTTPS_PROXY": "http://all:1", "A": "b"}
+    assert pulls_environment(environ, "IMGVOL_") == {"https_proxy": "http://pulls:1", "A": "b"}
+
+
 def test_only_proxies_are_the_same_in_other_letters():
     environ = {"Path": "1", "IMGVOL_ENV_PATH": "2"}
     assert pulls_environment(environ) == {"Path": "1", "PATH": "2"}

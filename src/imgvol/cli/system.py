@@ -20,7 +20,7 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
-from imgvol.config import DOCKER_SPEC, parse_rate
+from imgvol.config import DOCKER_SPEC, ENVIRONMENT_PREFIX, parse_rate
 from imgvol.errors import DaemonUnavailable, InvalidArgument
 
 _STOP_DEADLINE: Final = 30.0
@@ -109,6 +109,14 @@ _POLL: Final = 0.05
     help=f"Also be a volume plugin for Docker, and tell it so in FILE [{DOCKER_SPEC}].",
 )
 @click.option(
+    "--exec-env-prefix",
+    metavar="PREFIX",
+    default=ENVIRONMENT_PREFIX,
+    show_default=True,
+    help="Variables that begin so are, without it, for pulls and the programs that they run: "
+    f"{ENVIRONMENT_PREFIX}HTTPS_PROXY is their proxy, and nobody else's.",
+)
+@click.option(
     "--pin-image",
     "pinned_images",
     metavar="IMAGE",
@@ -178,6 +186,7 @@ def serve_command(
     hosts_dirs: tuple[str, ...],
     registries_file: str | None,
     docker_plugin: str | None,
+    exec_env_prefix: str,
     pinned_images: tuple[str, ...],
     preload: str | None,
     no_preload: bool,
@@ -204,6 +213,7 @@ def serve_command(
         pull_progress_timeout=pull_progress_timeout or None,
         runtime_handlers=runtime_handlers,
         pinned_images=pinned_images,
+        exec_env_prefix=exec_env_prefix,
         registries=session.config.registries.with_chosen(hosts_dirs, registries_file),
     )
     trust = config.trust

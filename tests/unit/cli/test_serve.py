@@ -79,3 +79,12 @@ def test_the_log_is_configured_by_the_environment(monkeypatch):
         ("debug", Path("/l/log")),
         ("error", Path("/m")),
     ]
+
+
+def test_the_prefix_of_variables_for_pulls_can_be_chosen(monkeypatch):
+    configs = []
+    monkeypatch.setattr(daemon, "run", lambda config, **_: configs.append(config) or 0)
+    places = ["--root", "/r", "--run", "/s", "serve"]
+    assert command.run(places) == 0
+    assert command.run([*places, "--exec-env-prefix", "IMGVOL_"]) == 0
+    assert [config.exec_env_prefix for config in configs] == ["IMGVOL_ENV_", "IMGVOL_"]

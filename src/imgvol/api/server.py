@@ -191,8 +191,11 @@ def claim_place(path: str) -> Iterator[SocketPlace]:
 
 @contextlib.contextmanager
 def open_listener(path: str) -> Iterator[socket.socket]:
-    """A listening socket at `path`, 0600 from the start; raises as `claim_place`."""
-    with claim_place(path) as place, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    """A listening socket at `path`, 0600 from the start; raises as `claim_place`.
+
+    Its name goes before it stops listening: who is refused by what has that name sees a dead one.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, claim_place(path) as place:
         # bind(2) makes the file with the mode of the socket's inode (net/unix/af_unix.c): this is
         # 0600 from the start, without touching the process's umask.
         os.fchmod(listener.fileno(), 0o600)

@@ -12,7 +12,12 @@ import pytest
 import trio
 
 from imgvol.api.http import json_response
-from imgvol.api.server import ApiServer, ensure_private_directory, open_listener
+from imgvol.api.server import (
+    ApiServer,
+    SocketPlace,
+    ensure_private_directory,
+    open_listener,
+)
 from imgvol.errors import Conflict, InvalidArgument, PermissionDenied
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -197,3 +202,19 @@ async def test_idle_time_counts_from_the_last_request(run):
         assert server.idle_seconds() >= 0.1
         await ask(run / "s")
         assert server.idle_seconds() < 0.1
+
+
+def test_the_name_goes_before_the_socket_stops_listening(run, monkeypatch):
+    withdraw, reached = SocketPlace.withdraw, []
+
+    def look_and_withdraw(place):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(run / "s"))
+            reached.append(place)
+        withdraw(place)
+
+    monkeypatch.setattr(SocketPlace, "withdraw", look_and_withdraw)
+    with open_listener(str(run / "s")):
+        pass
+    assert len(reached) == 1
+    assert not (run / "s").exists()

@@ -8,8 +8,7 @@ digest is a diff ID like any other. The tar follows from the list of files and t
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from imgvol.errors import DigestMismatch, RegistryUnavailable
 from imgvol.layers.artifact import Artifact
@@ -26,7 +25,7 @@ _NANOSECONDS: Final = 1_000_000_000
 _END: Final = bytes(2 * _BLOCK)
 
 
-class ArtifactReader:
+class ArtifactReader(BlobReader):
     """A BlobReader of the layer that stands for an artifact's files.
 
     Each blob's size and digest are checked before the tar goes on behind it: the last bytes come
@@ -81,17 +80,6 @@ class ArtifactReader:
 
     def close(self) -> None:
         """Nothing to do: each blob's reader is closed once it is read."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _verified(self, blob: Descriptor) -> Iterator[bytes]:
         hasher = blob.digest.hasher()

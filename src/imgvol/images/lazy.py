@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Self
 
 import trio
 
@@ -46,6 +45,7 @@ from imgvol.layers.compression import Compression
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import layer_compression
+from imgvol.sources.base import BlobReader
 from imgvol.tallies import QueueLength
 from imgvol.threads import run_cancellable
 
@@ -313,18 +313,12 @@ def _fault_of(record: LayerRecord, reason: ContentError) -> LayerFault:
     return LayerFault(kind=kind, reason=str(reason))
 
 
-class _KeptReader:
+class _KeptReader(BlobReader):
     """Reads the blob of a lazy layer for the pipeline, once all of it has been fetched."""
 
     def __init__(self, layer: LazyLayerStore) -> None:
         self._layer = layer
         self._is_cancelled = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def iter_pieces(self) -> Iterator[bytes]:
         """Its bytes, in order."""

@@ -1,8 +1,6 @@
 """A registry's image as a pull reads it: waits are watched, and what is here is not asked for."""
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, LimitExceeded
@@ -88,7 +86,7 @@ class PullSource:
         """Nothing: the source belongs to the pull."""
 
 
-class _WatchedReader:
+class _WatchedReader(BlobReader):
     """A BlobReader around another one."""
 
     def __init__(self, reader: BlobReader, watch: PullWatch, what: str) -> None:
@@ -114,15 +112,3 @@ class _WatchedReader:
     def close(self) -> None:
         """See BlobReader."""
         self._reader.close()
-
-    def __enter__(self) -> Self:
-        self._reader.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._reader.__exit__(kind, error, traceback)

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -34,7 +35,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,
 _PROGRESS: Final = limits.BODY_PIECE
 
 
-class BlobReader(Protocol):
+class BlobReader(ABC):
     """Gives the bytes of a blob, or of a part of it, once and in order.
 
     It is used by one thread, `cancel` excepted, and as a context manager:
@@ -44,6 +45,7 @@ class BlobReader(Protocol):
     ...         hasher.update(piece)
     """
 
+    @abstractmethod
     def iter_pieces(self) -> Iterator[bytes]:
         """The bytes, in pieces of at most limits.BODY_PIECE. Nothing is sent before the first.
 
@@ -51,24 +53,25 @@ class BlobReader(Protocol):
             ImgvolError: There are no more, and there should be. What came before is good as far as
                 it goes.
         """
-        ...
 
+    @abstractmethod
     def cancel(self) -> None:
         """Make `iter_pieces` raise RegistryUnavailable at once. From any thread, at any time."""
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Give the connection back, or close it. Again does nothing."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
 
 class Server(Protocol):
@@ -113,7 +116,7 @@ class RateGuard:
         return is_enough
 
 
-class RemoteBlobReader:
+class RemoteBlobReader(BlobReader):
     """A BlobReader over HTTP.
 
     Args:
@@ -174,17 +177,6 @@ class RemoteBlobReader:
     def close(self) -> None:
         """See BlobReader."""
         self._pieces.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _generate(self) -> Generator[bytes, None, None]:
         if self._start == self._end:

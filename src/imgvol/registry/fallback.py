@@ -8,13 +8,12 @@ gone is asked last for a while, so that a reader of many ranges finds out once.
 import logging
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from types import TracebackType
-from typing import Self, TypeAlias
+from typing import TypeAlias
 
 import httpx
 
 from imgvol.errors import ContentError, ImgvolError, NotFound, RemoteError
-from imgvol.registry.body import RemoteBlobReader
+from imgvol.registry.body import BlobReader, RemoteBlobReader
 from imgvol.registry.hosts import Capability
 from imgvol.registry.redaction import redact_url
 from imgvol.registry.stations import Failures, Station, Stations
@@ -26,7 +25,7 @@ OpenAtStation: TypeAlias = Callable[[Station, int, bool], RemoteBlobReader]
 OpenAt: TypeAlias = Callable[[int], RemoteBlobReader]
 
 
-class FallbackReader:
+class FallbackReader(BlobReader):
     """A BlobReader of several places.
 
     Args:
@@ -69,17 +68,6 @@ class FallbackReader:
     def close(self) -> None:
         """See BlobReader."""
         self._pieces.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _generate(self) -> Generator[bytes, None, None]:
         missing = yield from self._read_from_stations()

@@ -26,6 +26,7 @@ from imgvol.errors import (
     RegistryUnavailable,
     StoreFull,
 )
+from imgvol.registry.body import BlobReader
 
 # A FIFO that somebody put there must not hang us: O_NONBLOCK opens it at once, and is refused.
 _OPEN_FILE: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -130,7 +131,7 @@ class FileRange:
         self.close()
 
 
-class RangeReader:
+class RangeReader(BlobReader):
     """A BlobReader over a range, which it owns.
 
     Args:
@@ -170,17 +171,6 @@ class RangeReader:
     def close(self) -> None:
         """Close the file. Idempotent."""
         self._range.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class DirectoryFiles:

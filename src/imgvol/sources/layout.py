@@ -68,7 +68,10 @@ class LayoutSource(LocalSource):
             case several:
                 return self._combine(several)
 
-    def _list_images(self, stop: threading.Event) -> tuple[ListedImage, ...]:  # noqa: ARG002
+    def _list_images(
+        self,
+        stop: threading.Event,  # noqa: ARG002 - one small document is read
+    ) -> tuple[ListedImage, ...]:
         return tuple(_listed(entry) for entry in read_index(self._files).manifests)
 
     def _find_digest(self, digest: Digest, entries: tuple[Descriptor, ...]) -> Descriptor:

@@ -652,7 +652,7 @@ async def test_images_of_one_registry_share_its_places(tmp_path, source):
             fetcher = engine.attach(layer, descriptor, replace(ORIGIN, argument=name))
             nursery.start_soon(fetcher.ensure, wanted)
             hosts = 1 if number < 2 else 2
-            await until(lambda: len(source.opened) == hosts * limits.FETCH_PER_HOST)  # noqa: B023
+            await until(lambda: len(source.opened) == hosts * limits.FETCH_PER_HOST)  # noqa: B023 - used inside of the loop only
             await trio.sleep(0.05)
             assert len(source.opened) == hosts * limits.FETCH_PER_HOST
         source.release()

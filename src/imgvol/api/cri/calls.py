@@ -91,7 +91,11 @@ class Calls(grpc.GenericRpcHandler):
 
         await self._conduct(method.name, context, answer)
 
-    async def _refuse(self, messages: object, context: ServicerContext[Any, Any]) -> bytes:  # noqa: ARG002
+    async def _refuse(
+        self,
+        messages: object,  # noqa: ARG002 - gRPC gives them, and nobody reads them
+        context: ServicerContext[Any, Any],
+    ) -> bytes:
         async def answer() -> bytes:
             raise Refused(grpc.StatusCode.UNIMPLEMENTED, "imgvol has no such method")
 
@@ -151,6 +155,6 @@ def _status(name: str, error: Exception) -> tuple[grpc.StatusCode, str]:
 def _cancellation(context: ServicerContext[Any, Any]) -> grpc.StatusCode:
     """Which of the two it was, for the counts: the client knows by itself."""
     left = context.time_remaining()
-    # None without a deadline, whatever the stubs say.
-    is_late = left is not None and left <= 0  # type: ignore[redundant-expr]
+    # The stubs know no call without a deadline; it has None.
+    is_late = left is not None and left <= 0  # type: ignore[redundant-expr] # see above
     return grpc.StatusCode.DEADLINE_EXCEEDED if is_late else grpc.StatusCode.CANCELLED

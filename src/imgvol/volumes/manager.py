@@ -17,8 +17,8 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import ImageService, PullOptions
 from imgvol.images.views import OpenView, Views
-from imgvol.volumes import mounts
+from imgvol.volumes import mounts, syscalls
 from imgvol.volumes.homes import Homes, check_lease_id
 from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
 from imgvol.volumes.obtaining import PullPolicy, obtain
@@ -86,6 +86,7 @@ class VolumeManager:
         self._volumes: dict[str, HeldVolume] = {}
         self._busy_targets: set[str] = set()
         self._limiter = trio.CapacityLimiter(MOUNT_THREADS)
+        self._open_view: mounts.ViewOpener = syscalls.open_place
         self.turns = Turns[str]()
         self.boot_id = BOOT_ID.read_text().strip()
 
@@ -263,6 +264,17 @@ class VolumeManager:
             await self.in_thread(self._displace, current, True)
             self._volumes[held.record.id] = replace(current, bound=None)
 
+    @contextmanager
+    def one_after_the_other(self) -> Iterator[None]:
+        """While many volumes are mounted, and none is unmounted, each view is looked up once."""
+        kept = mounts.KeptPlaces()
+        self._open_view = kept.open
+        try:
+            yield
+        finally:
+            self._open_view = syscalls.open_place
+            kept.close()
+
     async def restore(
         self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo]
     ) -> HeldVolume:
@@ -373,7 +385,7 @@ class VolumeManager:
             # Below the run directory nothing is a link; the way there is the administrator's.
             run = os.path.realpath(bytes(self._views_directory.parent))
             view = os.path.join(run, os.fsencode(self._views_directory.name), view_name)
-            return mounts.bind(view, part, target, options)
+            return mounts.bind(view, part, target, options, self._open_view)
         except BaseException:
             if has_home:
                 # What is in its way is in the error's way no less.

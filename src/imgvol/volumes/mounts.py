@@ -10,9 +10,10 @@ Everything here blocks and may go through our own filesystem: call it from threa
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,9 @@ SELINUX: Final = Path("/sys/fs/selinux/enforce")
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 # How often a mount is looked for whose directory somebody moves while we look.
 _ATTEMPTS: Final = 100
+
+# Opens a view's directory as a place, by its path, for as long as a block lasts.
+ViewOpener = Callable[[bytes], AbstractContextManager[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +102,42 @@ def refuse_impossible(options: BindOptions) -> None:
         )
 
 
-def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bound:
+class KeptPlaces:
+    """Directories of views that stay open, for many binds one after the other.
+
+    Looking a view up asks our own filesystem, which is most of the time that a bind takes. Close it
+    before any view is withdrawn. One thread at a time may use it.
+    """
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._places: dict[bytes, int] = {}
+
+    def close(self) -> None:
+        """Lets go of all of them."""
+        self._places.clear()
+        self._stack.close()
+
+    @contextmanager
+    def open(self, view: bytes) -> Iterator[int]:
+        """A `ViewOpener`."""
+        if view not in self._places:
+            self._places[view] = self._stack.enter_context(syscalls.open_place(view))
+        try:
+            yield self._places[view]
+        except FileNotFoundError:
+            # The kernel has forgotten it meanwhile: the next attempt is to look it up anew.
+            self._places.pop(view, None)
+            raise
+
+
+def bind(
+    view: bytes,
+    part: SubPath,
+    target: bytes,
+    options: BindOptions,
+    open_view: ViewOpener = syscalls.open_place,
+) -> Bound:
     """Binds a view, or a part of it, at a target: read-only, and as the options say.
 
     Args:
@@ -106,6 +145,7 @@ def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bou
         part: What of it.
         target: An empty directory, or a file for a part that is one.
         options: What else is asked for.
+        open_view: How to come to the view.
 
     Raises:
         InvalidArgument: The target is of another kind than the part.
@@ -117,7 +157,7 @@ def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bou
     with _opened(target) as place:
         _check_kind(syscalls.standing_at(place).mode, part, target)
         try:
-            standing = _bind_found(view, part, place, target, options)
+            standing = _bind_found(partial(open_view, view), part, place, target, options)
         except OSError as exc:
             hint = "imgvol needs Linux 5.12 or later." if exc.errno == errno.ENOSYS else ""
             raise LocalError(
@@ -130,7 +170,11 @@ def bind(view: bytes, part: SubPath, target: bytes, options: BindOptions) -> Bou
 
 
 def _bind_found(
-    view: bytes, part: SubPath, place: int, target: bytes, options: BindOptions
+    open_view: Callable[[], AbstractContextManager[int]],
+    part: SubPath,
+    place: int,
+    target: bytes,
+    options: BindOptions,
 ) -> syscalls.Standing:
     """Looks the view up until it stays where it was found for long enough to be mounted.
 
@@ -139,15 +183,19 @@ def _bind_found(
     """
     for _ in range(limits.BIND_ATTEMPTS - 1):
         with suppress(FileNotFoundError):
-            return _bind_once(view, part, place, target, options)
-    return _bind_once(view, part, place, target, options)
+            return _bind_once(open_view, part, place, target, options)
+    return _bind_once(open_view, part, place, target, options)
 
 
 def _bind_once(
-    view: bytes, part: SubPath, place: int, target: bytes, options: BindOptions
+    open_view: Callable[[], AbstractContextManager[int]],
+    part: SubPath,
+    place: int,
+    target: bytes,
+    options: BindOptions,
 ) -> syscalls.Standing:
     with (
-        syscalls.open_place(view) as directory,
+        open_view() as directory,
         syscalls.open_beneath(directory, part.path) as source,
         syscalls.clone_tree(source) as tree,
     ):

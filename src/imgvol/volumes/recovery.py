@@ -15,7 +15,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import trio
 
@@ -28,9 +27,6 @@ from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.mountinfo import MountInfo, by_target, is_ours, read_mountinfo
 
 log = logging.getLogger(__name__)
-
-# Volumes at once: views are opened by few threads, and each bind asks our own filesystem.
-RECOVERIES: Final = 16
 
 
 async def detach_dead(records: Records, views_directory: Path) -> None:
@@ -55,10 +51,10 @@ async def recover(
         images={image.manifest: image for image in await records.images()},
         mounts=by_target(await volumes.in_thread(read_mountinfo)),
     )
-    limiter = trio.CapacityLimiter(RECOVERIES)
-    async with trio.open_nursery() as nursery:
+    # Several at a time would be slower: their threads would wait for each other.
+    with volumes.one_after_the_other():
         for record in recorded:
-            nursery.start_soon(recovery.recover_one, record, limiter)
+            await recovery.recover_one(record)
     kept = {held.target for held in await volumes.list() if held.target is not None}
     await volumes.in_thread(homes.sweep, kept)
 
@@ -79,12 +75,8 @@ class _Recovery:
     images: Mapping[Digest, ImageRecord]
     mounts: Mapping[bytes, Sequence[MountInfo]]
 
-    async def recover_one(self, record: VolumeRecord, limiter: trio.CapacityLimiter) -> None:
+    async def recover_one(self, record: VolumeRecord) -> None:
         """Makes one record true, or says that it is not."""
-        async with limiter:
-            await self._recover(record)
-
-    async def _recover(self, record: VolumeRecord) -> None:
         if record.boot_id != self.volumes.boot_id:
             # Mounts and sandboxes' processes have not outlived the boot.
             await self.records.remove_volume(record.id)

@@ -146,7 +146,7 @@ class Kernel:
     def detach(self, target, views_directory, there):
         self.mounted.pop(target, None)
 
-    def bind(self, view, part, target, options):
+    def bind(self, view, part, target, options, open_view):
         if self.fail_bind is not None:
             raise self.fail_bind
         self.mounted[target] = view

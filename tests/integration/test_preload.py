@@ -3,18 +3,22 @@
 import base64
 import contextlib
 import gzip
+import hashlib
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections import Counter
 
 import pytest
 
+from imgvol import limits
 from support.daemon import Imgvol, running_daemon
 from support.images import Image, Layer, directory, file, push, write_layout
 from support.programs import require, stop
@@ -29,6 +33,8 @@ with open(sys.argv[2], "wb", buffering=0) as out:
         out.write(data[start : start + step])
         time.sleep(0.1)
 """
+
+LARGE = 2_000_000_000
 
 
 def image_of(name, size=0):
@@ -77,6 +83,39 @@ def states(now):
     return {os.path.basename(each["path"]): each["state"] for each in now["files"]}
 
 
+def write_large_archive(path, name, workshop):
+    """A docker-archive of two gigabytes, most of it zeros, so that little of it takes time."""
+    layer = workshop / "layer.tar"
+    big = tarfile.TarInfo("big")
+    big.size = LARGE
+    with open(layer, "wb") as out:
+        out.write(big.tobuf())
+        for position in range(0, LARGE, LARGE // 16):
+            out.seek(tarfile.BLOCKSIZE + position)
+            out.write(os.urandom(limits.MIB))
+        out.truncate(tarfile.BLOCKSIZE + LARGE + 2 * tarfile.BLOCKSIZE)
+    with open(layer, "rb") as read:
+        diff_id = f"sha256:{hashlib.file_digest(read, 'sha256').hexdigest()}"
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        }
+    ).encode()
+    entry = {"Config": "config.json", "RepoTags": [name], "Layers": [layer.name]}
+    with tarfile.open(path, "w") as archive:
+        for member, data in (
+            ("config.json", config),
+            ("manifest.json", json.dumps([entry]).encode()),
+        ):
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        archive.add(layer, layer.name)
+    layer.unlink()
+
+
 def place(source, target):
     """Puts a file there as one should."""
     beside = target.with_name(f".{target.name}")
@@ -123,14 +162,9 @@ def test_fifty_archives_come_in_while_some_are_written_and_some_are_cut(short_pa
     images = base / "images"
     images.mkdir()
     (images / ".cache.json").touch()
-    large = base / "large.tar"
-    layout = write_layout(
-        base / "layout", {"l": Image([Layer([file("big", os.urandom(200_000_000))], "none")])}
-    )
-    copy(layout, "l", f"oci-archive:{large}:registry.example/large:1")
     with running_daemon(base, "--preload", str(images)) as imgvol:
         imgvol.expected_log.append(r"\.tar(\.gz)?: failed: ")
-        shutil.copyfile(large, images / "large.tar")
+        write_large_archive(images / "large.tar", "registry.example/large:1", base)
         good, bad = arrive(archives, images, 50)
         good.append("large.tar")
         now = wait(imgvol, lambda now: not now["is_busy"] and len(now["files"]) == 51, 120)

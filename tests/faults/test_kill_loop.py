@@ -30,6 +30,7 @@ PULLED = {
     f"p{number}": images.Image([images.Layer([images.file("f", NOISE.randbytes(300_000))], "gzip")])
     for number in range(5)
 }
+ARCHIVED = "registry.example/archived:1"
 # Twenty threads that read and compare until their input ends. Errors are what a dead mount gives.
 READERS = """
 import os, random, sys, threading
@@ -66,7 +67,10 @@ def test_killed_again_and_again_under_load(short_path):
     choice = random.Random(seed := random.randrange(1 << 32))
     layout = images.write_layout(short_path / "layout", {"kept": KEPT, **PULLED})
     (short_path / "reference").write_bytes(LARGE)
-    imgvol = Imgvol(short_path)
+    archives = short_path / "archives"
+    archives.mkdir()
+    archive = images.write_docker_archive(archives / "a.tar", KEPT, ARCHIVED)
+    imgvol = Imgvol(short_path, options=("--preload", str(archives)))
     imgvol.start()
     target = imgvol.target("mnt")
     imgvol.run("mount", f"oci:{layout}:kept", target)
@@ -81,7 +85,7 @@ def test_killed_again_and_again_under_load(short_path):
     )
     seconds = []
     try:
-        with load(imgvol, layout):
+        with load(imgvol, layout, archive):
             for _ in range(ROUNDS):
                 time.sleep(choice.uniform(0.2, 1.2))
                 imgvol.process.send_signal(signal.SIGKILL)
@@ -103,6 +107,8 @@ def test_killed_again_and_again_under_load(short_path):
         assert kept <= leases, "nothing that was acknowledged is lost"
         for lease in leases - kept - {"cli"}:
             imgvol.run("lease", "rm", lease)
+        preloaded = next(i for i in imgvol.json("images") if ARCHIVED in i["names"])
+        assert preloaded["pinned"]
         (volume,) = imgvol.json("ps")
         assert (volume["target"], volume["state"]) == (target, "mounted")
         assert our_mounts(imgvol) == []
@@ -113,8 +119,8 @@ def test_killed_again_and_again_under_load(short_path):
 
 
 @contextlib.contextmanager
-def load(imgvol, layout):
-    """Pulls, removals, leases and mounts of sandboxes, all the time, whatever comes of them."""
+def load(imgvol, layout, archive):
+    """Pulls, preloads, leases and mounts of sandboxes, all the time, whatever comes of them."""
     is_over = threading.Event()
 
     def again_and_again(work):
@@ -133,7 +139,12 @@ def load(imgvol, layout):
         call(imgvol, "POST", "/sandboxes/mounts", {"sandbox": "churn", "mounts": mounts})
         call(imgvol, "DELETE", "/leases?lease=churn&drain=0")
 
-    works = [mount, *(lambda tag=tag: pull(tag) for tag in PULLED)]
+    def preload():
+        # Another time makes it another archive, which comes in once more.
+        os.utime(archive)
+        is_over.wait(0.7)
+
+    works = [mount, preload, *(lambda tag=tag: pull(tag) for tag in PULLED)]
     threads = [threading.Thread(target=again_and_again, args=(work,)) for work in works]
     for thread in threads:
         thread.start()

@@ -21,6 +21,7 @@ Nothing below the client is asynchronous. Errors become ours in `failures`; what
 URL, or of a registry's words, is decided in `redaction`.
 """
 
+from imgvol.registry import lean_httpx  # noqa: F401 - before anything that imports httpx
 from imgvol.registry.auth_config import parse_auth_config
 from imgvol.registry.body import BlobReader
 from imgvol.registry.bounds import Bounds

@@ -98,9 +98,11 @@ class Figures:
 
 
 def format_row(line: Line, kind: str, figures: Figures, other: Figures | None = None) -> str:
-    row = f"{line.name:<10}{kind:<14}{_seconds(figures.mount)}{_seconds(figures.work)}"
-    row += f"{_seconds(figures.again)}{_mb(figures.fetched):>10}{_mb(figures.needed):>10}"
-    row += f"{_seconds(figures.everything, 10)}"
+    row = f"{line.name:<10}{kind:<14}{seconds(figures.mount)}{seconds(figures.work)}"
+    row += (
+        f"{seconds(figures.again)}{megabytes(figures.fetched):>10}{megabytes(figures.needed):>10}"
+    )
+    row += f"{seconds(figures.everything, 10)}"
     if other is not None:
         row += f"   {other.work / figures.work:.1f} times sooner"
     if other is not None and figures.everything and other.everything:
@@ -110,15 +112,15 @@ def format_row(line: Line, kind: str, figures: Figures, other: Figures | None = 
 
 def measure(proxy: Proxy, reference: str, line: Line, work: Path) -> Figures:
     """One format over one line, from an empty store."""
-    with _directory(work) as base, running_daemon(base) as daemon:
+    with directory(work) as base, running_daemon(base) as daemon:
         target = daemon.target("mnt")
         seen = len(proxy.seen)
         began = time.perf_counter()
         daemon.run("mount", proxy.reference(reference), target, timeout=600)
         mounted = time.perf_counter() - began
-        worked = _work_in(target) + mounted
+        worked = work_in(target) + mounted
         fetched, needed = proxy.blob_bytes(seen), _needed(daemon)
-        again = _work_in(target)
+        again = work_in(target)
         everything = worked + again + _read_all(target) if line.reads_all else None
         daemon.run("unmount", target)
         return Figures(worked, again, mounted, everything, fetched, needed or None)
@@ -129,7 +131,7 @@ def _needed(daemon: Imgvol) -> int:
     return sum(layer["needed"] for layer in volume["layers"])
 
 
-def _work_in(tree: Path | str) -> float:
+def work_in(tree: Path | str) -> float:
     began = time.perf_counter()
     run("chroot", tree, "/usr/bin/python3", "-c", WORK, timeout=600)
     return time.perf_counter() - began
@@ -143,7 +145,7 @@ def _read_all(tree: Path | str) -> float:
 
 def measure_umoci(reference: str, line: Line, work: Path) -> Figures:
     """The same out of an unpacked tree."""
-    with _directory(work) as base:
+    with directory(work) as base:
         began = time.perf_counter()
         run(
             "skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false",
@@ -151,8 +153,8 @@ def measure_umoci(reference: str, line: Line, work: Path) -> Figures:
         )  # fmt: skip
         run("umoci", "raw", "unpack", "--image", f"{base}/layout:x", base / "tree", timeout=900)
         unpacked = time.perf_counter() - began
-        worked = _work_in(base / "tree") + unpacked
-        again = _work_in(base / "tree")
+        worked = work_in(base / "tree") + unpacked
+        again = work_in(base / "tree")
         everything = worked + again + _read_all(base / "tree") if line.reads_all else None
         return Figures(worked, again, everything=everything)
 
@@ -162,7 +164,12 @@ def measure_umoci(reference: str, line: Line, work: Path) -> Figures:
 
 def make_images(registry: Registry, work: Path) -> dict[str, str]:
     """Pushes the image in every format; the names in the registry."""
-    plain = Image([*rootfs.read_image(rootfs.ensure_layout()).layers, Layer(science_tar())])
+    plain = Image(
+        [
+            *rootfs.read_image(rootfs.ensure_layout()).layers,
+            Layer(packages_tar("science", PACKAGES)),
+        ]
+    )
     plain = plain.recompressed("gzip")
     size = sum(len(layer.tar) for layer in plain.layers)
     print(f"image of {len(plain.layers)} layers, {size / 1e6:.0f} MB", file=sys.stderr)
@@ -180,13 +187,13 @@ def make_images(registry: Registry, work: Path) -> dict[str, str]:
     return names
 
 
-def science_tar() -> bytes:
-    """A layer with numpy and scipy; packages come from the package index, once."""
-    kept = rootfs.cache_directory() / "science.tar"
+def packages_tar(name: str, packages: Sequence[str]) -> bytes:
+    """A layer with Python packages, which come from the package index, once."""
+    kept = rootfs.cache_directory() / f"{name}.tar"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as directory:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
-            subprocess.run([*pip, "--target", f"{directory}/{SITE}", *PACKAGES], check=True)
+            subprocess.run([*pip, "--target", f"{directory}/{SITE}", *packages], check=True)
             made = f"{directory}.tar"
             subprocess.run(
                 ["tar", "--create", "--sort=name", "--owner=0", "--group=0", "--mtime=@0",
@@ -199,14 +206,14 @@ def science_tar() -> bytes:
 
 def converted(layer: Layer, work: Path, flags: Sequence[str] = ()) -> Layer:
     """The same layer as eStargz, by stargz's own library; without flags with its 4 MiB chunks."""
-    with _directory(work) as directory:
-        return as_layer(stargz_layer(directory, layer.tar, *flags), "gzip")
+    with directory(work) as place:
+        return as_layer(stargz_layer(place, layer.tar, *flags), "gzip")
 
 
 def rechunked(layer: Layer, work: Path) -> Layer:
     """The same layer as podman pushes it, with its chunks of 64 KiB on average."""
-    with _directory(work) as directory:
-        return as_layer(podman_layer(directory, layer.tar), "zstd")
+    with directory(work) as place:
+        return as_layer(podman_layer(place, layer.tar), "zstd")
 
 
 def push_soci(registry: Registry, image: Image, tag: str, work: Path) -> None:
@@ -259,7 +266,7 @@ def push_soci(registry: Registry, image: Image, tag: str, work: Path) -> None:
 
 
 @contextmanager
-def _directory(work: Path) -> Iterator[Path]:
+def directory(work: Path) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=work))
     path.chmod(0o755)
     try:
@@ -268,9 +275,9 @@ def _directory(work: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _mb(size: int | None) -> str:
+def megabytes(size: int | None) -> str:
     return "" if size is None else f"{size / 1e6:.1f} MB"
 
 
-def _seconds(seconds: float | None, width: int = 9) -> str:
-    return " " * width if seconds is None else f"{seconds:>{width - 2}.2f} s"
+def seconds(value: float | None, width: int = 9) -> str:
+    return " " * width if value is None else f"{value:>{width - 2}.2f} s"

@@ -23,6 +23,7 @@ import pytest
 
 RUN_VARIABLE = "IMGVOL_TEST_RUN"
 SETTLE_SECONDS = 5.0
+EXEC_SECONDS = 1.0
 SKIPPED = pytest.StashKey[list[str]]()
 
 
@@ -99,9 +100,7 @@ def our_processes() -> dict[int, str]:
     found = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            if int(name) == os.getpid() or mark not in Path(
-                f"/proc/{name}/environ"
-            ).read_bytes().split(b"\0"):
+            if int(name) == os.getpid() or mark not in _environment(name).split(b"\0"):
                 continue
             command = (
                 Path(f"/proc/{name}/cmdline")
@@ -112,6 +111,19 @@ def our_processes() -> dict[int, str]:
             if command:  # else a zombie, which its parent will reap
                 found[int(name)] = command.strip()
     return found
+
+
+def _environment(pid: str) -> bytes:
+    """The environment of a process; of a child of ours that is just starting, what it will be."""
+    deadline = time.monotonic() + EXEC_SECONDS
+    while True:
+        found = Path(f"/proc/{pid}/environ").read_bytes()
+        # `Popen` returns in the middle of execve: for a moment the child has no environment yet.
+        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+        is_starting = not found and state != b"Z" and int(parent) == os.getpid()
+        if not is_starting or time.monotonic() > deadline:
+            return found
+        time.sleep(0.001)
 
 
 def mounts_below(roots: list[str]) -> set[str]:

@@ -62,6 +62,11 @@ class BlobProgress:
     state: BlobState = "waiting"
     sent: int = 0
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the registry has it."""
+        return self.state not in {"waiting", "sending"}
+
 
 @dataclass(slots=True)
 class PushProgress:

@@ -136,6 +136,15 @@ async def test_a_registry_that_breaks_again_and_again_is_left(server):
     assert server.blobs == {}
 
 
+async def test_a_registry_that_forgets_each_time_at_the_same_place_is_left(server):
+    server.forgets = True
+    server.cuts += [Cut("PATCH", 1 << 20, skip=1) for _ in range(50)]
+    with pytest.raises(RegistryUnavailable):
+        await push(server)
+    assert 1 < len(server.fired) <= BOUNDS.retries + 1
+    assert server.blobs == {}
+
+
 async def test_a_registry_without_ranges_is_believed_to_have_kept_all(server):
     server.tells_range = False
     await push(server)
@@ -153,6 +162,15 @@ async def test_a_registry_that_wants_larger_pieces_gets_them(server):
 async def test_a_registry_that_takes_no_pieces_gets_all_at_once(server, status):
     server.refusals.append(Refusal("PATCH", status))
     await push(server)
+    assert server.blobs == {DIGEST: DATA}
+    assert [seen.size for seen in server.seen if seen.method == "PUT"] == [len(DATA)]
+
+
+@pytest.mark.parametrize("status", [404, 416])
+async def test_a_registry_that_knows_no_second_piece_gets_all_at_once(server, status):
+    server.refusals.append(Refusal("PATCH", status, skip=1))
+    await push(server)
+    assert server.fired == [str(status)]
     assert server.blobs == {DIGEST: DATA}
     assert [seen.size for seen in server.seen if seen.method == "PUT"] == [len(DATA)]
 

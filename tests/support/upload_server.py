@@ -8,6 +8,7 @@
 What went wrong on purpose notes its name in `fired`.
 """
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -40,15 +41,22 @@ class Seen:
 
 @dataclass(frozen=True)
 class Cut:
-    """The next request of a method is read up to so many bytes of its body, and then reset."""
+    """The next request of a method is read up to so many bytes of its body, and then reset.
+
+    `skip` requests of the method are done before that.
+    """
 
     method: str
     after: int
+    skip: int = 0
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """The next `times` requests of a method, to paths that match, get this answer."""
+    """After `skip` of them, the next `times` requests of a method get this answer.
+
+    Those whose paths match `path`.
+    """
 
     method: str
     status: int
@@ -56,6 +64,7 @@ class Refusal:
     message: str = ""
     path: str = ""
     times: int = 10**6
+    skip: int = 0
     headers: tuple[tuple[str, str], ...] = ()
 
 
@@ -167,11 +176,14 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", 0))
         for position, refusal in enumerate(server.refusals):
             if refusal.method == self.command and re.search(refusal.path, path):
+                if refusal.skip:
+                    server.refusals[position] = dataclasses.replace(refusal, skip=refusal.skip - 1)
+                    continue
                 server.fired.append(f"{refusal.status}")
                 if refusal.times == 1:
                     del server.refusals[position]
                 else:
-                    left = Refusal(**{**refusal.__dict__, "times": refusal.times - 1})
+                    left = dataclasses.replace(refusal, times=refusal.times - 1)
                     server.refusals[position] = left
                 return self._refuse(refusal)
         if server.authorization and self.headers.get("authorization") != server.authorization:
@@ -182,7 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
         cut = next((cut for cut in server.cuts if cut.method == self.command and length), None)
         if cut is not None:
             server.cuts.remove(cut)
-            return self._cut(server, cut)
+            if not cut.skip:
+                return self._cut(server, cut)
+            server.cuts.insert(0, Cut(cut.method, cut.after, cut.skip - 1))
         body = self.rfile.read(length)
         status, headers, data = self._do(server, path, body)
         if self.command in server.lost_answers:

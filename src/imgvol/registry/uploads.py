@@ -104,6 +104,8 @@ class BlobUpload:
         # The largest piece; a blob that is no larger is sent whole.
         self._piece = self._bounds.push_chunk
         self._tried = {min(self._piece, self._size)}
+        # The furthest that any upload of it has got.
+        self._furthest = 0
 
     def has(self, channel: Channel) -> bool:
         """Whether the repository has the blob."""
@@ -205,7 +207,6 @@ class BlobUpload:
 
     def _send_pieces(self, channel: Channel, location: httpx.URL, attempts: Attempts) -> httpx.URL:
         place = UploadPlace(location, 0)
-        mark = 0
         while place.position < self._size:
             end = min(self._size, place.position + self._piece)
             try:
@@ -215,16 +216,19 @@ class BlobUpload:
             except NETWORK_ERRORS as error:
                 failure = translate(error, place.url)
             else:
-                attempts.progressed()
-                mark = place.position
+                self._note_progress(place, attempts)
                 continue
             self._pause(channel, failure, attempts)
             place = self._status(channel, place, failure)
-            if place.position - mark >= _PROGRESS:
-                attempts.progressed()
-                mark = place.position
+            self._note_progress(place, attempts)
             log.info("%s goes on at byte %d: %s", self._what, place.position, failure.error.message)
         return place.url
+
+    def _note_progress(self, place: UploadPlace, attempts: Attempts) -> None:
+        """What got further than ever may break again, as often as at first."""
+        if place.position - self._furthest >= _PROGRESS:
+            attempts.progressed()
+            self._furthest = place.position
 
     def _send_piece(self, channel: Channel, place: UploadPlace, end: int) -> UploadPlace:
         request = self._request(
@@ -235,7 +239,7 @@ class BlobUpload:
         )
         response = self._session.send(channel, request, self._repository)
         if response.status_code not in _ACCEPTED:
-            raise self._piece_refused(response, request, end - place.position)
+            raise self._piece_refused(response, request, place.position, end)
         discard(response)
         kept = parse_kept(response.headers.get("range"))
         kept = end if kept is None else kept
@@ -248,16 +252,18 @@ class BlobUpload:
             )
         return UploadPlace(self._location(response, place.url), kept)
 
-    def _piece_refused(self, response: httpx.Response, request: Request, size: int) -> Exception:
+    def _piece_refused(
+        self, response: httpx.Response, request: Request, start: int, end: int
+    ) -> Exception:
         status = response.status_code
         refusal = self._refusal(response, request)
-        if status in _LOST:
-            return _UploadLost(Failure(refusal, Kind.TRANSIENT))
         if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-            return _OtherPieces(size // 8, refusal)
-        if status in _NO_PIECES:
+            return _OtherPieces((end - start) // 8, refusal)
+        # One that has forgotten what it had just taken does not know pieces either.
+        is_first = start == 0
+        if status in _NO_PIECES or (status in _LOST and not is_first):
             return _OtherPieces(self._size, refusal)
-        return refusal
+        return _UploadLost(Failure(refusal, Kind.TRANSIENT)) if status in _LOST else refusal
 
     def _status(self, channel: Channel, place: UploadPlace, failure: Failure) -> UploadPlace:
         """How far the registry has got with an upload that broke."""

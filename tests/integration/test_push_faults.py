@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import os
+import socket
 import threading
 
 import pytest
@@ -36,6 +37,7 @@ from support.pushing import (
     random_bytes,
     referrer_of,
 )
+from support.scripted_registry import ScriptedServer, respond
 from support.upload_server import Cut, Refusal, UploadServer
 
 # Three pieces and a bit.
@@ -267,6 +269,34 @@ async def test_a_push_that_is_cancelled_ends_at_once(server):
     assert server.blobs == {}
 
 
+async def test_a_registry_that_takes_nothing_is_left():
+    # Nobody reads what comes there: the buffers of both ends fill.
+    with ScriptedServer() as registry, socket.create_server(("127.0.0.2", 0)) as full:
+        place = f"http://127.0.0.2:{full.getsockname()[1]}/upload"
+        registry.on("POST", "/v2/some/image/blobs/uploads/", respond(202, Location=place))
+        bounds = dataclasses.replace(BOUNDS, read_timeout=0.3, stall_retries=0, push_chunk=1 << 30)
+        with pytest.raises(RegistryUnavailable, match="stopped answering"):
+            await push(registry, random_bytes(20_000_000), bounds=bounds)
+
+
+async def test_an_answer_that_drips_has_an_end():
+    head = b"HTTP/1.1 413 Too Large\r\nContent-Length: 60000\r\n\r\n"
+    with ScriptedServer() as slow:
+        slow.on("POST", "/v2/some/image/blobs/uploads/", respond(202, Location="/upload"))
+
+        def drip(connection, _):
+            connection.fire("drip")
+            connection.send(head)
+            while True:
+                connection.send(b" ")
+                connection.pause(0.05)
+
+        slow.on("PUT", "/upload", drip)
+        with trio.fail_after(4), pytest.raises(PushRefused):
+            await push(slow, b"x", bounds=dataclasses.replace(BOUNDS, document_deadline=0.5))
+        assert slow.fired == ["drip"]
+
+
 # --- who is told what ---------------------------------------------------------------------------
 
 
@@ -341,7 +371,8 @@ async def test_a_refusal_says_what_the_registry_says(server, refusal, error, wor
     with pytest.raises(error, match=words) as raised:
         await push(server)
     assert type(raised.value) is error
-    assert DIGEST in raised.value.message
+    assert Digest.parse(DIGEST).short in raised.value.message
+    assert "some/image" in raised.value.message
     assert server.blobs == {}
 
 

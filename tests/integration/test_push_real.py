@@ -4,13 +4,14 @@ import json
 
 import pytest
 import trio
+import trustme
 
 from imgvol.config import RegistryPaths
 from imgvol.errors import BadConfiguration, DigestMismatch, PushRefused, Unauthorized
 from imgvol.oci.digest import Digest
 from imgvol.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from imgvol.publish.pushing import PushProgress, push_tree
-from imgvol.registry import Credential, Registries, Secret, StaticCredentials
+from imgvol.registry import Credential, Registries, RegistryOptions, Secret, StaticCredentials
 from imgvol.registry.push import PushOutcome
 from support.images import Image, Layer, file, sha256
 from support.peers import running_registry_peer
@@ -221,7 +222,7 @@ async def test_a_registry_that_takes_no_pushes_says_so(registry, tmp_path, kind)
         async with pusher_of(closed.reference("push/closed")) as pusher:
             with pytest.raises(PushRefused, match="takes no pushes") as raised:
                 await push_tree(pusher, [blob_of(b"x")], [document_of(referrer_of(b"-"))], "v1")
-    assert "cache of another registry" in raised.value.hint
+    assert "read-only, or a cache" in raised.value.hint
     assert raised.value.fields["status"] == 405
 
 
@@ -299,4 +300,40 @@ async def test_a_token_that_is_not_good_for_pushing():
         async with pusher_of(f"{server.domain}/some/image") as pusher:
             with pytest.raises(Unauthorized, match="does not let us push blob") as raised:
                 await pusher.push_blob(describe(b"x"), blob_of(b"x").open_body)
-    assert "a login that may push there" in raised.value.hint
+    assert "may push there" in raised.value.hint
+
+
+async def test_over_tls(tmp_path):
+    """With a certificate that is configured for the registry, whose Location is absolute."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    ca, chain, key = (tmp_path / name for name in ("ca", "chain", "key"))
+    authority.cert_pem.write_to_path(ca)
+    for position, part in enumerate(issued.cert_chain_pems):
+        part.write_to_path(chain, append=position > 0)
+    issued.private_key_pem.write_to_path(key)
+    blobs, manifest = tree_of(image_of(random_bytes(3_000_000, seed=3)))
+    (tmp_path / "data").mkdir()
+    with running_registry(tmp_path / "data", certificate=(chain, key)) as locked:
+        name = locked.reference("push/tls")
+        async with pusher_of(name, options=RegistryOptions(ca_file=ca)) as pusher:
+            await push_tree(pusher, blobs, [manifest], "v1")
+            read = await pusher.read_manifest("v1")
+            assert read is not None
+            assert read.raw == manifest.raw
+        async with pusher_of(name, options=RegistryOptions(insecure=True)) as pusher:
+            assert await pusher.has_blob(blobs[0].descriptor.digest)
+
+
+async def test_a_plain_registry_with_certificates_is_tried_with_tls_first(tmp_path):
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    with UploadServer() as server:
+        hosts = tmp_path / server.domain.replace(":", "_").join(["", "_"])
+        hosts.mkdir()
+        hosts.joinpath("hosts.toml").write_text(
+            f'[host."http://{server.domain}"]\nca = "{tmp_path}/ca.pem"\n'
+        )
+        registries = Registries(RegistryPaths(hosts_dirs=(tmp_path,)))
+        async with pusher_of(f"{server.domain}/some/image", registries=registries) as pusher:
+            await pusher.push_blob(describe(b"x"), blob_of(b"x").open_body)
+        assert server.blobs == {sha256(b"x"): b"x"}

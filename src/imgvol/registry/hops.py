@@ -43,12 +43,12 @@ class Content:
 
     Attributes:
         size: Its bytes.
-        pieces: Gives them, from the beginning, each time that it is called.
+        pieces: Gives them, from the beginning, each time that it is iterated over.
         media_type: What they are.
     """
 
     size: int
-    pieces: Callable[[], Iterable[bytes]]
+    pieces: Iterable[bytes]
     media_type: str = "application/octet-stream"
 
     @property
@@ -69,7 +69,8 @@ class Request:
         headers: Sent on every hop, to every host.
         form: A body to post; such a request is never redirected.
         content: Another body; sent again to where a redirect leads that keeps the method.
-        patience: Seconds until the answer begins; None: as usual.
+        patience: Seconds until the answer begins, if that may be long; None: as usual. What
+            comes after its head is short, and has the deadline of documents.
         judge: What an answer means that is not the one we want.
         authorization: Sent to `trusted` only.
         private: Headers that are sent to `trusted` only, too.
@@ -214,8 +215,8 @@ class Hops:
             guard.check_host(url.host)
         return self._transmit(channel, request, url, headers, guard)
 
-    @staticmethod
     def _transmit(
+        self,
         channel: Channel,
         request: Request,
         url: httpx.URL,
@@ -225,15 +226,18 @@ class Hops:
         content = request.content
         if content is not None:
             headers.update(content.headers)
-        return channel.send(
+        response = channel.send(
             request.method,
             url,
             headers=headers,
             form=request.form,
-            content=content.pieces() if content is not None else None,
+            content=content.pieces if content is not None else None,
             patience=request.patience,
             guard=guard,
         )
+        if request.patience is not None:
+            channel.operation.allow_within(self.bounds.document_deadline)
+        return response
 
 
 @contextlib.contextmanager

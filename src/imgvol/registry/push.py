@@ -326,7 +326,7 @@ class Pusher:
             self._station.session,
             self._path,
             descriptor,
-            what=f"blob {descriptor.digest} to {self.repository.repository}",
+            what=f"blob {descriptor.digest.short} to {self.repository.repository}",
         )
 
     def _mounter(self, source: str) -> Session:

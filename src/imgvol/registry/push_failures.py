@@ -41,7 +41,7 @@ def failure_of_push(
 
     Args:
         response: The answer; its body is not touched.
-        what: What is pushed: `blob sha256:… to registry.example.com/team/app`.
+        what: What is pushed: `blob 44136fa355b3 to registry.example.com/team/app`.
         who: Who was asked.
         words: What the registry said in the body: see `registry_words`.
         hint: What to do about a refused login.
@@ -51,12 +51,12 @@ def failure_of_push(
     said = f": {words}" if words else ""
     error: ImgvolError
     if status in {401, 403}:
-        advice = f"{hint} It has to be a login that may push there." if hint else ""
+        advice = f"{hint} The login has to be one that may push there." if hint else ""
         error = Unauthorized(f"{who} does not let us push {what}{said}", hint=advice, **fields)
     elif code in _UNSUPPORTED or status in _READ_ONLY:
         error = PushRefused(
             f"{who} takes no pushes: it refuses {what}{said}",
-            hint="It is read-only, or a cache of another registry: push to that one.",
+            hint="It is read-only, or a cache: push to where it has its images from.",
             **fields,
         )
     elif status == 413 or code in _TOO_LARGE:
@@ -80,7 +80,8 @@ def failure_of_push(
     elif status == 507:
         error = PushRefused(f"{who} has no room for {what}{said}", **fields)
     elif 400 <= status < 500 and status not in {408, 425, 429}:
-        error = PushRefused(f"{who} refuses {what}{said}", **fields)
+        advice = "It may not know manifests of this kind." if code == "MANIFEST_INVALID" else ""
+        error = PushRefused(f"{who} refuses {what}{said}", hint=advice, **fields)
     else:
         return _trouble(failure_of_status(response, what=what), who, what, said)
     return Failure(error, Kind.PERMANENT)

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self, TypeAlias
 
@@ -73,8 +74,15 @@ class OutgoingBlob:
             LocalError: It cannot be read.
             RegistryUnavailable: The network takes them too slowly.
         """
+        # What may take long has guards of its own.
         self._operation.allow_within(math.inf)
-        self._seek(start)
+        try:
+            self._seek(start)
+            yield from self._paced(end)
+        finally:
+            self._operation.allow_within(self._bounds.push_answer)
+
+    def _paced(self, end: int) -> Iterator[bytes]:
         guard = RateGuard(rate=self._bounds.minimum_rate, window=self._bounds.rate_window)
         while self._position < end:
             piece = self._read(min(limits.BODY_PIECE, end - self._position))
@@ -90,7 +98,6 @@ class OutgoingBlob:
             self._sent(self._position)
         if not self._descriptor.size:
             self._verify()
-        self._operation.allow_within(self._bounds.push_answer)
 
     def _seek(self, position: int) -> None:
         if position < self._position:
@@ -151,3 +158,18 @@ class OutgoingBlob:
         self._file = None
         self._position = 0
         self._hasher = self._descriptor.digest.hasher()
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingPiece:
+    """The bytes of a blob from `start` to `end`, each time that it is iterated over.
+
+    Whoever stops in the middle ends the iterator with it, so that deadlines count again.
+    """
+
+    blob: OutgoingBlob
+    start: int
+    end: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self.blob.iter_pieces(self.start, self.end)

@@ -78,7 +78,7 @@ class Manifests:
     def put(self, channel: Channel, raw: bytes, media_type: str, name: str | Digest) -> Stored:
         """Store a manifest under a tag, or its digest."""
         digest = Digest.of(raw, name.algorithm if isinstance(name, Digest) else "sha256")
-        content = Content(size=len(raw), pieces=lambda: (raw,), media_type=media_type)
+        content = Content(size=len(raw), pieces=(raw,), media_type=media_type)
         request = self._request("PUT", name, content)
         response = self._ask(channel, request)
         if response.status_code not in _STORED:

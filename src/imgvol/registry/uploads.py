@@ -32,7 +32,7 @@ from imgvol.registry.hosts import Endpoint
 from imgvol.registry.push_failures import failure_of_push
 from imgvol.registry.redaction import quote_remote, redact_url
 from imgvol.registry.retry import Attempts, Failure, Kind
-from imgvol.registry.sending import OutgoingBlob
+from imgvol.registry.sending import OutgoingBlob, OutgoingPiece
 from imgvol.registry.session import Session
 from imgvol.registry.upload_places import (
     UploadPlace,
@@ -355,9 +355,8 @@ class BlobUpload:
         )
 
     def _content(self, start: int, end: int) -> Content:
-        blob = self._blob
-        assert blob is not None
-        return Content(size=end - start, pieces=lambda: blob.iter_pieces(start, end))
+        assert self._blob is not None
+        return Content(size=end - start, pieces=OutgoingPiece(self._blob, start, end))
 
     def _refusal(self, response: httpx.Response, request: Request) -> ImgvolError:
         return self._session.refusal(response, request, self._repository)

@@ -186,6 +186,27 @@ async def test_what_is_too_large_goes_in_smaller_pieces(server):
     assert max(seen.size for seen in server.seen if seen.status == 202) == 9_000_000 // 8
 
 
+async def test_a_blob_that_is_just_too_large_goes_in_two_pieces(server):
+    server.largest_body = 1 << 20
+    data = random_bytes(1_500_000)
+    await push(server, data, bounds=dataclasses.replace(BOUNDS, push_chunk=16 << 20))
+    assert server.fired == ["413"]
+    assert server.blobs == {sha256(data): data}
+
+
+async def test_a_registry_that_keeps_parts_gets_the_rest(server):
+    server.keeps_at_most = 700_000
+    await push(server)
+    assert server.blobs == {DIGEST: DATA}
+
+
+async def test_a_registry_that_keeps_next_to_nothing_is_left(server):
+    server.keeps_at_most = 2
+    with pytest.raises(ProtocolError, match="only a part"):
+        await push(server)
+    assert server.methods().count("PATCH") == BOUNDS.retries + 1
+
+
 async def test_what_stays_too_large_is_an_error(server):
     server.largest_body = 1000
     with pytest.raises(PushRefused, match=r"larger than the registry takes") as raised:

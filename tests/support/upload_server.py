@@ -75,6 +75,7 @@ class UploadServer:
         cuts: Connections to be reset.
         lost_answers: Methods whose next request is done, and its answer lost.
         refusals: What is answered instead.
+        keeps_at_most: Bytes of a piece; what is more is dropped, and nothing said.
         keeps_parts: Whether what came before a reset is kept, as the specification has it.
         forgets: Whether an upload that was reset is unknown, as docker-registry does it.
         largest_body: More is answered with 413.
@@ -91,6 +92,7 @@ class UploadServer:
         self.cuts: list[Cut] = []
         self.lost_answers: list[str] = []
         self.refusals: list[Refusal] = []
+        self.keeps_at_most = 1 << 40
         self.keeps_parts = True
         self.forgets = False
         self.largest_body = 1 << 40
@@ -279,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "PATCH":
             if content_range != f"{len(data)}-{len(data) + len(body) - 1}":
                 return 416, self._place(server, repository, upload), b""
-            data += body
+            data += body[: server.keeps_at_most]
             return 202, self._place(server, repository, upload), b""
         data += body
         digest = query["digest"][0]

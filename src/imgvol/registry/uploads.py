@@ -149,13 +149,12 @@ class BlobUpload:
             response = self._ask(channel, self._request("POST", url), session)
         except Unauthorized:  # to read there, or to do both with one token
             return self.begin(channel)
-        discard(response)
-        if response.status_code == httpx.codes.CREATED:
-            return None
         if response.status_code == httpx.codes.ACCEPTED:
-            return self._location(response)
-        # What is wrong with it may be the mount.
-        return self.begin(channel)
+            return self._begun(response)
+        discard(response)
+        # If there is anything wrong with it, that may be the mount.
+        is_mounted = response.status_code == httpx.codes.CREATED
+        return None if is_mounted else self.begin(channel)
 
     def begin(self, channel: Channel) -> httpx.URL:
         """Begin an upload; returns where it goes."""
@@ -163,6 +162,9 @@ class BlobUpload:
         response = self._ask(channel, request)
         if response.status_code != httpx.codes.ACCEPTED:
             raise self._refusal(response, request)
+        return self._begun(response)
+
+    def _begun(self, response: httpx.Response) -> httpx.URL:
         discard(response)
         smallest = parse_smallest_piece(response.headers.get("oci-chunk-min-length"))
         self._piece = max(self._piece, smallest)
@@ -217,6 +219,8 @@ class BlobUpload:
                 failure = translate(error, place.url)
             else:
                 self._note_progress(place, attempts)
+                if place.position < end:
+                    self._pause(channel, _partly(place), attempts)
                 continue
             self._pause(channel, failure, attempts)
             place = self._status(channel, place, failure)
@@ -308,10 +312,11 @@ class BlobUpload:
 
     def _change_pieces(self, other: _OtherPieces) -> None:
         """Go on with another size, unless it has been tried, too."""
-        if other.largest < limits.PUSH_CHUNK_SMALLEST or other.largest in self._tried:
+        piece = min(self._size, max(other.largest, limits.PUSH_CHUNK_SMALLEST))
+        if piece in self._tried:
             raise other.refusal
-        self._piece = other.largest
-        self._tried.add(other.largest)
+        self._piece = piece
+        self._tried.add(piece)
         log.info("%s is sent in pieces of %d bytes: %s", self._what, self._piece, other.refusal)
 
     def _pause(self, channel: Channel, failure: Failure, attempts: Attempts) -> None:
@@ -367,3 +372,11 @@ class BlobUpload:
         if not location and otherwise is not None:
             return otherwise
         return upload_location(response.url, location)
+
+
+def _partly(place: UploadPlace) -> Failure:
+    """A piece of which the registry has kept a part, and said that all is well."""
+    error = ProtocolError(
+        "the registry keeps only a part of what it is sent", url=redact_url(place.url)
+    )
+    return Failure(error, Kind.TRANSIENT)

@@ -341,6 +341,19 @@ async def test_an_upload_elsewhere_gets_no_login(server, size):
         assert not [seen for seen in other.seen if "authorization" in seen.headers]
 
 
+async def test_a_faithful_redirect_gets_the_body_and_no_login(server):
+    data = random_bytes(500_000)
+    with UploadServer("127.0.0.2") as other:
+        other.uploads["9"] = bytearray()
+        target = f"http://{other.domain}/v2/x/blobs/uploads/9?digest={sha256(data)}"
+        server.refusals.append(Refusal("PUT", 307, headers=(("Location", target),)))
+        server.authorization = BASIC
+        await push(server, data, credentials=LOGIN)
+        assert server.fired == ["307"]
+        assert other.blobs == {sha256(data): data}
+        assert "authorization" not in other.seen[0].headers
+
+
 @pytest.mark.parametrize("place", ["", "absolute"])
 async def test_location_may_be_relative_or_absolute(server, place):
     server.place = place and f"http://{server.domain}"

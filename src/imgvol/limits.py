@@ -354,6 +354,12 @@ CRI_MESSAGE_SIZE: Final = 2 * KIB
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
 
+# --- helper processes -----------------------------------------------------------------------------
+# One line of what the daemon and a helper say to each other: a result names some files.
+WORKER_LINE_SIZE: Final = 1 * MIB
+# Seconds from its last word until it has to be gone.
+WORKER_END: Final = 10.0
+
 # --- the daemon -----------------------------------------------------------------------------------
 # Seconds that a component may take to stop: most take milliseconds, a copy of a large database and
 # the handlers of the filesystem longer.

@@ -1,5 +1,6 @@
-"""Makes what other nodes read: indexes, converted images and traces, and pushes them to registries.
+"""Makes what other nodes read: indexes, converted images, traces; and pushes it to registries.
 
-Images are taken as `images` has them; what is made belongs to whoever pushes it. Heavy work runs in
-helper processes (`worker`), never in the daemon.
+What it makes is written by the pure writers of `layers.lazy` and `view`, from what the store has
+or a source delivers; where it goes is a registry, by `registry.push`, or an OCI layout. Nothing
+here is needed to mount or to read an image, so that `images`, `volumes` and `fs` do not know this room.
 """

@@ -80,6 +80,8 @@ SPAN_SIZE: Final = 64 * MIB
 # The zTOC of a SOCI layer is mostly checkpoints, 32 KiB for each span of usually 4 MiB: enough for
 # 30 GiB. It is held in memory as long as the layer is incomplete.
 ZTOC_SIZE: Final = 256 * MIB
+# Checkpoints that we put into one: as many as leave room for the table of contents.
+ZTOC_SPANS: Final = 6_000
 # The prefetch artifact of one layer: some 60 bytes for each range of spans.
 PREFETCH_SIZE: Final = 1 * MIB
 # Fetched from the end of an eStargz blob: its footer, and most often its table of contents.

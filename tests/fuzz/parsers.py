@@ -45,14 +45,21 @@ from imgvol.layers.compression import Compression, iter_decoded
 from imgvol.layers.header import BLOCK
 from imgvol.layers.index import LayerIndex, NodeType
 from imgvol.layers.lazy import estargz, zstd_chunked
+from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
 from imgvol.layers.lazy.checkpoints import WINDOW, inflate_span, parse_checkpoints
 from imgvol.layers.lazy.entries import iter_entries
 from imgvol.layers.lazy.locate import NeedTail, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import parse_prefetch, parse_soci_index, pinned_index
+from imgvol.layers.lazy.soci_twin import expand_twin
 from imgvol.layers.lazy.spans import Kind, LazyLayer, seal, unseal
 from imgvol.layers.lazy.toc import read_toc
+from imgvol.layers.lazy.ztoc import Algorithm
+from imgvol.layers.lazy.ztoc_members import MemberCollector
+from imgvol.layers.lazy.ztoc_writer import ZtocParts, write_tar_zinfo, write_ztoc
+from imgvol.layers.tar import TarParser
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.image_config import parse_image_config
 from imgvol.oci.manifest import Index, parse_manifest, select_manifests
@@ -281,6 +288,54 @@ def _soci_index(data: bytes) -> None:
     assert all(layer.ztoc.size >= 0 for layer in found.layers.values())
 
 
+def _ztoc_twin(data: bytes) -> None:
+    """Whatever it says: nothing but the zTOC comes out of it."""
+    ztoc = seeds.ztocs()[0]
+    described = Descriptor(media_type="a/b", digest=Digest.of(ztoc), size=len(ztoc))
+    assert expand_twin(data, described) == ztoc
+
+
+def _written_ztoc(data: bytes) -> None:
+    """A tar of whatever members: what is written of it is read as the same."""
+    parser, members, index = TarParser(), MemberCollector(), IndexBuilder(own_files=False)
+    for at in range(0, len(data), 700):
+        piece = data[at : at + 700]
+        found = parser.feed(piece)
+        for member in found:
+            index.add(member)
+        members.feed(piece, found, is_ended=parser.is_ended)
+    parser.finish()
+    if not data:
+        return
+    parts = ZtocParts(
+        members=members.members,
+        compressed_size=len(data),
+        uncompressed_size=members.archive_size,
+        algorithm=Algorithm.UNCOMPRESSED,
+        span_digests=[bytes(32)],
+        checkpoints=write_tar_zinfo(len(data), len(data)),
+        tool=b"fuzz",
+    )
+    ztoc = write_ztoc(parts)
+    assert open_ztoc(ztoc, expected=Digest.of(ztoc), blob_size=len(data)).index == index.finish()
+
+
+def _checkpoint_builder(data: bytes) -> None:
+    builder = CheckpointBuilder(4096)
+    plain = b"".join(
+        piece for at in range(0, len(data), 999) for piece in builder.feed(data[at : at + 999])
+    )
+    builder.finish()
+    spans = builder.spans()
+    points = parse_checkpoints(spans.checkpoints)
+    ends = [*points[1:], None]
+    for point, end in zip(points, ends, strict=True):
+        size = (end.position if end else len(plain)) - point.position
+        if size:
+            found = inflate_span(data[point.start :], point, spans.checkpoints, size)
+            assert found == plain[point.position : point.position + size]
+
+
 def _prefetch(data: bytes) -> None:
     assert all(first <= last for first, last in parse_prefetch(data, expected=Digest.of(data)))
 
@@ -432,6 +487,9 @@ PARSERS = {
     "checkpoints": Parser(_checkpoints, seeds.checkpoint_heads),
     "inflate": Parser(_inflate, lambda: [seeds.soci_blob()[10:6000], seeds.soci_blob()[11:]]),
     "soci-index": Parser(_soci_index, seeds.soci_indexes),
+    "ztoc-twin": Parser(_ztoc_twin, seeds.ztoc_twins),
+    "ztoc-writer": Parser(_written_ztoc, lambda: [seeds.soci_tar(), *seeds.archives()]),
+    "checkpoint-builder": Parser(_checkpoint_builder, seeds.gzip_blobs),
     "prefetch": Parser(_prefetch, seeds.prefetch_artifacts),
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),

@@ -15,6 +15,7 @@ from imgvol.api.cri.generated import runtime_pb2 as pb
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression
 from imgvol.layers.lazy import estargz
+from imgvol.layers.lazy.soci_twin import compress_ztoc
 from imgvol.layers.lazy.spans import unseal
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
 from support import images, soci, tars
@@ -152,6 +153,15 @@ def ztocs() -> Sequence[bytes]:
         checkpoints=bytes(12),
     )
     return [each.to_bytes() for each in (draft, plain_one, small)]
+
+
+def ztoc_twins() -> Sequence[bytes]:
+    return [compress_ztoc(ztocs()[0])]
+
+
+def gzip_blobs() -> Sequence[bytes]:
+    two = gzip.compress(soci_tar()[:9000], 1) + gzip.compress(soci_tar()[9000:], 9)
+    return [soci_blob(), two]
 
 
 def checkpoint_heads() -> Sequence[bytes]:

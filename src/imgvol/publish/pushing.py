@@ -1,4 +1,4 @@
-# ruff: noqa: ARG001, E501
+# ruff: noqa: ARG001
 # mypy: disable-error-code=unreachable
 """Trees of blobs and manifests into a repository: all of it, or no tag."""
 

@@ -26,6 +26,7 @@ from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
+from imgvol.publish.indexes import Indexes
 from imgvol.registry.registries import Registries
 
 
@@ -42,6 +43,7 @@ class ImageComponents:
     lazy_layers: LazyLayers
     events: Events
     preloader: Preloader | None
+    indexes: Indexes
 
 
 async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
@@ -92,6 +94,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         lazy_layers=lazy_layers,
         events=events,
         preloader=preloader,
+        indexes=Indexes(store, logins=logins, registries=registries, collect=collector.collect),
     )
 
 

@@ -82,6 +82,10 @@ SPAN_SIZE: Final = 64 * MIB
 ZTOC_SIZE: Final = 256 * MIB
 # Checkpoints that we put into one: as many as leave room for the table of contents.
 ZTOC_SPANS: Final = 6_000
+# Spans that we make: with smaller ones a zTOC is as large as its layer, and what is read at once is
+# decompressed in memory by readers that may take no more than twice the largest.
+INDEX_SMALLEST_SPAN: Final = 64 * KIB
+INDEX_LARGEST_SPAN: Final = 32 * MIB
 # The prefetch artifact of one layer: some 60 bytes for each range of spans.
 PREFETCH_SIZE: Final = 1 * MIB
 # Fetched from the end of an eStargz blob: its footer, and most often its table of contents.

@@ -18,6 +18,7 @@ from imgvol.api.http import (
     Stream,
     json_response,
 )
+from imgvol.api.index_routes import INDEX_ROUTES
 from imgvol.api.pin_routes import PIN_ROUTES
 from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
@@ -372,6 +373,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *PIN_ROUTES,
+    *INDEX_ROUTES,
     *BUNDLE_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,

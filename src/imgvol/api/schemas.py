@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from imgvol.api.pushing import PUSH_PROGRESS, PUSHED
 from imgvol.images.events import KINDS
 
 Schema = dict[str, object]
@@ -280,6 +281,32 @@ _STATS: Final[Schema] = {
     "description": "`<stage>_seconds` and `<stage>_bytes` belong together; others are counts.",
 }
 
+_INDEX_LAYER = record(
+    {
+        "digest": _DIGEST,
+        "media_type": _TEXT,
+        "size": _COUNT,
+        "span_size": {**_COUNT, "description": "Plain bytes of a span; 0: not indexed."},
+        "spans": _COUNT,
+        "ztoc": {"oneOf": [{"type": "null"}, reference("IndexBlob")]},
+        "twin": {
+            "oneOf": [{"type": "null"}, reference("IndexBlob")],
+            "description": "The same, compressed.",
+        },
+        "reason": {"type": "string", "description": "Why it is left out; else empty."},
+    }
+)
+
+_INDEX = record(
+    {
+        "image": _TEXT,
+        "manifest": _DIGEST,
+        "platform": _TEXT,
+        "created_at": _SECONDS,
+        "layers": array_of(reference("IndexLayer")),
+    }
+)
+
 COMPONENTS: Final[dict[str, Schema]] = {
     "Problem": record({"error": reference("Error")}),
     "Error": _ERROR,
@@ -409,6 +436,22 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "HappenedEvent": _HAPPENED,
     "AliveEvent": _event("alive", {}),
     "LostEvent": _event("lost", {"count": _COUNT}),
+    "Index": _INDEX,
+    "IndexLayer": _INDEX_LAYER,
+    "IndexBlob": record({"digest": _DIGEST, "size": _COUNT}),
+    "IndexList": record({"indexes": array_of(reference("Index"))}),
+    "IndexEvent": _event("progress", {"layers": array_of(reference("IndexingLayer"))}),
+    "IndexingLayer": record(
+        {
+            "digest": _DIGEST,
+            "size": _COUNT,
+            "state": {"enum": ["waiting", "indexing", "exists", "done", "left out"]},
+            "done": {**_COUNT, "description": "Bytes of the blob."},
+        }
+    ),
+    "IndexedEvent": _event("done", {"index": reference("Index"), "kept": _FLAG}),
+    "PushEvent": _event("progress", PUSH_PROGRESS),
+    "PushedEvent": _event("done", PUSHED),
     "FarewellEvent": _event("done", {}),
     "ErrorEvent": _event("error", {"error": reference("Error")}),
     "EntryEvent": _ENTRY,

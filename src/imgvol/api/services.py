@@ -22,7 +22,7 @@ import trio
 
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
-from imgvol.content.records import ImageRecord, LeaseRecord
+from imgvol.content.records import ImageRecord, IndexRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Subscription
@@ -39,6 +39,10 @@ from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
+from imgvol.publish.indexes import IndexProgress, IndexRequest
+from imgvol.publish.pushing import Pushed, PushProgress
+from imgvol.registry.push import Pusher
+from imgvol.registry.registries import Registries
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
@@ -188,6 +192,31 @@ class Events(Protocol):
         """Follows what happens inside of the block; raises Conflict."""
 
 
+class Indexes(Protocol):
+    """`publish.indexes.Indexes`."""
+
+    @property
+    def registries(self) -> Registries | None:
+        """Where images of registries come from."""
+
+    async def create(self, request: IndexRequest, progress: IndexProgress) -> IndexRecord:
+        """Makes and keeps the index of an image."""
+
+    async def kept(self, image: str | None = None) -> Sequence[IndexRecord]:
+        """The indexes that are kept, or an image's; raises NotFound."""
+
+    async def remove(self, image: str) -> Sequence[IndexRecord]:
+        """Removes an image's; raises NotFound."""
+
+    async def push_referrers(self, image: str, pusher: Pusher, progress: PushProgress) -> Pushed:
+        """Pushes an image's to the image; raises NotFound."""
+
+    async def push_image(
+        self, image: str, pusher: Pusher, tag: str, progress: PushProgress
+    ) -> Pushed:
+        """Pushes the image with its indexes; raises NotFound, Conflict."""
+
+
 class Sandboxes(Protocol):
     """`volumes.sandboxes.Sandboxes`."""
 
@@ -311,6 +340,7 @@ class Services:
         scrub: Reads the data of images again, and compares it with its digests.
         sandboxes: Leases, and the volumes of sandboxes.
         events: What happens to images.
+        indexes: SOCI indexes.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -324,6 +354,7 @@ class Services:
     scrub: Scrub
     sandboxes: Sandboxes
     events: Events
+    indexes: Indexes
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

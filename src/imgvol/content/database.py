@@ -26,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -145,6 +145,26 @@ CREATE TABLE named_mount (
     user        TEXT NOT NULL,      -- the ID that the engine gave its use
     PRIMARY KEY (name, user)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE soci_index (
+    manifest    TEXT PRIMARY KEY,   -- of which manifest; the image need not be here
+    target      TEXT NOT NULL,      -- digest of the image index that lists it, or the manifest's
+    name        TEXT NOT NULL,      -- the image, as it was named
+    platform    TEXT NOT NULL,
+    origin      TEXT NOT NULL,      -- how its source is reached: a JSON object, as table origin
+    layers      TEXT NOT NULL,      -- a JSON array: what there is of each layer, or why not
+    created_at  REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE soci_index_document (  -- what the store keeps for it: zTOCs, and the image's own
+    manifest    TEXT NOT NULL REFERENCES soci_index ON DELETE CASCADE,
+    digest      TEXT NOT NULL,
+    PRIMARY KEY (manifest, digest)
+) STRICT, WITHOUT ROWID;
+
+-- The index of an image that is here goes with it.
+CREATE TRIGGER soci_index_goes AFTER DELETE ON image
+    BEGIN DELETE FROM soci_index WHERE manifest = old.manifest; END;
 """
 
 # What an image's record is made of, and how a changed row leads to the manifests of the images that

@@ -7,6 +7,7 @@ long as a root leads to it, directly or over other things:
     name ────────────────────────┼───────> document (the index that the name resolved to)
                                  ├───────> document (manifest, config)
                                  └───────> view
+    index ──> document (zTOCs, and what they are pushed with)
     open view, mount, pull, import, export ──> whatever they hold in memory
 
 The reasons of a thing are all roots that lead to it, not only the first that was found: only when
@@ -31,7 +32,7 @@ class ThingKind(StrEnum):
     """A layer in any form, by its blob's digest."""
 
     DOCUMENT = "document"
-    """An index, manifest or config."""
+    """An index, manifest, config or zTOC."""
 
     VIEW = "view"
     """The number of a view in inode numbers."""
@@ -52,6 +53,7 @@ class RootKind(StrEnum):
     PULL = "pull"
     IMPORT = "import"
     EXPORT = "export"
+    INDEX = "index"
 
 
 class Thing(NamedTuple):

@@ -127,6 +127,15 @@ class Store:
         """
         return await trio.to_thread.run_sync(self.blobs.read, digest, limiter=self._limiter)
 
+    async def adopt_blob(self, digest: Digest, path: Path) -> None:
+        """Stores a file of the spool directory durably, which moves.
+
+        Raises:
+            DigestMismatch: It is not what the digest names.
+            StoreFull: No room.
+        """
+        await trio.to_thread.run_sync(self.blobs.adopt, digest, path, limiter=self._limiter)
+
     def new_layer(self) -> LayerWriter:
         """A writer for one layer. Blocks: call it in the pulling thread."""
         return LayerWriter(self._layout)

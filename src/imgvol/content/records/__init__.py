@@ -13,6 +13,12 @@ from imgvol.content.records.images import (
     ImageTable,
     NamedImage,
 )
+from imgvol.content.records.indexes import (
+    IndexedBlob,
+    IndexRecord,
+    LayerIndexRecord,
+    SociIndexTable,
+)
 from imgvol.content.records.layers import IN_PLACE, FaultKind, LayerFault, LayerRecord, LayerTable
 from imgvol.content.records.leases import LeaseRecord, LeaseTable
 from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
@@ -27,7 +33,10 @@ __all__ = [
     "FaultKind",
     "ImageChanges",
     "ImageRecord",
+    "IndexRecord",
+    "IndexedBlob",
     "LayerFault",
+    "LayerIndexRecord",
     "LayerRecord",
     "LeaseRecord",
     "NamedImage",
@@ -48,6 +57,7 @@ class Records(
     LeaseTable,
     VolumeTable,
     NamedVolumeTable,
+    SociIndexTable,
     CollectionTable,
 ):
     """Typed operations over the database; each method is one transaction."""

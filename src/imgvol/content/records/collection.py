@@ -127,6 +127,11 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
     for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
         hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
 
+    for name, digest in db.execute(
+        "SELECT name, digest FROM soci_index JOIN soci_index_document USING (manifest)"
+    ):
+        hold(RootKind.INDEX, name, _document(digest))
+
     stored = {_view(view) for (view,) in db.execute("SELECT view_id FROM chain")}
     stored |= {_layer(digest) for (digest,) in db.execute("SELECT digest FROM layer")}
     for manifest, config in db.execute("SELECT manifest, config FROM image"):

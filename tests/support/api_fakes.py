@@ -8,6 +8,7 @@ import contextlib
 import os
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import sentinel
 
@@ -20,7 +21,13 @@ from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.content.check import Finding, Remedy
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import LeaseRecord
+from imgvol.content.records import (
+    IndexedBlob,
+    IndexRecord,
+    LayerIndexRecord,
+    LeaseRecord,
+    Origin,
+)
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
@@ -37,6 +44,8 @@ from imgvol.images.status import LayerStatus
 from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
+from imgvol.publish.indexes import IndexingLayer
+from imgvol.publish.pushing import Pushed
 from imgvol.tallies import (
     LOOP_BOUNDS,
     PULL_BOUNDS,
@@ -49,6 +58,70 @@ from imgvol.tallies import (
 )
 from imgvol.volumes.plan import answer
 from imgvol.volumes.sandboxes import LeaseDeletion
+
+INDEX = IndexRecord(
+    manifest=Digest.of(b"manifest"),
+    target=Digest.of(b"manifest"),
+    name="registry.example.com/app:1",
+    platform="linux/amd64",
+    origin=Origin(
+        argument="registry.example.com/app:1", plain_http=False, insecure=False, ca_file=None
+    ),
+    layers=(
+        LayerIndexRecord(
+            digest=Digest.of(b"layer"),
+            diff_id=Digest.of(b"diff"),
+            media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+            size=60_000_000,
+            span_size=4 << 20,
+            spans=41,
+            ztoc=IndexedBlob(digest=Digest.of(b"ztoc"), size=2_300_000),
+            twin=IndexedBlob(digest=Digest.of(b"twin"), size=370_000),
+        ),
+        LayerIndexRecord(
+            digest=Digest.of(b"small"),
+            diff_id=Digest.of(b"diff"),
+            media_type="application/vnd.oci.image.layer.v1.tar",
+            size=1000,
+            reason="small: sooner fetched than looked up",
+        ),
+    ),
+    documents=frozenset(),
+    created_at=1_700_000_000.0,
+)
+
+
+class FakeIndexes:
+    """One index; the image `empty` has no layer worth one."""
+
+    registries = None
+
+    def __init__(self):
+        self.requests = []
+
+    async def create(self, request, progress):
+        self.requests.append(request)
+        progress.layers = [
+            IndexingLayer(layer.digest, layer.size, "done", layer.size) for layer in INDEX.layers
+        ]
+        if "empty" in request.image:
+            return replace(INDEX, layers=INDEX.layers[1:])
+        return INDEX
+
+    async def kept(self, image=None):
+        if image is not None and "app" not in image:
+            raise NotFound("there is no index of this image here", image=image)
+        return [INDEX]
+
+    async def remove(self, image):
+        return await self.kept(image)
+
+    async def push_referrers(self, image, pusher, progress):
+        return Pushed(digest=INDEX.manifest, name=f"{image}@{INDEX.manifest}", uploaded=3)
+
+    async def push_image(self, image, pusher, tag, progress):
+        await self.kept(image)
+        return Pushed(digest=INDEX.manifest, name=f"{pusher.repository}:{tag}", existing=4)
 
 
 def cri_calls() -> CallCounts:
@@ -521,6 +594,7 @@ class FakeDaemon:
         self.preload = None
         self.statistics = statistics()
         self.on_stop = lambda: None
+        self.indexes = FakeIndexes()
         self.services = Services(
             images=self.images,
             inspection=self.inspection,
@@ -529,6 +603,7 @@ class FakeDaemon:
             check=self.check,
             scrub=self.scrub,
             events=self.events,
+            indexes=self.indexes,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

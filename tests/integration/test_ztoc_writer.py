@@ -18,7 +18,7 @@ from imgvol.oci.digest import Digest
 from imgvol.publish import index_job
 from support import edge_cases, tars
 from support.lazy import rich_archive
-from support.peers import require_peer
+from support.peers import require_peer, stargz_layer
 from support.programs import require, run
 from support.soci import sha256
 
@@ -139,6 +139,12 @@ def test_what_other_programs_compress(program, tmp_path):
     tar = rich_archive()
     done = subprocess.run(program, input=tar, capture_output=True, check=True, timeout=60)
     check(tmp_path, done.stdout, tar, every=9)
+
+
+def test_what_go_compresses_with_a_member_for_each_file(tmp_path):
+    """An eStargz blob, taken for the plain gzip that it also is."""
+    blob = stargz_layer(tmp_path, rich_archive()).blob
+    check(tmp_path, blob, gzip.decompress(blob), every=9)
 
 
 def test_what_isal_compresses(tmp_path):

@@ -166,6 +166,7 @@ def test_the_converted_image_is_as_soci_convert_writes_it(maker, plain):
     assert (again["uploaded"], again["digest"]) == (0, pushed["digest"])
 
 
+@pytest.mark.fault("F98")
 def test_a_damaged_twin_does_not_hide_the_ztoc(maker, short_path, agent, proxy, plain):
     spans = ("--span-size", "300K")
     made = maker.json("index", "create", plain.reference, "--min-layer-size", "1M", *spans)
@@ -283,6 +284,7 @@ def nothing_is_left(maker) -> bool:
     return not left and not list((maker.root / "ingest").iterdir())
 
 
+@pytest.mark.fault("F98")
 def test_a_blob_that_is_not_what_the_manifest_says_leaves_nothing(maker, plain, registry):
     path = registry.blob_path(plain.lower.digest)
     whole = path.read_bytes()
@@ -297,6 +299,7 @@ def test_a_blob_that_is_not_what_the_manifest_says_leaves_nothing(maker, plain, 
     assert nothing_is_left(maker)
 
 
+@pytest.mark.fault("F98")
 def test_a_registry_that_goes_away_leaves_nothing(maker, proxy, plain):
     reference = proxy.reference(f"{plain.name}:1")
     proxy.throttle(200_000)

@@ -202,6 +202,7 @@ def test_a_real_root_filesystem(tmp_path):
         ({"size": 17}, DigestMismatch, "another size"),
     ],
 )
+@pytest.mark.fault("F98")
 def test_a_wrong_layer_leaves_nothing(changes, kind, text, tmp_path):
     tar = rich_archive()
     with pytest.raises(kind, match=text):

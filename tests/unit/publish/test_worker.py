@@ -106,17 +106,20 @@ async def test_an_error_of_the_job_ends_a_source_that_goes_on(run):
         ("babble", InternalError, "nonsense"),
     ],
 )
+@pytest.mark.fault("F98")
 async def test_each_way_to_fail_is_one_error(run, what, kind, text):
     with pytest.raises(kind, match=text):
         await run(what)
 
 
+@pytest.mark.fault("F98")
 async def test_a_source_that_fails_is_the_error_and_not_the_end_of_the_input(run, tmp_path):
     with pytest.raises(RegistryUnavailable, match="gone"):
         await run("count", Reader([b"x"] * 5, then=RegistryUnavailable("gone")))
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.fault("F98")
 async def test_cancelling_ends_the_process_and_the_source(run, tmp_path):
     reader = Reader(then="wait")
     async with trio.open_nursery() as nursery:

@@ -85,6 +85,17 @@ PREFETCH_SIZE: Final = 1 * MIB
 # Fetched from the end of an eStargz blob: its footer, and most often its table of contents.
 TOC_TAIL_SIZE: Final = 64 * KIB
 
+# --- traces -----------------------------------------------------------------------------------
+# A trace of all that the other limits allow, with paths of some 60 bytes, takes 3 MiB.
+TRACE_SIZE: Final = 4 * MIB
+# Files that were opened, and ranges that were read. A desktop application opens some 3,000 files as
+# it starts; together they stay below JSON_VALUES.
+TRACE_FILES: Final = 10_000
+TRACE_RANGES: Final = 30_000
+# Seconds that are traced: whoever wants more wants to know something else than the start.
+TRACE_SECONDS: Final = 86_400.0
+TRACE_MILLISECONDS: Final = 86_400_000
+
 # --- layer stores -----------------------------------------------------------------------------
 # Entries of this size and more get a file of their own in the store.
 LARGE_FILE: Final = 1 * MIB

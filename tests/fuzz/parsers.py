@@ -68,6 +68,7 @@ from imgvol.registry.rewrites import rewrite
 from imgvol.registry.tokens import Realm
 from imgvol.sources.packing import Packing, iter_unpacked
 from imgvol.sources.parse import parse_image_argument
+from imgvol.view.trace import parse_trace
 from support import tars
 from support.cri import FakeImages, make_image
 
@@ -386,6 +387,11 @@ def _logins(data: bytes) -> None:
                 FileCredentials([file], helper_deadline=1).find(registry, "library/x")
 
 
+def _trace(data: bytes) -> None:
+    trace = parse_trace(data)
+    assert parse_trace(trace.to_bytes()) == trace
+
+
 def _hosts_toml(data: bytes) -> None:
     for entry in parse_hosts_file(Path("/etc/certs.d/h.test"), data):
         assert entry.base is None or entry.base.scheme in {"http", "https"}
@@ -436,6 +442,7 @@ PARSERS = {
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),
     "span-map": Parser(_span_map, seeds.span_maps, ()),
+    "trace": Parser(_trace, seeds.traces),
     "manifest": Parser(_manifest, seeds.manifests),
     "config": Parser(parse_image_config, seeds.configs),
     "reference": Parser(_reference, seeds.references, (InvalidReference, InvalidDigest)),

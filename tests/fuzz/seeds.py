@@ -250,6 +250,27 @@ def configs() -> Sequence[bytes]:
     return [json.dumps(config).encode()]
 
 
+def traces() -> Sequence[bytes]:
+    files = [
+        {
+            "path": "usr/bin/a%0A%FF",
+            "size": 9000,
+            "first": 3,
+            "ranges": [[0, 4096, 4], [8192, 8, 9]],
+        },
+        {"path": "lib/x.so", "size": 5, "first": 12, "ranges": []},
+    ]
+    trace = {
+        "version": 1,
+        "image": DIGEST,
+        "platform": "linux/arm/v7",
+        "name": "docker.io/library/x:1",
+        "seconds": 1.5,
+        "files": files,
+    }
+    return [json.dumps(trace).encode()]
+
+
 def references() -> Sequence[bytes]:
     texts = [
         "alpine",

@@ -53,9 +53,11 @@ from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import parse_prefetch, parse_soci_index, pinned_index
 from imgvol.layers.lazy.spans import Kind, LazyLayer, seal, unseal
 from imgvol.layers.lazy.toc import read_toc
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.image_config import parse_image_config
 from imgvol.oci.manifest import Index, parse_manifest, select_manifests
+from imgvol.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from imgvol.oci.platform import Platform, only
 from imgvol.oci.reference import Reference, parse_any_reference
 from imgvol.registry.challenge import choose_challenge, parse_challenges
@@ -63,9 +65,16 @@ from imgvol.registry.config_files import BadKey
 from imgvol.registry.credentials import FileCredentials
 from imgvol.registry.hosts_file import parse_hosts_file
 from imgvol.registry.redirects import Origin, next_hop
+from imgvol.registry.referrers import with_referrer, without_referrer
 from imgvol.registry.registries_file import RegistriesFile
 from imgvol.registry.rewrites import rewrite
 from imgvol.registry.tokens import Realm
+from imgvol.registry.upload_places import (
+    parse_kept,
+    parse_smallest_piece,
+    upload_location,
+    with_digest,
+)
 from imgvol.sources.packing import Packing, iter_unpacked
 from imgvol.sources.parse import parse_image_argument
 from imgvol.view.trace import parse_trace
@@ -351,12 +360,34 @@ def _challenge(text: bytes) -> None:
     challenges = parse_challenges(text.decode("latin-1").split("\n"))
     chosen = choose_challenge(challenges)
     if chosen is not None:
-        Realm.of(chosen, registry=Origin("https", "example.com", 443), scope="repository:a:pull")
+        Realm.of(chosen, registry=Origin("https", "example.com", 443), scopes=["repository:a:pull"])
 
 
 def _redirect(text: bytes) -> None:
     target = next_hop(httpx.URL("https://example.com/v2/"), text.decode("latin-1"))
     assert Origin.of(target).scheme == "https"
+
+
+def _upload(text: bytes) -> None:
+    """The headers that say where an upload goes on."""
+    location, _, header = text.decode("latin-1").partition("\n")
+    kept = parse_kept(header)
+    assert kept is None or kept >= 0
+    assert 0 <= parse_smallest_piece(header) <= limits.PUSH_CHUNK_LARGEST
+    target = upload_location(httpx.URL("https://example.com/v2/a/blobs/uploads/"), location)
+    assert with_digest(target, Digest.of(b"")).scheme == "https"
+
+
+def _referrers(data: bytes) -> None:
+    """A list of referrers, changed as a push changes it."""
+    found = parse_manifest(data, media_type=OCI_INDEX)
+    assert isinstance(found, Index)
+    entry = Descriptor(media_type=OCI_MANIFEST, digest=Digest.of(b"new"), size=3)
+    extended = with_referrer(found, entry)
+    again = found if extended is None else parse_manifest(extended, media_type=OCI_INDEX)
+    assert isinstance(again, Index)
+    assert again.manifests[-1].digest == entry.digest or extended is None
+    assert without_referrer(again, entry.digest) is not None
 
 
 def _cri_request(data: bytes) -> None:
@@ -450,6 +481,8 @@ PARSERS = {
     "platform": Parser(_platform, seeds.platforms, (InvalidPlatform,)),
     "challenge": Parser(_challenge, seeds.challenges, (ProtocolError,)),
     "redirect": Parser(_redirect, seeds.locations, (ProtocolError,)),
+    "upload": Parser(_upload, seeds.uploads, (ProtocolError,)),
+    "referrers": Parser(_referrers, seeds.referrers),
     "cri-request": Parser(_cri_request, seeds.cri_requests, (InvalidArgument, NotFound)),
     "cri-user": Parser(_cri_user, lambda: [b"0:1", b"root:root", b"-9223372036854775808"], ()),
     "logins": Parser(_logins, seeds.logins, ()),

@@ -300,6 +300,25 @@ def locations() -> Sequence[bytes]:
     return [b"https://cdn.example:8443/a?b=%20c#d", b"../x", b"//other/x", b"http://[::1]/", b"?q"]
 
 
+def uploads() -> Sequence[bytes]:
+    return [each + b"\n0-1048575" for each in locations()] + [b"/u?_state=a%3D\nbytes=0-0", b"u\n"]
+
+
+def referrers() -> Sequence[bytes]:
+    entries = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": f"sha256:{letter * 64}",
+            "size": 7,
+            "artifactType": "application/x.example",
+            "annotations": {"key": "value"},
+        }
+        for letter in "abc"
+    ]
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
+    return [json.dumps({**index, "manifests": entries[:n]}).encode() for n in (0, 1, 3)]
+
+
 def logins() -> Sequence[bytes]:
     login = base64.b64encode(b"user:secret").decode()
     auths = {"https://index.docker.io/v1/": {"auth": login}, "example.com:5000": {"auth": login}}

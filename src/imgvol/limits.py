@@ -34,6 +34,8 @@ REFERENCE_LENGTH: Final = 4096
 
 # --- tar (Go archive/tar: maxSpecialFileSize, sparse map cap of CVE-2025-58183) -----------------
 TAR_SPECIAL_SIZE: Final = 1 * MIB
+# All headers of one member, for who repeats them: at most one special header of each kind counts.
+TAR_HEADERS_SIZE: Final = 8 * MIB
 TAR_SPARSE_PIECES: Final = 100_000
 TAR_ENTRIES: Final = 4_000_000
 # The largest layers in the wild hold a few hundred GiB (model weights).
@@ -77,6 +79,10 @@ TOC_ENTRY_SIZE: Final = 1 * MIB
 # What one span decodes to, which is verified as a whole in memory. Tools make chunks of 64 KiB to
 # 4 MiB unless asked for others.
 SPAN_SIZE: Final = 64 * MIB
+# Chunks of content that are written: below, tables of contents outgrow the content; above, one
+# read costs too much.
+WRITTEN_CHUNK_MIN: Final = 16 * KIB
+WRITTEN_CHUNK_MAX: Final = 32 * MIB
 # The zTOC of a SOCI layer is mostly checkpoints, 32 KiB for each span of usually 4 MiB: enough for
 # 30 GiB. It is held in memory as long as the layer is incomplete.
 ZTOC_SIZE: Final = 256 * MIB

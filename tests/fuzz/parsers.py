@@ -80,6 +80,8 @@ from imgvol.sources.parse import parse_image_argument
 from imgvol.view.trace import parse_trace
 from support import tars
 from support.cri import FakeImages, make_image
+from support.lazy import describe_lazy, describe_tar, open_lazy
+from support.written import FORMATS, write_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +420,18 @@ def _logins(data: bytes) -> None:
                 FileCredentials([file], helper_deadline=1).find(registry, "library/x")
 
 
+def _written(data: bytes) -> None:
+    """What is written of a tar shows what the tar that is written along shows."""
+    data = _with_checksums(data)
+    for format_ in FORMATS:
+        written = write_layer(data, format_, prioritized=(b"etc/b", b"etc/a", b"null"))
+        tar = b"".join(iter_decoded([written.blob]))
+        assert written.result.diff_id is None or written.result.diff_id == Digest.of(tar)
+        assert written.result.diff_id is not None or tar == data
+        lazy = open_lazy(written.blob, written.annotations)
+        assert describe_lazy(lazy, written.blob) == describe_tar(tar)
+
+
 def _trace(data: bytes) -> None:
     trace = parse_trace(data)
     assert parse_trace(trace.to_bytes()) == trace
@@ -473,6 +487,7 @@ PARSERS = {
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),
     "span-map": Parser(_span_map, seeds.span_maps, ()),
+    "lazy-writing": Parser(_written, seeds.archives),
     "trace": Parser(_trace, seeds.traces),
     "manifest": Parser(_manifest, seeds.manifests),
     "config": Parser(parse_image_config, seeds.configs),

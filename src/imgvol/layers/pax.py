@@ -91,9 +91,9 @@ def apply_records(records: Mapping[bytes, bytes], header: Header) -> None:
             case b"gid":
                 header.gid = parse_decimal(value)
             case b"mtime":
-                header.mtime_ns = _parse_time(value)
+                header.mtime_ns = parse_time(value)
             case b"atime" | b"ctime":
-                _parse_time(value)  # unused, yet it must be a time, as in Go
+                parse_time(value)  # unused, yet it must be a time, as in Go
             case _ if key.startswith(_XATTR_PREFIX):
                 xattrs.append((_xattr_name(key), value))
     header.xattrs = tuple(sorted(xattrs))
@@ -106,8 +106,12 @@ def _xattr_name(key: bytes) -> bytes:
     return name
 
 
-def _parse_time(text: bytes) -> int:
-    """Seconds with a decimal fraction, as exact nanoseconds; further digits are cut off."""
+def parse_time(text: bytes) -> int:
+    """Seconds with a decimal fraction, as exact nanoseconds; further digits are cut off.
+
+    Raises:
+        FormatError: It is no such time.
+    """
     seconds, _, fraction = text.partition(b".")
     whole = parse_decimal(seconds) * NANOSECONDS
     if not fraction:

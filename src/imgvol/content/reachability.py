@@ -52,6 +52,7 @@ class RootKind(StrEnum):
     PULL = "pull"
     IMPORT = "import"
     EXPORT = "export"
+    CONVERSION = "conversion"
 
 
 class Thing(NamedTuple):

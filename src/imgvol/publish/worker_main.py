@@ -29,6 +29,7 @@ from imgvol.errors import ImgvolError, InternalError, LocalError, StoreFull
 
 # The jobs, and the module with the `run` of each.
 JOBS: Final[Mapping[str, str]] = {
+    "convert": "imgvol.publish.convert_job",
     "index": "imgvol.publish.index_job",
 }
 

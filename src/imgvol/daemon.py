@@ -49,6 +49,7 @@ from imgvol.process import (
     leave_stuck,
     raise_file_limit,
 )
+from imgvol.publish.converting import Converter
 from imgvol.service_manager import ServiceManager
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
@@ -346,6 +347,7 @@ class _Daemon:
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),
             stop=self._stop,
+            converter=Converter(images.store, images.service, images.views, images.registries),
         )
 
     async def _check(self, store: Store, volumes: VolumeManager) -> list[Finding]:

@@ -42,6 +42,7 @@ class ImageComponents:
     lazy_layers: LazyLayers
     events: Events
     preloader: Preloader | None
+    registries: Registries
 
 
 async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
@@ -92,6 +93,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         lazy_layers=lazy_layers,
         events=events,
         preloader=preloader,
+        registries=registries,
     )
 
 

@@ -36,7 +36,14 @@ from imgvol.images.service import PullStatistics
 from imgvol.images.status import LayerStatus
 from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
+from imgvol.publish.conversion import (
+    ConversionReport,
+    ConvertedImage,
+    ConvertedLayer,
+    LayerProgress,
+)
 from imgvol.tallies import (
     LOOP_BOUNDS,
     PULL_BOUNDS,
@@ -508,6 +515,56 @@ class FakeEvents:
         yield subscription
 
 
+class FakeConverter:
+    """Converts nothing, and says that it has."""
+
+    def __init__(self):
+        self.requests = []
+
+    async def convert(self, request, progress):
+        self.requests.append(request)
+        before = blob("before")
+        progress.layers.append(LayerProgress(before.digest, 2000))
+        for stage in ("pull", "convert", "write"):
+            progress.stage = stage
+            progress.layers[0].done += 500
+            await trio.sleep(0.03)
+        converted = ConvertedLayer(
+            before=before,
+            after=blob("after"),
+            diff_id=before.digest,
+            unpacked_size=2000,
+            files=3,
+            prioritized=1,
+            seconds=1.25,
+        )
+        kept = ConvertedLayer(
+            before=before, after=before, diff_id=before.digest, reason="eStargz already"
+        )
+        image = ConvertedImage(
+            platform="linux/amd64",
+            manifest=Digest.of(b"m"),
+            id=Digest.of(b"i"),
+            layers=(converted, kept),
+            missing=2,
+        )
+        return ConversionReport(
+            name=request.target,
+            digest=Digest.of(b"top"),
+            images=(image,),
+            left_out=("linux/s390x: an artifact",),
+        )
+
+
+def blob(name: str) -> Descriptor:
+    data = name.encode()
+    return Descriptor(
+        media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+        digest=Digest.of(data),
+        size=1000 * len(data),
+    )
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -521,8 +578,10 @@ class FakeDaemon:
         self.preload = None
         self.statistics = statistics()
         self.on_stop = lambda: None
+        self.converter = FakeConverter()
         self.services = Services(
             images=self.images,
+            converter=self.converter,
             inspection=self.inspection,
             volumes=self.volumes,
             sandboxes=self.sandboxes,

@@ -97,7 +97,7 @@ async def pull_image(services: Services, values: Values) -> Stream:
         image = await services.images.pull(
             values.text("image"),
             platform=values.optional("platform"),
-            options=_options_with_login(values),
+            options=options_with_login(values),
             progress=progress,
         )
         return {"image": encoding.encode_image(image)}
@@ -119,7 +119,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             sandbox=values.text("sandbox"),
             platform=values.optional("platform"),
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
-            options=_options_with_login(values),
+            options=options_with_login(values),
             bind=bind,
             patience=values.number("patience"),
             readiness=Readiness.of(
@@ -225,7 +225,8 @@ def _options(values: Values) -> PullOptions:
     )
 
 
-def _options_with_login(values: Values) -> PullOptions:
+def options_with_login(values: Values) -> PullOptions:
+    """How a registry is reached, and whom to be there."""
     login = parse_auth_config(
         username=values.optional("username") or "",
         password=values.optional("password") or "",

@@ -5,6 +5,7 @@ from typing import Final
 from imgvol import limits
 from imgvol.api import handlers
 from imgvol.api.bundle_routes import BUNDLE_ROUTES
+from imgvol.api.convert_routes import CONVERT_ROUTES
 from imgvol.api.event_routes import EVENT_ROUTES
 from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
@@ -373,6 +374,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     ),
     *PIN_ROUTES,
     *BUNDLE_ROUTES,
+    *CONVERT_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,
 )

@@ -404,6 +404,47 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "is_changed": {**_FLAG, "description": "The ID is not the one that it has here."},
         }
     ),
+    "ConvertEvent": _event(
+        "progress",
+        {
+            "stage": {"enum": ["pull", "convert", "write"]},
+            "layers": array_of(record({"digest": _DIGEST, "size": _COUNT, "done": _COUNT})),
+        },
+    ),
+    "ConvertedEvent": _event(
+        "done",
+        {
+            "name": _TEXT,
+            "digest": _DIGEST,
+            "images": array_of(reference("ConvertedImage")),
+            "left_out": array_of(_TEXT),
+        },
+    ),
+    "ConvertedImage": record(
+        {
+            "platform": _TEXT,
+            "manifest": _DIGEST,
+            "id": _DIGEST,
+            "missing": {**_COUNT, "description": "Files of the trace that it does not have."},
+            "layers": array_of(reference("ConvertedLayer")),
+        }
+    ),
+    "ConvertedLayer": record(
+        {
+            "before": reference("LayerBlob"),
+            "after": reference("LayerBlob"),
+            "diff_id": _DIGEST,
+            "reason": {
+                "type": "string",
+                "description": "Why it was taken over as it is; empty: it was not.",
+            },
+            "unpacked_size": _COUNT,
+            "files": _COUNT,
+            "prioritized": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+        }
+    ),
+    "LayerBlob": record({"digest": _DIGEST, "size": _COUNT, "media_type": _TEXT}),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),
     "HappenedEvent": _HAPPENED,

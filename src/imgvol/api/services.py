@@ -39,6 +39,7 @@ from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
+from imgvol.publish.conversion import ConversionProgress, ConversionReport, ConversionRequest
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
@@ -76,6 +77,15 @@ class Exports(Protocol):
         progress: ExportProgress,
     ) -> Sequence[ExportedImage]:
         """Writes an archive into an open file; raises NotFound, Conflict."""
+
+
+class Conversions(Protocol):
+    """`publish.converting.Converter`."""
+
+    async def convert(
+        self, request: ConversionRequest, progress: ConversionProgress
+    ) -> ConversionReport:
+        """Writes an image in another format; raises what is wrong with it, or with the target."""
 
 
 class Images(Protocol):
@@ -314,6 +324,7 @@ class Services:
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
+        converter: Writes images in formats that can be mounted lazily.
         preload: What has become of the preload directory, from memory; None: there is none.
     """
 
@@ -327,4 +338,5 @@ class Services:
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
+    converter: Conversions
     preload: Callable[[], PreloadStatus | None] = lambda: None

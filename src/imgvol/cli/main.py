@@ -57,6 +57,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "export": Entry("bundles", "Write images into an archive."),
         "images": Entry("images", "List the images that are here."),
         "rmi": Entry("images", "Remove images."),
+        "convert": Entry("convert", "Write an image so that others can mount it lazily."),
         "pin": Entry("pins", "Keep images until they are unpinned."),
         "unpin": Entry("pins", "Let them go again."),
         "preload": Entry("preload", "Show what came of archives and lists in a directory."),

@@ -39,6 +39,7 @@ EXAMPLES = {
     "removeImage": (ALPINE, None),
     "importImages": ("", {"path": "/srv/a.tar", "platforms": ["linux/arm64"], "link": True}),
     "exportImages": ("", {"images": ["alpine:3.20"]}),
+    "convertImage": ("", {"image": "a:1", "target": "oci:/x:1", "format": "estargz"}),
     "pullImage": ("", {"image": "busybox:1"}),
     "inspectImage": (ALPINE, None),
     "pinImage": ("", {"image": "docker.io/library/alpine:3.20"}),

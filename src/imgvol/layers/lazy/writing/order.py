@@ -65,6 +65,7 @@ def check_links(records: Sequence[Record]) -> None:
         Unsupported: There is one.
     """
     everything = {record.path for record in records}
+    everything |= _above(everything)
     seen: set[bytes] = set()
     for record in records:
         if record.target is not None and record.target in everything and record.target not in seen:
@@ -74,6 +75,17 @@ def check_links(records: Sequence[Record]) -> None:
                 target=record.member.linkname,
             )
         seen.add(record.path)
+
+
+def _above(paths: Iterable[bytes]) -> set[bytes]:
+    """The paths that have some of these below them."""
+    above: set[bytes] = set()
+    for path in paths:
+        parent = path.rpartition(b"/")[0]
+        while parent and parent not in above:
+            above.add(parent)
+            parent = parent.rpartition(b"/")[0]
+    return above
 
 
 def _is_reserved(record: Record) -> bool:
@@ -102,6 +114,7 @@ class _Picker:
         self._by_path: dict[bytes, list[Record]] = {}
         for record in records:
             self._by_path.setdefault(record.path, []).append(record)
+        self._above = _above(self._by_path)
 
     def pick(self, path: bytes) -> bool:
         """Move a file and what it needs. Whether the layer has it."""
@@ -142,8 +155,9 @@ class _Picker:
                 if len(found) > 1:
                     return False
                 needed += found
-            if found and depth < len(names) - 1 and found[0].member.type is MemberType.SYMLINK:
-                # What lies beyond the link may have to be there first.
+            is_directory = not found or found[0].member.type is MemberType.DIRECTORY
+            if here in self._above and not is_directory:
+                # A link, what lies beyond it may have to be there first; or two things in turn.
                 return False
         root = self._by_path.get(b"", [])
         needed[:0] = root if len(root) == 1 else []

@@ -97,6 +97,22 @@ PINNED_ONLY: Final = LazyTrust()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TraceConfig:
+    """What is done with traces.
+
+    Attributes:
+        follows: Whether mounts bring first what a trace names.
+        referrers: Whether registries are asked for traces of images that have none here.
+    """
+
+    follows: bool = True
+    referrers: bool = False
+
+
+LOCAL_TRACES: Final = TraceConfig()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreloadConfig:
     """The directory whose images are always here.
 
@@ -129,6 +145,7 @@ class Config:
         idle_exit: Seconds without volumes, pulls or requests after which the daemon leaves;
             None: never.
         trust: What may be shown of images that nothing pins; only what is pinned, by default.
+        traces: What is done with traces of images.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
         pinned_images: Names of images that stay when they have come, whatever else happens.
@@ -148,6 +165,7 @@ class Config:
     is_system: bool
     idle_exit: float | None = None
     trust: LazyTrust = PINNED_ONLY
+    traces: TraceConfig = LOCAL_TRACES
     background_rate: float | None = None
     pinned_images: tuple[str, ...] = ()
     registries: RegistryPaths = RegistryPaths()
@@ -185,6 +203,10 @@ class Config:
             trust=LazyTrust(
                 soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"),
                 missing_digests=_switch(environ, "IMGVOL_MISSING_DIGESTS"),
+            ),
+            traces=TraceConfig(
+                follows=not _switch(environ, "IMGVOL_NO_TRACES"),
+                referrers=_switch(environ, "IMGVOL_TRACE_REFERRERS"),
             ),
             background_rate=parse_rate(rate) if rate else None,
             registries=RegistryPaths.from_environment(environ, uid),

@@ -342,6 +342,7 @@ class _Daemon:
             check=partial(self._check, images.store, mounts.volumes),
             scrub=scrubber.scrub,
             events=images.events,
+            traces=images.traces,
             preload=lambda: None if images.preloader is None else images.preloader.status(),
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),

@@ -24,6 +24,7 @@ from imgvol.images.preload.retag import parse_registries
 from imgvol.images.pulls import PullSettings
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
+from imgvol.images.traces.service import Traces, open_traces
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
 from imgvol.registry.registries import Registries
@@ -40,6 +41,7 @@ class ImageComponents:
     service: ImageService
     engine: FetchEngine
     lazy_layers: LazyLayers
+    traces: Traces
     events: Events
     preloader: Preloader | None
 
@@ -75,6 +77,9 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
     lazy_layers = await lifecycle.open(
         "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
     )
+    traces = await lifecycle.open(
+        "traces", open_traces(store, views, engine, config.traces, lazy_layers.fetcher)
+    )
     with lifecycle.stage("recovery of leases"):
         await leases.recover()
     with lifecycle.stage("pins"):
@@ -90,6 +95,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         service=service,
         engine=engine,
         lazy_layers=lazy_layers,
+        traces=traces,
         events=events,
         preloader=preloader,
     )

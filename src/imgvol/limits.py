@@ -95,6 +95,29 @@ TRACE_RANGES: Final = 30_000
 # Seconds that are traced: whoever wants more wants to know something else than the start.
 TRACE_SECONDS: Final = 86_400.0
 TRACE_MILLISECONDS: Final = 86_400_000
+# Files up to this size are brought whole: readahead would bring them with the first page.
+TRACE_WHOLE: Final = 128 * KIB
+# How much of a trace is put in the blob's order: at least, and in seconds of the line. More means
+# fewer requests, less means that what is wanted first comes first.
+TRACE_HORIZON: Final = 1 * MIB
+TRACE_HORIZON_SECONDS: Final = 0.25
+# One window: so long may it hold up a reader who wants something else.
+TRACE_WINDOW_SECONDS: Final = 0.05
+TRACE_WINDOW_SMALLEST: Final = 64 * KIB
+# Windows in the air, so that a line with a long round trip is never idle.
+TRACE_DEPTH: Final = 4
+# What is planned, and named, before other tasks get their turn: a few milliseconds of work.
+TRACE_STEP: Final = 64
+# How often a recording says how far it is.
+TRACE_PROGRESS: Final = 0.2
+# Windows that failed, after which readers are left to themselves.
+TRACE_FAILURES: Final = 3
+# What is fetched on the word of a trace that somebody else has made: the start of most programs.
+TRACE_FOREIGN_BYTES: Final = 256 * MIB
+# What is asked of a registry about traces is given up after so long: then it is too late for them.
+TRACE_SEARCH: Final = 20.0
+# Referring traces that are looked at: the first that is one counts.
+TRACE_REFERRERS: Final = 3
 
 # --- layer stores -----------------------------------------------------------------------------
 # Entries of this size and more get a file of their own in the store.

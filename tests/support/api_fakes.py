@@ -13,6 +13,7 @@ from unittest.mock import sentinel
 
 import trio
 
+from fuzz import seeds
 from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
@@ -20,7 +21,7 @@ from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
 from imgvol.content.check import Finding, Remedy
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import LeaseRecord
+from imgvol.content.records import LeaseRecord, TraceRecord
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
@@ -420,6 +421,7 @@ class FakeVolumes:
             path=target or "/run/imgvol/views/333",
             options=habits["bind"],
             patience=habits["patience"],
+            trace=None,
             layers=(
                 LayerStatus(
                     digest=Digest.parse(digest(0xABC000)),
@@ -444,6 +446,12 @@ class FakeVolumes:
 
     async def list(self):
         return list(self.volumes.values())
+
+    def find(self, target_or_id):
+        for volume in self.volumes.values():
+            if target_or_id in {volume.id, volume.target}:
+                return SimpleNamespace(record=volume, image=make_image(), view=object())
+        raise NotFound("no such volume", volume=target_or_id)
 
 
 class FakeSandboxes:
@@ -492,6 +500,53 @@ class FakeSandboxes:
         ]
 
 
+class FakeTraces:
+    def __init__(self) -> None:
+        self.traces = [make_trace()]
+        self.document_bytes = seeds.traces()[0]
+        self.ended = trio.Event()
+
+    async def record(self, image, view, *, progress, seconds):
+        progress.recording, progress.is_recording, progress.files = "0123456789ab", True, 2
+        with trio.move_on_after(seconds):
+            await self.ended.wait()
+        return make_trace()
+
+    def finish(self, recording):
+        if recording != "0123456789ab":
+            raise NotFound("no such recording", recording=recording)
+        self.ended.set()
+
+    async def list(self):
+        return self.traces
+
+    async def find(self, image):
+        if not self.traces:
+            raise NotFound("the image has no trace", image=image.names[0])
+        return self.traces[0]
+
+    async def document(self, record):
+        return self.document_bytes
+
+    async def remove(self, image):
+        return await self.find(image)
+
+
+def make_trace() -> TraceRecord:
+    return TraceRecord(
+        manifest=Digest.parse(digest(5)),
+        document=Digest.parse(digest(6)),
+        platform="linux/amd64",
+        repository="docker.io/library/alpine",
+        name="docker.io/library/alpine:3.20",
+        source="recorded",
+        files=2,
+        read_bytes=4104,
+        seconds=1.5,
+        recorded_at=1_700_000_000.0,
+    )
+
+
 class FakeEvents:
     """Everything has happened already, and more than anybody could take; then the daemon ends."""
 
@@ -517,6 +572,7 @@ class FakeDaemon:
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
         self.events = FakeEvents()
+        self.traces = FakeTraces()
         self.stopped = False
         self.preload = None
         self.statistics = statistics()
@@ -529,6 +585,7 @@ class FakeDaemon:
             check=self.check,
             scrub=self.scrub,
             events=self.events,
+            traces=self.traces,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

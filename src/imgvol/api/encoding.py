@@ -164,6 +164,7 @@ def encode_volume(volume: Volume) -> Document:
         "options": encode_bind_options(volume.options),
         "patience": volume.patience,
         "layers": [encode_layer_status(layer) for layer in volume.layers],
+        "trace": None if volume.trace is None else encode_numbers(volume.trace),
     }
 
 

@@ -125,6 +125,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             readiness=Readiness.of(
                 lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
             ),
+            follows_trace=not values.flag("no_trace"),
             progress=progress,
         )
         return {"volume": encoding.encode_volume(volume)}

@@ -23,6 +23,7 @@ from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
 from imgvol.api.services import Services
+from imgvol.api.trace_routes import TRACE_ROUTES
 
 _EXAMPLE: Final = "docker.io/library/alpine:3.20"
 
@@ -112,6 +113,11 @@ _MOUNTING = (
         "only after every layer's digest and diff ID have been checked over every byte.",
         default="lazy",
         choices=("lazy", "full"),
+    ),
+    Field(
+        name="no_trace",
+        kind="boolean",
+        description="Do not bring first what a trace of the image names.",
     ),
 )
 _PULL_ERRORS = (403, 404, 422, 429, 502, 503, 507)
@@ -372,6 +378,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *PIN_ROUTES,
+    *TRACE_ROUTES,
     *BUNDLE_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,

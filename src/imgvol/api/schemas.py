@@ -2,7 +2,9 @@
 
 from typing import Final
 
+from imgvol.content.records.traces import FOUND, RECORDED
 from imgvol.images.events import KINDS
+from imgvol.images.traces.run import RunState
 
 Schema = dict[str, object]
 
@@ -137,6 +139,10 @@ _VOLUME = record(
         "options": reference("BindOptions"),
         "patience": {"type": "number", "description": "Seconds that reads wait for a registry."},
         "layers": array_of(reference("LayerStatus")),
+        "trace": {
+            "anyOf": [reference("TraceUse"), {"type": "null"}],
+            "description": "What a trace has done for it; null: nothing.",
+        },
     }
 )
 
@@ -346,6 +352,46 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "SandboxMount": _SANDBOX_MOUNT,
     "SandboxMounts": record({"sandbox": _TEXT, "mounts": array_of(reference("SandboxMount"))}),
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
+    "TraceUse": record(
+        {
+            "image": {**_DIGEST, "description": "The manifest of the image that was traced."},
+            "source": {"enum": [RECORDED, FOUND]},
+            "traced": _COUNT,
+            "matched": {**_COUNT, "description": "Files of the trace that the image has."},
+            "planned": {**_COUNT, "description": "Bytes that were missing of them."},
+            "launched": {**_COUNT, "description": "Bytes that were asked for, so far."},
+            "state": {"enum": [str(state) for state in RunState]},
+        }
+    ),
+    "Trace": _OPEN_OBJECT,
+    "TraceSummary": record(
+        {
+            "manifest": _DIGEST,
+            "document": _DIGEST,
+            "platform": _TEXT,
+            "repository": {"type": "string", "description": "Empty: of this image only."},
+            "name": _TEXT,
+            "source": {"enum": [RECORDED, FOUND]},
+            "files": _COUNT,
+            "read_bytes": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "recorded_at": _SECONDS,
+        }
+    ),
+    "TraceList": record({"traces": array_of(reference("TraceSummary"))}),
+    "RecordingEvent": _event(
+        "progress",
+        {
+            "recording": {"type": "string", "description": "What finishing takes."},
+            "is_recording": {**_FLAG, "description": "Reads are noted from now on."},
+            "files": _COUNT,
+            "read_bytes": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "dropped": {**_COUNT, "description": "Reads that were too many to note."},
+        },
+    ),
+    "RecordedEvent": _event("done", {"trace": reference("TraceSummary")}),
+    "Finishing": record({"finishing": {"const": True}}),
     "TreeUsage": _numbers(
         {
             "entries": _COUNT,

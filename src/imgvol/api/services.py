@@ -22,7 +22,7 @@ import trio
 
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
-from imgvol.content.records import ImageRecord, LeaseRecord
+from imgvol.content.records import ImageRecord, LeaseRecord, TraceRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Subscription
@@ -37,6 +37,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
+from imgvol.images.traces.service import RecordingProgress
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
@@ -44,7 +45,7 @@ from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
 from imgvol.volumes.plan import MountRequest
 from imgvol.volumes.sandboxes import LeaseDeletion
-from imgvol.volumes.volume import Volume
+from imgvol.volumes.volume import HeldVolume, Volume
 
 
 class Imports(Protocol):
@@ -156,6 +157,7 @@ class Volumes(Protocol):
         bind: BindOptions,
         patience: float,
         readiness: Readiness,
+        follows_trace: bool,
         progress: PullProgress,
     ) -> Volume:
         """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""
@@ -165,6 +167,9 @@ class Volumes(Protocol):
 
     async def list(self) -> Sequence[Volume]:
         """Every volume."""
+
+    def find(self, target_or_id: str) -> HeldVolume:
+        """One volume with what it keeps open; raises NotFound."""
 
 
 class Scrub(Protocol):
@@ -243,6 +248,35 @@ class CriService(Server, Protocol):
         """What has been asked."""
 
 
+class Traces(Protocol):
+    """`images.traces.service.Traces`."""
+
+    async def record(
+        self,
+        image: ImageRecord,
+        view: OpenView,
+        *,
+        progress: RecordingProgress,
+        seconds: float,
+    ) -> TraceRecord:
+        """Notes what is read of an open view, and keeps it; raises Conflict."""
+
+    def finish(self, recording: str) -> None:
+        """Ends a recording; raises NotFound."""
+
+    async def list(self) -> Sequence[TraceRecord]:
+        """All of them, the latest first."""
+
+    async def find(self, image: ImageRecord) -> TraceRecord:
+        """The one that mounts of an image follow; raises NotFound."""
+
+    async def document(self, record: TraceRecord) -> bytes:
+        """The document itself; raises NotFound."""
+
+    async def remove(self, image: ImageRecord) -> TraceRecord:
+        """Forgets the one that mounts of an image follow; raises NotFound."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonInfo:
     """Who answers.
@@ -311,6 +345,7 @@ class Services:
         scrub: Reads the data of images again, and compares it with its digests.
         sandboxes: Leases, and the volumes of sandboxes.
         events: What happens to images.
+        traces: What starts of images read.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
@@ -324,6 +359,7 @@ class Services:
     scrub: Scrub
     sandboxes: Sandboxes
     events: Events
+    traces: Traces
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]

@@ -66,6 +66,9 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "fsck": Entry("upkeep", "Check the store, and repair it."),
         "scrub": Entry("upkeep", "Read stored data again and compare it with its digests."),
     },
+    "Make images start sooner": {
+        "trace": Entry("traces", "Learn what a start reads, and bring that first."),
+    },
     "For container runtimes": {
         "hook": Entry("hook", "Mount images in containers, as a hook of an OCI runtime."),
     },

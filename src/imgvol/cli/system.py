@@ -53,6 +53,19 @@ _POLL: Final = 0.05
     "Off by default: such layers are pulled first [IMGVOL_MISSING_DIGESTS].",
 )
 @click.option(
+    "--traces/--no-traces",
+    "follows_traces",
+    default=None,
+    help="Whether mounts bring first what a trace of the image names. On by default "
+    "[IMGVOL_NO_TRACES].",
+)
+@click.option(
+    "--trace-referrers/--no-trace-referrers",
+    default=None,
+    help="Ask registries for traces of images that have none here: some more requests for each, "
+    "and whoever may push can say what is fetched first. Off by default [IMGVOL_TRACE_REFERRERS].",
+)
+@click.option(
     "--background-rate",
     metavar="RATE",
     help="How fast to fetch what nobody waits for of mounted images, all together, in bytes per "
@@ -177,6 +190,8 @@ def serve_command(
     idle_exit: float | None,
     soci_referrers: bool | None,
     missing_digests: bool | None,
+    follows_traces: bool | None,
+    trace_referrers: bool | None,
     background_rate: str | None,
     max_downloads: int | None,
     pull_progress_timeout: float,
@@ -221,7 +236,9 @@ def serve_command(
         trust = replace(trust, soci_referrers=soci_referrers)
     if missing_digests is not None:
         trust = replace(trust, missing_digests=missing_digests)
-    config = replace(config, trust=trust)
+    habits_of_traces = {"follows": follows_traces, "referrers": trace_referrers}
+    chosen = {name: value for name, value in habits_of_traces.items() if value is not None}
+    config = replace(config, trust=trust, traces=replace(config.traces, **chosen))
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
     if cri_socket is not None and no_cri:

@@ -26,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -96,6 +96,19 @@ CREATE TABLE place (                               -- where a layer lies that is
     ctime_ns    INTEGER NOT NULL,
     inode       TEXT NOT NULL,                     -- decimal: may need all of 64 bits
     device      TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE trace (                -- which files a start reads, and in which order
+    manifest    TEXT PRIMARY KEY,   -- of the image that it is of, which may be gone
+    document    TEXT NOT NULL,      -- digest of the trace, which is among the documents
+    platform    TEXT NOT NULL,      -- as image.platform
+    repository  TEXT NOT NULL,      -- whose newer images may use it, too; empty: none
+    name        TEXT NOT NULL,      -- what the image was called; may be empty
+    source      TEXT NOT NULL,      -- recorded, referrer
+    files       INTEGER NOT NULL,
+    read_bytes  INTEGER NOT NULL,
+    seconds     REAL NOT NULL,      -- how long was traced
+    recorded_at REAL NOT NULL       -- seconds since the epoch
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE chain (

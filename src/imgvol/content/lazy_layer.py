@@ -175,6 +175,10 @@ class LazyLayerStore:
             for _, position, length in self._pieces(node, offset, size)
         )
 
+    def spans_of(self, node: int, offset: int, size: int) -> list[int]:
+        """The spans that hold a range of a file; none once the layer is complete."""
+        return self._spans_of(self._pieces(node, offset, size))
+
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """See `Layer.read`; what is missing is fetched.
 

@@ -7,6 +7,7 @@ long as a root leads to it, directly or over other things:
     name ────────────────────────┼───────> document (the index that the name resolved to)
                                  ├───────> document (manifest, config)
                                  └───────> view
+    trace ─────────────────────────────────> document (the trace; its record goes by itself)
     open view, mount, pull, import, export ──> whatever they hold in memory
 
 The reasons of a thing are all roots that lead to it, not only the first that was found: only when
@@ -47,6 +48,7 @@ class RootKind(StrEnum):
     PIN = "pin"
     LEASE = "lease"
     VOLUME = "volume"
+    TRACE = "trace"
     VIEW = "open view"
     MOUNT = "mount"
     PULL = "pull"

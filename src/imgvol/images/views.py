@@ -22,6 +22,8 @@ from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.content.store import Store
 from imgvol.errors import NotFound, StoreDamaged
 from imgvol.images.status import LayerStatus, layer_status
+from imgvol.images.traces.recording import Recordings
+from imgvol.images.traces.run import TraceUse
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
@@ -78,6 +80,7 @@ class OpenView:
             for a registry that fails.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
         things: What it keeps from being collected.
+        trace: What a trace has done for it; None: nothing.
     """
 
     id: Digest
@@ -89,6 +92,7 @@ class OpenView:
     patience: list[float] = field(default_factory=list)
     kernel_references: int = 0
     things: frozenset[Thing] = frozenset()
+    trace: TraceUse | None = None
 
     @property
     def name(self) -> bytes:
@@ -121,6 +125,8 @@ class Views:
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
         on_condemned: Called when a layer turns out to be bad, to drop what is cached of it.
+        on_mounted: Called when a view has been mounted anew, with its image.
+        recordings: What is recorded of reads at this moment; None: nothing is.
         closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
@@ -130,6 +136,8 @@ class Views:
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
     on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
+    on_mounted: Callable[[OpenView, ImageRecord], None] = lambda _view, _image: None
+    recordings: Recordings | None = None
     closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)

@@ -41,6 +41,11 @@ EXAMPLES = {
     "exportImages": ("", {"images": ["alpine:3.20"]}),
     "pullImage": ("", {"image": "busybox:1"}),
     "inspectImage": (ALPINE, None),
+    "listTraces": ("", None),
+    "recordTrace": ("", {"volume": "/mnt/x", "seconds": 0.15}),
+    "finishTrace": ("", {"recording": "0123456789ab"}),
+    "readTrace": (ALPINE, None),
+    "removeTrace": (ALPINE, None),
     "pinImage": ("", {"image": "docker.io/library/alpine:3.20"}),
     "unpinImage": ("", {"image": "docker.io/library/alpine:3.20"}),
     "listFiles": (f"{ALPINE}&path=/etc", None),
@@ -117,7 +122,7 @@ def test_every_component_is_used():
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.operation)
 async def test_answers_match_their_schema(route, daemon, quick_progress):
     daemon.images.pull_steps, daemon.images.pull_pause = 3, 0.03
-    if route.operation == "unmountVolume":
+    if route.operation in {"unmountVolume", "recordTrace"}:
         await call(daemon, "POST", "/volumes", body={"image": "a:1", "target": "/mnt/x"})
     if route.operation == "renewLease":
         await call(daemon, "POST", "/leases", body={"lease": "pod"})

@@ -19,6 +19,7 @@ from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.pins import PinTable
 from imgvol.content.records.places import PlaceTable
+from imgvol.content.records.traces import TraceRecord, TraceTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "NamedVolumeRecord",
     "Origin",
     "Records",
+    "TraceRecord",
     "VolumeRecord",
 ]
 
@@ -48,6 +50,7 @@ class Records(
     LeaseTable,
     VolumeTable,
     NamedVolumeTable,
+    TraceTable,
     CollectionTable,
 ):
     """Typed operations over the database; each method is one transaction."""

@@ -7,6 +7,7 @@ from typing import Final
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind, World, unreachable
 from imgvol.content.records.images import read_images
 from imgvol.content.records.table import Table
+from imgvol.content.records.traces import drop_useless_traces
 from imgvol.oci.digest import Digest
 
 Holds = Mapping[Root, Collection[Thing]]
@@ -43,6 +44,7 @@ class CollectionTable(Table):
             for kind, statement in _ROWS.items():
                 rows = [[str(thing.digest)] for thing in garbage if thing.kind is kind]
                 db.executemany(statement, rows)
+            drop_useless_traces(db)
             return garbage
 
         return await self._database.run(remove)
@@ -126,6 +128,8 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
         hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))
     for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
         hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
+    for manifest, document in db.execute("SELECT manifest, document FROM trace"):
+        hold(RootKind.TRACE, f"of {manifest}", _document(document))
 
     stored = {_view(view) for (view,) in db.execute("SELECT view_id FROM chain")}
     stored |= {_layer(digest) for (digest,) in db.execute("SELECT digest FROM layer")}

@@ -92,6 +92,8 @@ class FetchEngine:
         self._lines: dict[Origin, Line] = {}
         self._in_air: dict[Flight, LayerFetcher] = {}
         self._turns = {purpose: trio.Lock() for purpose in (Purpose.PREFETCH, Purpose.BACKGROUND)}
+        # Traces that are being followed: nothing else is done in the background meanwhile.
+        self.traces = 0
         self._readers = 0
         self._readers_gone = trio.Event()
         self._last_reader = -math.inf
@@ -163,21 +165,25 @@ class FetchEngine:
 
     async def wait_quiet(self, may_hurry: Callable[[], bool] = lambda: False) -> None:
         """Waits until nothing more urgent has been under way for a while, or need not."""
-        while not may_hurry():  # readers move the goal, and tell what the line is like
+        while (
+            self.traces or not may_hurry()
+        ):  # readers move the goal, and tell what the line is like
             left = self._last_activity() + limits.FETCH_QUIET - trio.current_time()
             if left <= 0:
                 return
             await trio.sleep(min(left, limits.FETCH_QUIET_CHECK))
 
     def _last_activity(self) -> float:
-        is_busy = self._readers or self._turns[Purpose.PREFETCH].locked()
+        is_busy = self._readers or self.traces or self._turns[Purpose.PREFETCH].locked()
         return trio.current_time() if is_busy else self._last_reader
 
     def make_way(self) -> None:
         """Ends what nobody waits for, where it costs a reader more than going on later will."""
         for flight, fetcher in list(self._in_air.items()):
             is_costly = fetcher.line.is_worth_stopping(flight.remaining)
-            if flight.rank > Rank.READ and is_costly and not fetcher.is_streaming:
+            # What a trace brings is small, and this very reader's next wish.
+            is_next = flight.purpose is Purpose.TRACE or fetcher.is_streaming
+            if flight.rank > Rank.READ and is_costly and not is_next:
                 fetcher.end(flight)
 
     def launch(self, fetcher: LayerFetcher, flight: Flight) -> None:

@@ -14,6 +14,7 @@ class Purpose(StrEnum):
 
     READ = "read"
     READAHEAD = "readahead"
+    TRACE = "trace"
     PREFETCH = "prefetch"
     BACKGROUND = "background"
 
@@ -38,6 +39,7 @@ class Landing(StrEnum):
 _RANK_WITHOUT_READER: Final = {
     Purpose.READ: Rank.READAHEAD,
     Purpose.READAHEAD: Rank.READAHEAD,
+    Purpose.TRACE: Rank.PREFETCH,
     Purpose.PREFETCH: Rank.PREFETCH,
     Purpose.BACKGROUND: Rank.BACKGROUND,
 }

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -38,6 +39,7 @@ class LayerFetcher:
         failure: Why the latest flight failed, if it did.
         patience: Seconds that readers wait for a registry that fails, before they are told.
         line: What is known of the line to its registry.
+        runs: Traces that are being followed, which say what comes next.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class LayerFetcher:
         self.descriptor = descriptor
         self.failure: ImgvolError | None = None
         self.patience = 0.0
+        self.runs = 0
         self._engine = engine
         self._layer = layer
         self._origin = origin
@@ -55,6 +58,7 @@ class LayerFetcher:
         self._flights: dict[int, Flight] = {}
         self._failed_until = -math.inf
         self._recovered = trio.Event()
+        self._traced = trio.Event()
         # Spans that readers have wanted, and those that nobody has to fetch any more.
         self._wanted = set(layer.present)
         self._amplification = Amplification(layer, self._is_missing)
@@ -128,7 +132,7 @@ class LayerFetcher:
     def _joinable(self, span: int) -> Flight | None:
         """The flight that brings a span, if waiting for it is quicker than asking again."""
         flight = self._flights.get(span)
-        if flight is None or flight.waiters:
+        if flight is None or flight.waiters or flight.purpose is Purpose.TRACE:
             return flight
         _, end = self._layer.table.compressed_range(span)
         least = max(limits.LINE_JUDGED_AFTER, 2 * self.line.round_trip)
@@ -169,15 +173,57 @@ class LayerFetcher:
         So it may return before it has brought everything.
         """
         async with self._engine.turn(purpose, may_hurry=lambda: self.is_streaming):
-            flight = Flight(start, end, tuple(spans), purpose)
-            self._launch(flight)
-            try:
-                await flight.landed.wait()
-            finally:
-                if not flight.waiters:
-                    self.end(flight)
-            if flight.error is not None:
-                raise flight.error.with_traceback(None)
+            await self._fly_unasked(Flight(start, end, tuple(spans), purpose))
+
+    async def bring_traced(self, spans: Sequence[int]) -> int:
+        """Brings spans that lie near to each other because a trace says that they are wanted next.
+
+        It is never amplified, takes missing spans between them along, and waits for no turn; see
+        `traces.run`.
+
+        Returns:
+            Bytes of the range.
+
+        Raises:
+            RemoteError: The registry does not deliver.
+            ContentError: What it delivers is not what was promised.
+        """
+        start, end = self._extent(spans)
+        between = tuple(span for span in range(spans[0], spans[-1] + 1) if self._is_missing(span))
+        await self._fly_unasked(Flight(start, end, between, Purpose.TRACE))
+        return end - start
+
+    async def _fly_unasked(self, flight: Flight) -> None:
+        self._launch(flight)
+        try:
+            await flight.landed.wait()
+        finally:
+            if not flight.waiters:
+                self.end(flight)
+        if flight.error is not None:
+            raise flight.error.with_traceback(None)
+
+    def unclaimed(self, spans: Sequence[int]) -> list[int]:
+        """Those of some spans that are neither here nor under way."""
+        return [span for span in spans if self._is_missing(span)]
+
+    async def wait_traced(self) -> None:
+        """Waits until no trace says any more what comes next."""
+        while self.runs:
+            await self._traced.wait()
+
+    @contextmanager
+    def following_trace(self) -> Iterator[None]:
+        """Around the time that a trace says what comes next."""
+        self.runs += 1
+        self._engine.traces += 1
+        try:
+            yield
+        finally:
+            self._engine.traces -= 1
+            self.runs -= 1
+            traced, self._traced = self._traced, trio.Event()
+            traced.set()
 
     async def wait_recovered(self, longest: float) -> None:
         """Waits until the registry has answered somebody again, at most so many seconds."""

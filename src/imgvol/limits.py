@@ -99,11 +99,11 @@ TRACE_MILLISECONDS: Final = 86_400_000
 TRACE_WHOLE: Final = 128 * KIB
 # How much of a trace is put in the blob's order: at least, and in seconds of the line. More means
 # fewer requests, less means that what is wanted first comes first.
-TRACE_HORIZON: Final = 1 * MIB
+TRACE_HORIZON: Final = 2 * MIB
 TRACE_HORIZON_SECONDS: Final = 0.25
 # One window: so long may it hold up a reader who wants something else.
 TRACE_WINDOW_SECONDS: Final = 0.05
-TRACE_WINDOW_SMALLEST: Final = 64 * KIB
+TRACE_WINDOW_SMALLEST: Final = 256 * KIB
 # Windows in the air, so that a line with a long round trip is never idle.
 TRACE_DEPTH: Final = 4
 # What is planned, and named, before other tasks get their turn: a few milliseconds of work.

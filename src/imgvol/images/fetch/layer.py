@@ -152,7 +152,8 @@ class LayerFetcher:
     def _launch_ahead(self, spans: Sequence[int]) -> None:
         is_failing = trio.current_time() < self._failed_until
         is_busy = self._count(Purpose.READAHEAD) >= limits.READAHEAD_FLIGHTS
-        if spans and not is_failing and not is_busy:
+        # A trace knows better than to guess.
+        if spans and not is_failing and not is_busy and not self.runs:
             self._launch(Flight(*self._extent(spans), tuple(spans), Purpose.READAHEAD))
 
     def _is_missing(self, span: int) -> bool:
@@ -175,14 +176,16 @@ class LayerFetcher:
         async with self._engine.turn(purpose, may_hurry=lambda: self.is_streaming):
             await self._fly_unasked(Flight(start, end, tuple(spans), purpose))
 
-    async def bring_traced(self, spans: Sequence[int]) -> int:
+    def size(self, spans: Sequence[int]) -> int:
+        """Bytes of the range from the first of some spans to the last."""
+        start, end = self._extent(spans)
+        return end - start
+
+    async def bring_traced(self, spans: Sequence[int]) -> None:
         """Brings spans that lie near to each other because a trace says that they are wanted next.
 
         It is never amplified, takes missing spans between them along, and waits for no turn; see
         `traces.run`.
-
-        Returns:
-            Bytes of the range.
 
         Raises:
             RemoteError: The registry does not deliver.
@@ -191,7 +194,6 @@ class LayerFetcher:
         start, end = self._extent(spans)
         between = tuple(span for span in range(spans[0], spans[-1] + 1) if self._is_missing(span))
         await self._fly_unasked(Flight(start, end, between, Purpose.TRACE))
-        return end - start
 
     async def _fly_unasked(self, flight: Flight) -> None:
         self._launch(flight)
@@ -255,7 +257,10 @@ class LayerFetcher:
             yield group
 
     def _launch_read(self, group: list[int]) -> Flight:
-        along = self._amplification.behind(group, self.line.worthwhile, may_sweep=not self.is_slow)
+        along: list[int] = []
+        if not self.runs:
+            worthwhile, is_fast = self.line.worthwhile, not self.is_slow
+            along = self._amplification.behind(group, worthwhile, may_sweep=is_fast)
         spans = [*group, *along]
         flight = Flight(*self._extent(spans), tuple(spans), Purpose.READ, waiters=1)
         self._engine.make_way()

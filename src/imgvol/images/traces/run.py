@@ -123,7 +123,8 @@ class TraceRun:
             # Readers may have asked for some of it meanwhile.
             missing = fetcher.unclaimed(window.spans)
             for part in split(window.layer, missing, gap=_gap(fetcher), most=fetcher.line.window):
-                self.use.launched += await fetcher.bring_traced(part)
+                self.use.launched += fetcher.size(part)
+                await fetcher.bring_traced(part)
         except RemoteError:
             # Told by the fetcher. Readers try on their own; we do when they succeed.
             self._failures += 1

@@ -207,6 +207,28 @@ IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.
 DOCUMENT_THREADS: Final = 8
 
+# --- pushing --------------------------------------------------------------------------------------
+# Blobs sent to one registry at once: docker sends 5, and two fill most lines.
+PUSH_AT_ONCE: Final = 4
+# What is sent with one request. A larger blob goes in pieces of this size, so that a connection
+# that breaks costs one of them; proxies in the cloud take some 100 MB in a request.
+PUSH_CHUNK: Final = 64 * MIB
+# The smallest piece that a registry which finds larger ones too large is offered: nginx takes 1 MiB
+# unless told otherwise.
+PUSH_CHUNK_SMALLEST: Final = 1 * MIB
+# What a registry may ask pieces to be at least (`OCI-Chunk-Min-Length`); object stores want 5 MiB.
+PUSH_CHUNK_LARGEST: Final = 1 * GIB
+# Seconds from the last byte to the answer: a registry may hash and move all of a blob in between,
+# some 30 GB at 100 MB/s.
+PUSH_ANSWER: Final = 300.0
+# How often a list of referrers is read, changed and written when others do the same meanwhile.
+REFERRER_UPDATES: Final = 5
+# Seconds between writing it and looking whether it has stayed: at least, and at most.
+REFERRER_SETTLE: Final = 0.05
+REFERRER_LONGEST_SETTLE: Final = 2.0
+# Blobs and manifests of one push: an image of LAYERS on every platform that there is, twice over.
+PUSH_BLOBS: Final = 20_000
+
 # --- where images come from ----------------------------------------------------------------------
 # A hosts.toml and a registries.yaml. k3s' own example has 1 KiB; a cluster with a hundred
 # registries, some tens.

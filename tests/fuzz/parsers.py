@@ -351,7 +351,7 @@ def _challenge(text: bytes) -> None:
     challenges = parse_challenges(text.decode("latin-1").split("\n"))
     chosen = choose_challenge(challenges)
     if chosen is not None:
-        Realm.of(chosen, registry=Origin("https", "example.com", 443), scope="repository:a:pull")
+        Realm.of(chosen, registry=Origin("https", "example.com", 443), scopes=["repository:a:pull"])
 
 
 def _redirect(text: bytes) -> None:

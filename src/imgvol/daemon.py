@@ -343,6 +343,7 @@ class _Daemon:
             scrub=scrubber.scrub,
             events=images.events,
             traces=images.traces,
+            registries=images.registries,
             preload=lambda: None if images.preloader is None else images.preloader.status(),
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),

@@ -42,6 +42,7 @@ class ImageComponents:
     engine: FetchEngine
     lazy_layers: LazyLayers
     traces: Traces
+    registries: Registries
     events: Events
     preloader: Preloader | None
 
@@ -96,6 +97,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         engine=engine,
         lazy_layers=lazy_layers,
         traces=traces,
+        registries=registries,
         events=events,
         preloader=preloader,
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from imgvol.view.trace import TRACE_TYPE, Trace, TracedFile, TracedRange, parse_trace
+from imgvol.view.trace import TRACE_TYPE, parse_trace
 from support.daemon import ENVIRONMENT, running_daemon
 from support.images import OCI, Image, file, push, sha256, tar_bytes, to_json, write_layout
 from support.lazy_images import LazyImage, content, lazy_layer
@@ -84,9 +84,9 @@ def read_start(agent, image, target):
     agent.ask("close", fd=fd)
 
 
-def record_start(daemon, agent, image, reference, *options):
+def record_start(daemon, agent, image, reference, *options, name="first"):
     """Mounts an image, reads it once unseen, and records how it is read again."""
-    target = daemon.target("first")
+    target = daemon.target(name)
     daemon.run("mount", reference, target)
     read_start(agent, image, target)
     with recording(daemon, target, *options) as said:
@@ -321,39 +321,42 @@ def put_trace(registry, image, document: bytes, *, subject: str | None = None) -
         registry.put_manifest(name, tag, raw, json.loads(raw)["mediaType"])
 
 
-def made_trace(image) -> bytes:
-    from imgvol.oci.digest import Digest
+def test_what_one_node_has_learnt_another_one_follows(daemon, short_path, agent, registry, newer):
+    reference = registry.reference(newer.name)
+    record_start(daemon, agent, newer, reference)
+    first = daemon.json("trace", "push", reference)
+    record_start(daemon, agent, newer, reference, name="again")
+    document = daemon.base / "trace.json"
+    document.write_text(json.dumps(daemon.json("trace", "show", reference)))
+    second = daemon.json("trace", "push", reference, document)
+    assert first["digest"] != second["digest"], "it has other times"
 
-    files = tuple(
-        TracedFile(name.encode(), len(image.files[name]), number, (TracedRange(0, 10, number),))
-        for number, name in enumerate(MODULES)
-    )
-    manifest = Digest.of(Image([image.layer]).manifest_bytes())
-    return Trace(manifest, "linux/amd64", "", 1.0, files).to_bytes()
+    def was_asked_for(pushed, since):
+        return any(pushed["digest"] in line for line in registry.requests()[since:])
 
-
-def test_a_trace_that_refers_to_the_image_is_followed_where_that_is_wanted(
-    short_path, agent, registry, proxy, newer
-):
-    require_fuse()
-    proxy.throttle(CRAWL, at_least=WINDOW)
-    put_trace(registry, newer, made_trace(newer))
-    with running_daemon(short_path) as daemon:
-        target = daemon.target("mnt")
-        daemon.run("mount", proxy.reference(newer.name), target)
+    other = short_path / "other"
+    other.mkdir()
+    with running_daemon(other) as node:
+        target = node.target("mnt")
+        before = len(registry.requests())
+        node.run("mount", reference, target)
         read_start(agent, newer, target)
-        assert trace_in_use(daemon) is None
-        assert not any("referrers" in e.path or "/sha256-" in e.path for e in proxy.seen)
-        daemon.run("unmount", target)
-        daemon.run("rmi", proxy.reference(newer.name))
-        daemon.terminate()
-        daemon.start("--trace-referrers")
-        daemon.run("mount", proxy.reference(newer.name), target)
-        wait_followed(daemon)
-        assert trace_in_use(daemon)["source"] == "referrer"
-        assert trace_in_use(daemon)["matched"] == len(MODULES)
-        (kept,) = daemon.json("trace", "ls")
-        assert kept["source"] == "referrer"
+        assert trace_in_use(node) is None
+        assert not any("/sha256-" in line for line in registry.requests()[before:])
+        node.run("unmount", target)
+        node.run("rmi", reference)
+        node.terminate()
+        node.start("--trace-referrers")
+        before = len(registry.requests())
+        node.run("mount", reference, target)
+        wait_followed(node)
+        used = trace_in_use(node)
+        assert (used["source"], used["matched"]) == ("referrer", len(MODULES) + 1)
+        # The second one has taken the place of the first.
+        assert was_asked_for(second, before)
+        assert not was_asked_for(first, before)
+        (kept,) = node.json("trace", "ls")
+        assert (kept["source"], kept["files"]) == ("referrer", len(MODULES) + 1)
         read_start(agent, newer, target)
 
 

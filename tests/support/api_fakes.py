@@ -37,7 +37,9 @@ from imgvol.images.service import PullStatistics
 from imgvol.images.status import LayerStatus
 from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
+from imgvol.publish.pushing import Pushed
 from imgvol.tallies import (
     LOOP_BOUNDS,
     PULL_BOUNDS,
@@ -338,6 +340,11 @@ class FakeImages:
         config = {"Env": ["PATH=/bin", "EVIL=\x1b[2J"], "Cmd": ["/bin/sh", "-c", "echo hi"]}
         return {"schemaVersion": 2}, {"os": "linux", "config": config}
 
+    async def descriptor(self, record):
+        return Descriptor(
+            media_type=record.media_type, digest=Digest.parse(record.manifest), size=700
+        )
+
     def open_view(self, record):
         @contextlib.asynccontextmanager
         async def hold():
@@ -531,6 +538,16 @@ class FakeTraces:
     async def remove(self, image):
         return await self.find(image)
 
+    async def push(self, pusher, subject, document, progress):
+        self.pushed = (str(pusher.repository), subject, document)
+        progress.stage = "done"
+        return Pushed(
+            digest=Digest.parse(digest(7)),
+            name="example.com/x@sha256:7",
+            uploaded=2,
+            uploaded_bytes=len(document),
+        )
+
 
 def make_trace() -> TraceRecord:
     return TraceRecord(
@@ -586,6 +603,7 @@ class FakeDaemon:
             scrub=self.scrub,
             events=self.events,
             traces=self.traces,
+            push_trace=self.traces.push,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),

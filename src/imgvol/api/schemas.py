@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from imgvol.api.pushing import PUSH_PROGRESS, PUSHED
 from imgvol.content.records.traces import FOUND, RECORDED
 from imgvol.images.events import KINDS
 from imgvol.images.traces.run import RunState
@@ -390,6 +391,8 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "dropped": {**_COUNT, "description": "Reads that were too many to note."},
         },
     ),
+    "PushEvent": _event("progress", {**PUSH_PROGRESS}),
+    "PushedEvent": _event("done", {**PUSHED}),
     "RecordedEvent": _event("done", {"trace": reference("TraceSummary")}),
     "Finishing": record({"finishing": {"const": True}}),
     "TreeUsage": _numbers(

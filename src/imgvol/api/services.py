@@ -39,7 +39,12 @@ from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.traces.service import RecordingProgress
 from imgvol.images.views import OpenView, ViewStatistics
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.json import JSONValue
+from imgvol.publish.pushing import Pushed, PushProgress
+from imgvol.publish.traces import push_trace
+from imgvol.registry.push import Pusher
+from imgvol.registry.registries import Registries
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
@@ -115,6 +120,9 @@ class Images(Protocol):
 
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """The manifest and the config, as stored."""
+
+    async def descriptor(self, image: ImageRecord) -> Descriptor:
+        """What points at the image's manifest."""
 
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """The merged tree of an image, held open."""
@@ -350,6 +358,8 @@ class Services:
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
         preload: What has become of the preload directory, from memory; None: there is none.
+        registries: How registries are reached; None: by themselves.
+        push_trace: `publish.traces.push_trace`.
     """
 
     images: Images
@@ -364,3 +374,5 @@ class Services:
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
     preload: Callable[[], PreloadStatus | None] = lambda: None
+    registries: Registries | None = None
+    push_trace: Callable[[Pusher, Descriptor, bytes, PushProgress], Awaitable[Pushed]] = push_trace

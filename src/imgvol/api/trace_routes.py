@@ -7,6 +7,7 @@ from imgvol.api import trace_handlers as handlers
 from imgvol.api.fetching import PLATFORM
 from imgvol.api.fields import Field
 from imgvol.api.http import NDJSON
+from imgvol.api.pushing import PUSH_ERRORS, PUSHING
 from imgvol.api.route import Route
 
 _IMAGE: Final = Field(
@@ -71,6 +72,20 @@ TRACE_ROUTES: Final[tuple[Route, ...]] = (
             ),
         ),
         errors=(404,),
+    ),
+    Route(
+        method="POST",
+        path="/traces/push",
+        operation="pushTrace",
+        summary="Push a trace into the image's repository, as an artifact that refers to it: the "
+        "one that mounts follow, or the open file that comes with the request (SCM_RIGHTS).",
+        tag="traces",
+        handler=handlers.push_trace,
+        answers=("PushEvent", "PushedEvent", "ErrorEvent"),
+        media_type=NDJSON,
+        takes_file=True,
+        body=(_IMAGE, PLATFORM, *PUSHING),
+        errors=PUSH_ERRORS,
     ),
     Route(
         method="GET",

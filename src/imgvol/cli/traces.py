@@ -1,14 +1,16 @@
-"""`trace record`, `trace show`, `trace ls`, `trace rm`."""
+"""`trace record`, `trace show`, `trace push`, `trace ls`, `trace rm`."""
 
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 from imgvol import limits
-from imgvol.cli import pulling, text, units
+from imgvol.cli import pulling, pushing, text, units
 from imgvol.cli.completion_values import complete_image, complete_volume
 from imgvol.cli.names import familiar, short_id
 from imgvol.cli.render import Column, echo_error, echo_json, echo_note, echo_table
@@ -225,6 +227,56 @@ def _echo_timeline(trace: Trace) -> None:
     click.echo()
     for number, line in enumerate(timeline(trace, width=width, is_ascii=is_ascii)):
         click.echo(click.style(line, bold=True) if number == 0 and text.has_colour() else line)
+
+
+@trace_command.command(
+    "push",
+    epilog=examples(
+        "imgvol trace push registry.example.com/team/app:1",
+        "imgvol trace push registry.example.com/team/app:1 start.json",
+        after="Nodes look for it with: imgvol serve --trace-referrers",
+    ),
+)
+@click.argument("image", shell_complete=complete_image)
+@click.argument("file", metavar="[FILE]", required=False, type=click.Path(dir_okay=False))
+@_platform_option
+@pushing.push_options
+@json_option("Print what was pushed as JSON.")
+@quiet_option()
+@verbose_option()
+@pass_session
+def push_command(
+    session: Session,
+    /,
+    *,
+    image: str,
+    file: str | None,
+    platform: str | None,
+    **options: Any,
+) -> None:
+    """Push the trace of IMAGE, or the one in FILE, into the image's own repository.
+
+    It becomes an artifact that refers to the image, and replaces the one that was there if the
+    registry allows that.
+    """
+    body = {"image": image, "platform": platform, **pushing.pushing(**options)}
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        descriptor = None
+        if file is not None:
+            parse_trace(read_document(file))  # says what is wrong with it, before anything is sent
+            descriptor = stack.enter_context(open(file, "rb")).fileno()
+        event = pushing.follow(
+            session,
+            "/traces/push",
+            body,
+            describe=pushing.push_line(f"a trace of {image}"),
+            file=descriptor,
+        )
+    if session.is_json:
+        echo_json({key: value for key, value in event.items() if key != "event"})
+    elif not session.is_quiet:
+        echo_note(pushing.push_summary(event, time.monotonic() - started))
 
 
 @trace_command.command("ls", epilog=examples("imgvol trace ls"))

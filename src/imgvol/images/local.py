@@ -16,6 +16,7 @@ from imgvol.images.catalog import ID, Catalog, best_for, choose
 from imgvol.images.collection import CollectionReport, Collector
 from imgvol.images.leases import Leases
 from imgvol.images.resolve import wanted_platform
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.sources.parse import parse_image_argument
@@ -260,6 +261,11 @@ class LocalImages:
         if image.is_artifact:
             return manifest, None
         return manifest, await self._document(image.id, "config", limits.CONFIG_SIZE)
+
+    async def descriptor(self, image: ImageRecord) -> Descriptor:
+        """What points at an image's manifest."""
+        raw = await self._store.read_blob(image.manifest)
+        return Descriptor(media_type=image.media_type, digest=image.manifest, size=len(raw))
 
     async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
         raw = await self._store.read_blob(digest)

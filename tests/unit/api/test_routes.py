@@ -44,6 +44,7 @@ EXAMPLES = {
     "listTraces": ("", None),
     "recordTrace": ("", {"volume": "/mnt/x", "seconds": 0.15}),
     "finishTrace": ("", {"recording": "0123456789ab"}),
+    "pushTrace": ("", {"image": "alpine:3.20"}),
     "readTrace": (ALPINE, None),
     "removeTrace": (ALPINE, None),
     "pinImage": ("", {"image": "docker.io/library/alpine:3.20"}),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazy import LINES, WORK, Line, _directory, _needed, _work_in, make_images
+
 from support.daemon import Imgvol, running_daemon
 from support.images import Image, Layer, directory, push, write_layout
 from support.proxy import Proxy, running_proxy
@@ -56,8 +57,10 @@ def bench_traces(
             continue
         for kind in formats or FORMATS:
             for follows in (False, True):
-                runs = [measure(registry, references[kind], line, work, follows=follows)
-                        for _ in range(RUNS)]
+                runs = [
+                    measure(registry, references[kind], line, work, follows=follows)
+                    for _ in range(RUNS)
+                ]
                 figures = sorted(runs, key=lambda run: run.work)[len(runs) // 2]
                 print(_row(line, kind, figures, follows=follows), flush=True)
 

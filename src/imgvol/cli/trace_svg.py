@@ -70,6 +70,7 @@ def svg(trace: Trace) -> str:
         f'<rect class="page" width="{_WIDTH}" height="{plot.height}"/>',
         f'<text class="text title" x="20" y="28">{escape(text.shortened(title, 90))}</text>',
         f'<text class="soft" x="20" y="47">{escape(subtitle)}</text>',
+        *(plot.stripe(number) for number in range(0, len(files), 2)),
         *plot.curve(),
         *plot.axis(),
         *(line for number, file in enumerate(files) for line in plot.row(number, file)),
@@ -138,7 +139,13 @@ class _Plot:
         yield (
             f'<text class="soft" x="20" y="{_TOP + _CURVE + 18}">file</text>'
             f'<text class="soft end" x="{_WIDTH - 16}" y="{_TOP + _CURVE + 18}">read</text>'
+            f'<text class="text end" x="{_LEFT - 24}" y="{_TOP + _CURVE + 18}">time</text>'
         )
+
+    def stripe(self, number: int) -> str:
+        """What lies behind every other row, and behind the lines over all of them."""
+        y = self._rows_top + number * _ROW
+        return f'<rect class="row" x="0" y="{y}" width="{_WIDTH}" height="{_ROW}"/>'
 
     def row(self, number: int, file: TracedFile) -> Iterator[str]:
         """One file."""
@@ -148,8 +155,6 @@ class _Plot:
         told = f"{name}: opened after {units.duration(file.first / 1000)}"
         told += f", {units.size(file.read_bytes)} of {units.size(file.size)} read"
         yield f"<g><title>{escape(told)}</title>"
-        if number % 2 == 0:
-            yield f'<rect class="row" x="0" y="{y}" width="{_WIDTH}" height="{_ROW}"/>'
         shown = escape(text.shortened(name, _NAME))
         yield f'<text class="text name" x="20" y="{y + 10.5:g}" font-size="10.5">{shown}</text>'
         last = max((item.milliseconds for item in file.ranges), default=file.first)

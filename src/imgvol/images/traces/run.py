@@ -97,20 +97,30 @@ class TraceRun:
 
     async def run(self) -> None:
         """Brings everything, or gives up; raises nothing but what ends the daemon."""
-        self.use.state = RunState.STOPPED
-        async with trio.open_nursery() as nursery:
-            while self.queue and self.is_wanted() and self._failures < limits.TRACE_FAILURES:
-                for window in self._next_windows():
-                    await self._wait_for_room(self.fetchers[window.layer])
-                    if self.use.launched >= self.most:
-                        self._is_cut = True
-                        self.queue.clear()
-                        break
-                    self._in_air += 1
-                    nursery.start_soon(self._bring, window)
-                await trio.lowlevel.checkpoint()
-        if not self.queue and self._failures < limits.TRACE_FAILURES and not self._is_cut:
-            self.use.state = RunState.DONE
+        state = RunState.STOPPED
+        try:
+            async with trio.open_nursery() as nursery:
+                while self.queue and self.is_wanted() and not self._has_failed:
+                    await self._launch_next(nursery)
+                    await trio.lowlevel.checkpoint()
+            if not (self.queue or self._is_cut or self._has_failed):
+                state = RunState.DONE
+        finally:
+            self.use.state = state
+
+    async def _launch_next(self, nursery: trio.Nursery) -> None:
+        for window in self._next_windows():
+            await self._wait_for_room(self.fetchers[window.layer])
+            if self.use.launched >= self.most or self._has_failed:
+                self._is_cut = True
+                self.queue.clear()
+                return
+            self._in_air += 1
+            nursery.start_soon(self._bring, window)
+
+    @property
+    def _has_failed(self) -> bool:
+        return self._failures >= limits.TRACE_FAILURES
 
     async def _wait_for_room(self, fetcher: LayerFetcher) -> None:
         while self._in_air >= fetcher.line.depth(fetcher.line.window):

@@ -83,7 +83,7 @@ class Trace:
 
     Attributes:
         image: The manifest of the image that was traced.
-        platform: Of that image, as in `linux/amd64`.
+        platform: Of that image, as in `linux/amd64`; empty for an artifact.
         name: What the image was called; empty if it had no name.
         seconds: How long was traced.
         files: In the order of their first access; each path once.
@@ -235,6 +235,8 @@ def _path(node: Node) -> bytes:
 
 
 def _platform(node: Node) -> str:
+    if not node.string():
+        return ""
     try:
         return str(Platform.parse(node.string()))
     except InvalidPlatform as exc:

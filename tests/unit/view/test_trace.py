@@ -44,7 +44,7 @@ def traces(draw):
         by_path.setdefault(file.path, file)
     return Trace(
         image=IMAGE,
-        platform=draw(st.sampled_from(["linux/amd64", "linux/arm/v7"])),
+        platform=draw(st.sampled_from(["", "linux/amd64", "linux/arm/v7"])),
         name=draw(st.sampled_from(["", "docker.io/library/x:1"])),
         seconds=draw(st.floats(0, 1e4)),
         files=tuple(by_path.values()),

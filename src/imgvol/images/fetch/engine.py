@@ -92,8 +92,7 @@ class FetchEngine:
         self._lines: dict[Origin, Line] = {}
         self._in_air: dict[Flight, LayerFetcher] = {}
         self._turns = {purpose: trio.Lock() for purpose in (Purpose.PREFETCH, Purpose.BACKGROUND)}
-        # Traces that are being followed: nothing else is done in the background meanwhile.
-        self.traces = 0
+        self._traces = 0
         self._readers = 0
         self._readers_gone = trio.Event()
         self._last_reader = -math.inf
@@ -140,9 +139,23 @@ class FetchEngine:
         finally:
             self._readers -= 1
             self._last_reader = trio.current_time()
-            if not self._readers:
-                gone, self._readers_gone = self._readers_gone, trio.Event()
-                gone.set()
+            self._note_free()
+
+    @contextmanager
+    def following_trace(self) -> Iterator[None]:
+        """Around the time that a trace is followed: nothing else is begun in the background."""
+        self._traces += 1
+        try:
+            yield
+        finally:
+            self._traces -= 1
+            self._note_free()
+
+    def _note_free(self) -> None:
+        """Lets whoever waits for readers, or for a trace, look again."""
+        if not self._readers or not self._traces:
+            gone, self._readers_gone = self._readers_gone, trio.Event()
+            gone.set()
 
     @asynccontextmanager
     async def turn(self, purpose: Purpose, *, may_hurry: Callable[[], bool]) -> AsyncIterator[None]:
@@ -157,7 +170,7 @@ class FetchEngine:
         """
         async with self._turns[purpose]:
             if purpose is Purpose.PREFETCH:
-                while self._readers and not may_hurry():
+                while self._traces or (self._readers and not may_hurry()):
                     await self._readers_gone.wait()
             else:
                 await self.wait_quiet(may_hurry)
@@ -165,16 +178,15 @@ class FetchEngine:
 
     async def wait_quiet(self, may_hurry: Callable[[], bool] = lambda: False) -> None:
         """Waits until nothing more urgent has been under way for a while, or need not."""
-        while (
-            self.traces or not may_hurry()
-        ):  # readers move the goal, and tell what the line is like
+        # Readers move the goal, and tell what the line is like.
+        while self._traces or not may_hurry():
             left = self._last_activity() + limits.FETCH_QUIET - trio.current_time()
             if left <= 0:
                 return
             await trio.sleep(min(left, limits.FETCH_QUIET_CHECK))
 
     def _last_activity(self) -> float:
-        is_busy = self._readers or self.traces or self._turns[Purpose.PREFETCH].locked()
+        is_busy = self._readers or self._traces or self._turns[Purpose.PREFETCH].locked()
         return trio.current_time() if is_busy else self._last_reader
 
     def make_way(self) -> None:

@@ -58,7 +58,6 @@ class LayerFetcher:
         self._flights: dict[int, Flight] = {}
         self._failed_until = -math.inf
         self._recovered = trio.Event()
-        self._traced = trio.Event()
         # Spans that readers have wanted, and those that nobody has to fetch any more.
         self._wanted = set(layer.present)
         self._amplification = Amplification(layer, self._is_missing)
@@ -209,23 +208,15 @@ class LayerFetcher:
         """Those of some spans that are neither here nor under way."""
         return [span for span in spans if self._is_missing(span)]
 
-    async def wait_traced(self) -> None:
-        """Waits until no trace says any more what comes next."""
-        while self.runs:
-            await self._traced.wait()
-
     @contextmanager
     def following_trace(self) -> Iterator[None]:
         """Around the time that a trace says what comes next."""
         self.runs += 1
-        self._engine.traces += 1
         try:
-            yield
+            with self._engine.following_trace():
+                yield
         finally:
-            self._engine.traces -= 1
             self.runs -= 1
-            traced, self._traced = self._traced, trio.Event()
-            traced.set()
 
     async def wait_recovered(self, longest: float) -> None:
         """Waits until the registry has answered somebody again, at most so many seconds."""

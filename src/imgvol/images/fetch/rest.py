@@ -14,13 +14,10 @@ from imgvol.layers.lazy.spans import SpanTable
 async def fetch_rest(layer: LazyLayerStore, fetcher: LayerFetcher) -> None:
     """Brings what the image's maker wants first, then everything else, in the blob's order.
 
-    What a trace names comes before all that; see `traces.run`.
-
     Raises:
         RemoteError: The registry fails.
         ContentError: A span is not what it should be.
     """
-    await fetcher.wait_traced()
     for start, end, spans in marked_windows(layer.table):
         await _fetch_spans(layer, fetcher, start, end, spans)
     for start, end, spans in windows(layer.table):

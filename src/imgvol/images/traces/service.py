@@ -17,7 +17,7 @@ from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import ImageRecord, TraceRecord
 from imgvol.content.records.traces import FOUND, RECORDED, repository_of
 from imgvol.content.store import Store
-from imgvol.errors import Conflict, ImgvolError, NotFound
+from imgvol.errors import Conflict, ImgvolError, LimitExceeded, NotFound
 from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.traces.foreign import find_trace
@@ -102,6 +102,7 @@ class Traces:
 
         Raises:
             Conflict: Too much is recorded already, or nothing was read.
+            LimitExceeded: There are too many paths, or they are too long.
             StoreFull: No room for the trace.
         """
         if len(self._recordings) >= _RECORDINGS:
@@ -123,7 +124,7 @@ class Traces:
         trace = Trace(
             image=image.manifest,
             platform=image.platform,
-            name=_name_of(image),
+            name=_name_of(image) if _is_plain(_name_of(image)) else "",
             seconds=round(min(recording.seconds, limits.TRACE_SECONDS), 3),
             files=files,
         )
@@ -168,6 +169,10 @@ class Traces:
         """Keeps a trace of an image, instead of the one that it had."""
         if document is None:
             document = await trio.to_thread.run_sync(trace.to_bytes)
+            if len(document) > limits.TRACE_SIZE:
+                raise LimitExceeded(
+                    "the trace is too large", limit="TRACE_SIZE", allowed=limits.TRACE_SIZE
+                )
         digest = Digest.of(document)
         record = TraceRecord(
             manifest=image.manifest,
@@ -240,16 +245,13 @@ class Traces:
 
     async def _follow(self, view: OpenView, image: ImageRecord) -> None:
         try:
-            with ExitStack() as following:
-                # From the first moment on, so that nothing else is begun in the background.
-                for layer in _lazy_layers(view):
-                    fetcher = self.fetcher(layer)
-                    if fetcher is not None:
+            found = await self._trace_of(view, image)
+            if found is not None:
+                run = await self._plan(view, *found)
+                view.trace = run.use
+                with ExitStack() as following:
+                    for fetcher in run.fetchers.values():
                         following.enter_context(fetcher.following_trace())
-                found = await self._trace_of(view, image)
-                if found is not None:
-                    run = await self._plan(view, *found)
-                    view.trace = run.use
                     await run.run()
         except ImgvolError as exc:
             log.info("no trace is used for %s: %s", _name_of(image) or image.id, exc)
@@ -333,6 +335,11 @@ def _lazy_layers(view: OpenView) -> list[LazyLayerStore]:
 def _name_of(image: ImageRecord) -> str:
     """What an image is called; a name of a registry rather than another."""
     return next((name for name in image.names if repository_of(name)), next(iter(image.names), ""))
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can stand in a trace: files may be called anything."""
+    return name.isascii() and name.isprintable() and len(name) <= limits.REFERENCE_LENGTH
 
 
 def _repositories(image: ImageRecord) -> set[str]:

@@ -138,15 +138,11 @@ def require_root() -> None:
 
 
 def _run(line: Sequence[str], environment: Mapping[str, str]) -> int:
-    # Ctrl-C is the command's: what it has read until then is kept.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C is the command's: what it has read until then is kept. A handler that does nothing is
+    # not inherited, as ignoring would be.
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
     try:
-        code = subprocess.run(
-            line,
-            env=environment,
-            check=False,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ).returncode
+        code = subprocess.run(line, env=environment, check=False).returncode
     except FileNotFoundError as exc:
         raise MachineLacks("the command is not on this machine", command=line[0]) from exc
     except OSError as exc:

@@ -14,6 +14,7 @@ from imgvol.content.store import Store, open_store
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.events import Events
+from imgvol.images.fetch.copies import LocalCopies
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers, open_lazy_layers
 from imgvol.images.leases import Leases
@@ -72,6 +73,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         config.background_rate, logins=logins.for_reads(), registries=registries
     )
     engine = await lifecycle.open("fetching", fetching)
+    engine.copies = LocalCopies(store, views.layer_by_slot)
     lazy_layers = await lifecycle.open(
         "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
     )

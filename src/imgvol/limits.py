@@ -251,6 +251,17 @@ FETCH_RETRY: Final = 30.0
 # Present spans are made durable so often.
 FETCH_FLUSH: Final = 2.0
 
+# A layer that has spans copied from others forgoes its proof: not for less than this share of it.
+COPY_LEAST_SHARE: Final = 0.05
+# Layers that are searched for one, the newest first: opening one takes milliseconds.
+COPY_SOURCES: Final = 256
+# A reader waits so long for the search to end, about as long as for an answer of a registry.
+COPY_SEARCH_WAIT: Final = 0.1
+# Copied at once in the background, as content: what ends early loses no more than that.
+COPY_BATCH: Final = 8 * MIB
+# Spans of it: small files take longer than their bytes.
+COPY_BATCH_SPANS: Final = 256
+
 # --- local sources -----------------------------------------------------------------------------
 # Entries of an archive of images (blobs, links, documents).
 ARCHIVE_ENTRIES: Final = 100_000

@@ -26,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -44,7 +44,7 @@ CREATE TABLE image (
 CREATE TABLE image_layer (
     manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
     position    INTEGER NOT NULL,   -- 0 is the lowest
-    digest      TEXT NOT NULL,      -- of the blob
+    digest      TEXT NOT NULL,      -- of the layer's blob, or of another one with its diff ID
     PRIMARY KEY (manifest, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX image_layer_digest ON image_layer (digest);
@@ -131,6 +131,12 @@ CREATE TABLE volume (
 ) STRICT;
 
 CREATE INDEX volume_sandbox ON volume (sandbox);
+
+CREATE TABLE saving (               -- what was not fetched, because it was here
+    kind        TEXT PRIMARY KEY,   -- copied, shared
+    pieces      INTEGER NOT NULL,   -- spans, layers
+    size        INTEGER NOT NULL    -- bytes of blobs
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE named_volume (          -- what container engines call a volume
     name        TEXT PRIMARY KEY,

@@ -9,6 +9,7 @@
         layer.json           what it is, and how its bytes are proven again (card.py)
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
+        chunks               where digests of its table of contents are (chunk_catalogue.py)
       lazy/<hex>/            a layer that is partly here (lazy_layer.py)
       places/<hex>/          a layer that is read where it lies, elsewhere (in_place_layer.py)
       files/sha256/<hex>     hard links to complete large files, by content
@@ -26,6 +27,7 @@ from imgvol.oci.digest import Digest
 INDEX_NAME = "index"
 DATA_NAME = "data"
 FILES_NAME = "files"
+CHUNKS_NAME = "chunks"
 
 
 @dataclass(frozen=True, slots=True)

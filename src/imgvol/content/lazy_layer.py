@@ -5,15 +5,22 @@
       table    the SpanTable: where each byte of the content comes from
       data     the content, sparse, in the address space of the span table
       blob     the compressed spans that have been fetched, at their places in the blob, sparse
-      spans    which of them are present
+      spans    which of them are present, and of which the compressed bytes are not
+      chunks   where each digest of its table is, for other layers (chunk_catalogue.py); a hint
 
 Readers see bytes of a span only after it has been verified and written. The compressed bytes are
 kept until the whole layer has been verified, so that this fetches nothing twice; then the layer
 moves to `layers/` in its final form, and readers of this object are served from there: the two
 indexes number the same files alike.
+
+A span may also come from another layer of this machine that has the same bytes. It is checked
+against the same digests; but its compressed bytes are not here then, and without all of them the
+whole cannot be verified. Such a layer *forgoes its proof*: nothing is fetched for the sake of that
+alone, and it stays as it is, each part covered by a digest of its table, until it is pulled.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
@@ -36,7 +43,7 @@ from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
-from imgvol.content.ranges import Ranges
+from imgvol.content.ranges import Ranges, joined
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.span_map import SpanMap
@@ -150,8 +157,38 @@ class LazyLayerStore:
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
         self._saved_count = self.present.present_count
         self.kept = KeptBlob(blob, digest)
+        # Bytes of the blob that stand for content which is here without them.
+        self._unkept_size = 0
         for span in self.present:
-            self.kept.note(*self.table.compressed_range(span))
+            start, end = self.table.compressed_range(span)
+            if self.present.is_kept(span):
+                self.kept.note(start, end)
+            else:
+                self._unkept_size += end - start
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are, unless it is complete."""
+        return self._directory
+
+    @property
+    def forgoes_proof(self) -> bool:
+        """Whether the background leaves the blob as it is, with compressed bytes missing.
+
+        So it is once content of it was copied from elsewhere, or compressed bytes were given back,
+        and until these come over the line after all.
+        """
+        return self.present.unkept_count > 0 and not self.is_complete
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all content is here, by digests of the table, and no proof is to come."""
+        return self.forgoes_proof and self.present.is_full
+
+    @property
+    def present_size(self) -> int:
+        """Bytes of the blob of which the content is here, or will not be fetched. From memory."""
+        return self.table.blob_size if self.is_settled else self.kept.size + self._unkept_size
 
     @property
     def is_complete(self) -> bool:
@@ -289,6 +326,8 @@ class LazyLayerStore:
             return True  # completed meanwhile, hence verified as a whole
         start, end = self.table.compressed_range(span)
         try:
+            if not self.present.is_kept(span):
+                return self._has_parts(data, span)
             regions = self.table.decode(span, self.kept.read(start, end - start))
             return all(
                 self._pread(data, region.position, len(region.data)) == region.data
@@ -299,6 +338,16 @@ class LazyLayerStore:
         except InternalError:
             return True  # completed in this moment
 
+    def _has_parts(self, data: OpenFile, span: int) -> bool:
+        """Whether a span's content is what its digests say; there is nothing to decode it from."""
+        parts = self.table.parts(span)
+        if parts is None:
+            return self.is_complete  # in this moment: its table has gone
+        return all(
+            hashlib.sha256(self._pread(data, part.position, part.size)).digest() == part.digest
+            for part in parts
+        )
+
     def forget_spans(self, spans: Collection[int]) -> None:
         """Counts damaged spans as missing: they are fetched again. Blocks; durable on return.
 
@@ -307,13 +356,19 @@ class LazyLayerStore:
         """
         with self._lock:
             for span in spans:
+                start, end = self.table.compressed_range(span)
+                if span in self.present and not self.present.is_kept(span):
+                    self._unkept_size -= end - start
                 self.present.discard(span)
-                self.kept.drop(*self.table.compressed_range(span))
+                self.kept.drop(start, end)
         with translate_os_errors("mark what is damaged of a layer"):
             self.present.save(self.present.snapshot())
 
-    def put_span(self, span: int, regions: Sequence[Region]) -> None:
+    def put_span(self, span: int, regions: Sequence[Region], *, is_kept: bool = True) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.
+
+        Args:
+            is_kept: Whether its compressed bytes are in the blob: not if it was copied.
 
         Raises:
             StoreFull: No room; the span stays missing.
@@ -323,15 +378,26 @@ class LazyLayerStore:
             with translate_os_errors("store a part of a layer"):
                 for region in regions:
                     write_all(data.fd, region.data, region.position)
+        start, end = self.table.compressed_range(span)
         with self._lock:
-            self.present.add(span)
+            if span in self.present:
+                return  # another thread has been as quick
+            if not is_kept:
+                self._unkept_size += end - start
+            self.present.add(span, is_kept=is_kept)
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
 
-        Missing spans are in one part each; parts that are near to each other are one.
+        Missing spans are in one part each; parts that are near to each other are one. A layer that
+        forgoes its proof lacks nothing but spans, and parts are joined sparingly.
         """
         wanted = Ranges()
+        if self.forgoes_proof:
+            for span in self.missing(spans):
+                wanted.add(*self.table.compressed_range(span))
+            budget = int(wanted.size * limits.FETCH_ALONG_SHARE)
+            return joined(wanted, gap=limits.FETCH_GAP, budget=budget)
         for hole in self.kept.holes(start, end):
             wanted.add(*hole)
         for span in self.missing(spans):

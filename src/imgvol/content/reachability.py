@@ -7,7 +7,7 @@ long as a root leads to it, directly or over other things:
     name ────────────────────────┼───────> document (the index that the name resolved to)
                                  ├───────> document (manifest, config)
                                  └───────> view
-    open view, mount, pull, import, export ──> whatever they hold in memory
+    open view, mount, pull, import, export, copy ──> whatever they hold in memory
 
 The reasons of a thing are all roots that lead to it, not only the first that was found: only when
 the last of them has gone does the thing go.
@@ -52,6 +52,8 @@ class RootKind(StrEnum):
     PULL = "pull"
     IMPORT = "import"
     EXPORT = "export"
+    COPY = "copy"
+    """A lazy layer that is being filled from other ones."""
 
 
 class Thing(NamedTuple):

@@ -35,7 +35,7 @@ from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.known_images import KnownImages
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.layout import CHUNKS_NAME, DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.lazy_layer import (
     BLOB_NAME,
     SPANS_NAME,
@@ -243,8 +243,11 @@ class Store:
         shutil.rmtree(self._layout.place(digest), ignore_errors=True)
         # Out of the way first: an open layer may be writing its map there in this moment.
         discarded = self._layout.ingest / f"lazy-{secrets.token_hex(8)}"
+        lazy, final = self._layout.lazy_layer(digest), self._layout.layer(digest)
+        with contextlib.suppress(OSError):  # a hint, that others can do without
+            os.rename(lazy / CHUNKS_NAME, final / CHUNKS_NAME)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self._layout.lazy_layer(digest), discarded)
+            os.rename(lazy, discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
     async def open_layer(self, record: LayerRecord) -> LayerStore:

@@ -3,7 +3,8 @@
 Which layers are lazy, `finding` decides. Once attached, a layer has one task that looks after it
 until its last view closes: it fetches what the image's maker wants first, then, while readers are
 quiet, everything else; makes present spans durable every few seconds; and at the end sends the
-whole blob through the same pipeline as any pulled layer. Only that proves the blob's digest and the
+whole blob through the same pipeline as any pulled layer, unless content was copied from other
+layers (`fetch.copies`) and the blob is not whole. Only that proves the blob's digest and the
 diff ID. The tar's files are then compared, one by one, with what the table of contents had
 promised. A layer that fails this is condemned: its readers get errors from then on, and the store
 remembers why, so that nobody is shown it again. If only the table of contents lied, the next mount
@@ -189,6 +190,8 @@ class LazyLayers:
             # Also when the daemon stops: what is present serves the next one.
             with trio.CancelScope(shield=True):
                 await self._flush(layer)
+            if self._engine.copies is not None:
+                self._engine.copies.forget(layer)
             del self._attached[layer]
             attached.ended.set()
 
@@ -211,20 +214,26 @@ class LazyLayers:
     async def _complete(self, attached: _Attached) -> None:
         """Fetches the rest and verifies the whole, for as long as it takes."""
         was_told = False
+        layer = attached.layer
         while True:
             try:
+                if self._engine.copies is not None:
+                    await self._engine.copies.fill(layer)
                 # A span that arrives damaged says something of the line: it is asked for again.
-                await fetch_rest(attached.layer, attached.fetcher)
+                await fetch_rest(layer, attached.fetcher)
+                if layer.forgoes_proof:
+                    # As it is until a pull brings it whole, or its last view closes.
+                    await trio.sleep_forever()
                 await self._verify(attached)
                 return
             except ImgvolError as exc:
                 # What the registry does is told by whoever fetches.
                 if not (was_told or isinstance(exc, RemoteError)):
-                    log.warning("layer %s waits to be completed: %s", attached.layer.digest, exc)
+                    log.warning("layer %s waits to be completed: %s", layer.digest, exc)
                 was_told = True
                 await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
             except Exception:  # in the daemon's nursery it would end every view
-                log.exception("layer %s is not completed: a defect", attached.layer.digest)
+                log.exception("layer %s is not completed: a defect", layer.digest)
                 return
 
     async def _verify(self, attached: _Attached) -> None:

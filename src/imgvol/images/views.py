@@ -46,6 +46,7 @@ class ViewStatistics:
         looked_into: Other views that somebody on our side holds.
         lingering: Views that only the kernel still refers to.
         complete: Layers that are here and verified.
+        settled: Layers that are here by digests of their tables, without a proof of the whole.
         lazy: Layers of which a part may be missing.
         bad: Layers that turned out not to be what they had promised.
         missing: Bytes of lazy layers, as the registry stores them, that are not here.
@@ -57,6 +58,7 @@ class ViewStatistics:
     looked_into: int
     lingering: int
     complete: int
+    settled: int
     lazy: int
     bad: int
     missing: int
@@ -311,9 +313,10 @@ class Views:
             looked_into=len(self._by_slot) - len(self._published) - lingering,
             lingering=lingering,
             complete=len(stores) - len(lazy),
-            lazy=len(wanted),
+            settled=sum(store.is_settled for store in wanted),
+            lazy=sum(not store.is_settled for store in wanted),
             bad=bad,
-            missing=sum(store.table.blob_size - store.kept.size for store in wanted),
+            missing=sum(store.table.blob_size - store.present_size for store in wanted),
             waiting=sum(
                 store.fetcher is not None and store.fetcher.failure is not None for store in wanted
             ),

@@ -19,6 +19,7 @@ from imgvol.content.records.named import NamedVolumeRecord, NamedVolumeTable
 from imgvol.content.records.origins import Origin, OriginTable
 from imgvol.content.records.pins import PinTable
 from imgvol.content.records.places import PlaceTable
+from imgvol.content.records.savings import Saved, Saving, SavingTable
 from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "NamedVolumeRecord",
     "Origin",
     "Records",
+    "Saved",
+    "Saving",
     "VolumeRecord",
 ]
 
@@ -48,6 +51,7 @@ class Records(
     LeaseTable,
     VolumeTable,
     NamedVolumeTable,
+    SavingTable,
     CollectionTable,
 ):
     """Typed operations over the database; each method is one transaction."""

@@ -11,6 +11,7 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import DemandTally, LazyLayerStore
 from imgvol.content.records import Origin
+from imgvol.images.fetch.copies import LocalCopies
 from imgvol.images.fetch.flight import Flight, Landing, Purpose, Rank
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.line import Line
@@ -69,6 +70,7 @@ class FetchEngine:
         registries: Where images of registries come from.
 
     Attributes:
+        copies: Has what other layers of this machine have; None: it is fetched.
         sources: Sources that are open.
         slots: Admits flights.
         limiter: Threads for them.
@@ -83,6 +85,7 @@ class FetchEngine:
         logins: CredentialSource | None = None,
         registries: Registries | None = None,
     ) -> None:
+        self.copies: LocalCopies | None = None
         self.sources = SourcePool(nursery, logins, registries)
         self.slots = FlightSlots(limits.FETCH_AT_ONCE, limits.FETCH_PER_HOST)
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
@@ -117,6 +120,8 @@ class FetchEngine:
         fetcher = LayerFetcher(self, layer, descriptor, origin)
         layer.fetcher = fetcher
         layer.demand = self.tallies.demand
+        if self.copies is not None:
+            self.copies.expect(layer)
         return fetcher
 
     def line(self, origin: Origin) -> Line:

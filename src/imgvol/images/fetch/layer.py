@@ -67,7 +67,7 @@ class LayerFetcher:
     @property
     def is_streaming(self) -> bool:
         """Whether the background need not keep silent: all of the rest will be here very soon."""
-        remaining = self._layer.table.blob_size - self._layer.kept.size
+        remaining = self._layer.table.blob_size - self._layer.present_size
         return self.line.is_worth_streaming(remaining)
 
     # --- for readers -----------------------------------------------------------------------------
@@ -110,6 +110,9 @@ class LayerFetcher:
         with self._engine.reading():
             if self.failure is not None and trio.current_time() < self._failed_until:
                 raise self.failure.with_traceback(None)
+            if self._engine.copies is not None:
+                grounded = [span for span in spans if span not in self._flights]
+                await self._engine.copies.take(self._layer, self._layer.missing(grounded))
             # More than once only if a flight that was joined ended without its spans.
             while missing := self._layer.missing(sorted(set(spans))):
                 flights: list[Flight] = []
@@ -153,7 +156,10 @@ class LayerFetcher:
 
     def _is_missing(self, span: int) -> bool:
         """Whether a span is neither here nor under way."""
-        return span not in self._layer.present and span not in self._flights
+        if span in self._layer.present or span in self._flights:
+            return False
+        copies = self._engine.copies
+        return copies is None or not copies.has(self._layer, span)
 
     def _count(self, purpose: Purpose) -> int:
         return len({id(f) for f in self._flights.values() if f.purpose is purpose})

@@ -34,6 +34,8 @@ async def _fetch_spans(
 ) -> None:
     while missing := layer.missing(spans):
         await trio.lowlevel.checkpoint()
+        if layer.forgoes_proof:  # what lies between is nobody's
+            start, end = layer.lacking(start, end, missing)[0]
         first = layer.table.compressed_range(missing[0])[0]
         within = _within(layer, first, end, missing)
         await fetcher.fetch_window(max(start, first), end, within, Purpose.PREFETCH)

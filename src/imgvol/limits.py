@@ -255,6 +255,8 @@ FETCH_FLUSH: Final = 2.0
 COPY_LEAST_SHARE: Final = 0.05
 # Layers that are searched for one, the newest first: opening one takes milliseconds.
 COPY_SOURCES: Final = 256
+# Files that are looked for by their names alone: a table of them takes 200 bytes for each.
+COPY_NAMES: Final = 100_000
 # A reader waits so long for the search to end, about as long as for an answer of a registry.
 COPY_SEARCH_WAIT: Final = 0.1
 # Copied at once in the background, as content: what ends early loses no more than that.

@@ -169,6 +169,32 @@ def _fetches(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _copies(statistics: Statistics) -> Iterator[Metric]:
+    copies, pulls = statistics.fetching.copies, statistics.pulls
+    yield _counter(
+        "copied_spans",
+        "Spans of lazy layers that were copied from other layers instead of fetched.",
+        (),
+        [((), copies.spans)],
+    )
+    yield _counter(
+        "copied_bytes", "Their bytes, as the registry stores them.", (), [((), copies.size)]
+    )
+    yield _counter(
+        "copies_refused",
+        "Pieces that were to be copied and had other bytes.",
+        ("reason",),
+        [(("unlike",), copies.unlike), (("damaged",), copies.damaged)],
+    )
+    yield _counter(
+        "shared_layers",
+        "Layers that were not fetched: they were here under another blob's digest.",
+        (),
+        [((), pulls.shared_layers)],
+    )
+    yield _counter("shared_bytes", "Bytes of their blobs.", (), [((), pulls.shared_bytes)])
+
+
 def _pulls(statistics: Statistics) -> Iterator[Metric]:
     pulls = statistics.pulls
     results = {"ok": pulls.succeeded, "failed": pulls.failed, "cancelled": pulls.cancelled}
@@ -192,7 +218,12 @@ def _pulls(statistics: Statistics) -> Iterator[Metric]:
 
 def _layers(statistics: Statistics) -> Iterator[Metric]:
     views, lazy = statistics.views, statistics.lazy
-    states = {"complete": views.complete, "lazy": views.lazy, "bad": views.bad}
+    states = {
+        "complete": views.complete,
+        "here": views.settled,
+        "lazy": views.lazy,
+        "bad": views.bad,
+    }
     yield _gauge(
         "layers",
         "Layers of open views.",
@@ -286,6 +317,7 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _requests,
     _demand,
     _fetches,
+    _copies,
     _pulls,
     _layers,
     _views,

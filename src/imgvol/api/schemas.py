@@ -195,7 +195,7 @@ _LAYER_STATUS = record(
     {
         "digest": _DIGEST,
         "format": _TEXT,
-        "state": {"enum": ["complete", "lazy", "bad"]},
+        "state": {"enum": ["complete", "here", "lazy", "bad"]},
         "size": _COUNT,
         "present": _COUNT,
         "fetched": _COUNT,
@@ -357,7 +357,17 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "LayerUsage": _numbers({"layer": _DIGEST, "entries": _COUNT, "bytes": _COUNT}),
     "StoreUsage": _numbers(
-        {"images": _COUNT, "layers": _COUNT, "layers_size": _COUNT, "disk_free": _COUNT}
+        {
+            "images": _COUNT,
+            "layers": _COUNT,
+            "layers_size": _COUNT,
+            "linked_size": _COUNT,
+            "copied_spans": _COUNT,
+            "copied_bytes": _COUNT,
+            "shared_layers": _COUNT,
+            "shared_bytes": _COUNT,
+            "disk_free": _COUNT,
+        }
     ),
     "Stopping": record({"stopping": {"const": True}}),
     "OpenAPI": _OPEN_OBJECT,

@@ -231,10 +231,10 @@ def _echo_losses(volumes: list[dict[str, Any]]) -> None:
 
 
 def _here(layers: list[dict[str, Any]]) -> str:
-    """How much of an image is here; a lazy one is complete only when it has been verified."""
+    """How much of an image is here; of a lazy one all is, once nothing of it will be fetched."""
     size = sum(layer["size"] for layer in layers)
     present = sum(layer["present"] for layer in layers)
-    if all(layer["state"] == "complete" for layer in layers) or not size:
+    if all(layer["state"] in {"complete", "here"} for layer in layers) or not size:
         return "100 %"
     return f"{min(99, present * 100 // size)} %"
 

@@ -3,11 +3,12 @@
 Theory of operation. A chunk is looked for twice. Layers that had a table of contents know digests
 (`chunk_catalogue`): the same digest is the same content, wherever it is. Layers that were pulled
 plainly know none, and hashing every file on the day that it comes would cost every pull; so a file
-with the same path and size is a *likely* place. Either is a guess until the bytes have been read
+with the same path and size is a *likely* place, and one with the same name and size a *possible*
+one. Each is a guess until the bytes have been read
 and hashed: the digest is checked over the very bytes that are stored, and so it matters little who
 has them, or whether they change meanwhile.
 
-The plan has 28 bytes per chunk and lives only as long as there is something to copy. Sources are
+The plan has 42 bytes per chunk and lives only as long as there is something to copy. Sources are
 searched one after the other, and only what was found of them is remembered. Everything here blocks.
 """
 
@@ -15,7 +16,7 @@ import contextlib
 import hashlib
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -88,6 +89,7 @@ class CopyPlan:
         self._can_copy = bytearray(table.span_count)
         self._known = _Places(table.chunk_count)
         self._likely = _Places(table.chunk_count)
+        self._possible = _Places(table.chunk_count)
         self._sources: list[SourceFiles] = []
 
     def can_copy(self, span: int) -> bool:
@@ -134,7 +136,7 @@ class CopyPlan:
     ) -> bytes | None:
         if part.digest in _WELL_KNOWN:
             return _WELL_KNOWN[part.digest]
-        for places in (self._known, self._likely):
+        for places in (self._known, self._likely, self._possible):
             if chunk not in places:
                 continue
             source = self._sources[places.sources[chunk]]
@@ -210,16 +212,37 @@ class CopyPlan:
         self, source: CopySource, number: int, missing: "array[int]", owners: ChunkOwners
     ) -> int:
         """Finds files of the same path and size; returns how many chunks that gave places."""
+        index = self._layer.index
         nodes = {owners.nodes[chunk] for chunk in missing if chunk not in self._likely}
-        twins = dict(_same_files(self._layer.index, source.index, nodes))
+        twins = dict(_same_files(index, source.index, nodes))
+        found = self._put_all(self._likely, source, number, missing, owners, twins)
+        nodes = {
+            owners.nodes[chunk]
+            for chunk in missing
+            if chunk not in self._likely and chunk not in self._possible
+        }
+        if 0 < len(nodes) <= limits.COPY_NAMES:
+            twins = dict(_namesakes(index, source.index, nodes))
+            found += self._put_all(self._possible, source, number, missing, owners, twins)
+        return found
+
+    def _put_all(
+        self,
+        places: _Places,
+        source: CopySource,
+        number: int,
+        missing: "array[int]",
+        owners: ChunkOwners,
+        twins: Mapping[int, int],
+    ) -> int:
         found = 0
         for chunk in missing:
             twin = twins.get(owners.nodes[chunk])
-            if twin is not None and chunk not in self._likely:
+            if twin is not None and chunk not in places:
                 size = self._table.part(chunk).size
                 place = source.locate(twin, owners.offsets[chunk], size)
                 if place is not None:
-                    self._likely.put(chunk, number, place)
+                    places.put(chunk, number, place)
                     found += 1
         return found
 
@@ -236,7 +259,7 @@ class CopyPlan:
             self._can_copy[span] = 1
 
     def _has_place(self, chunk: int) -> bool:
-        if chunk in self._known or chunk in self._likely:
+        if any(chunk in places for places in (self._known, self._likely, self._possible)):
             return True
         is_pinned = self._table.is_chunk_pinned(chunk)
         return is_pinned and self._table.part(chunk).digest in _WELL_KNOWN
@@ -275,20 +298,42 @@ def _same_files(index: LayerIndex, other: LayerIndex, nodes: set[int]) -> Iterat
     """Files of two layers with the same path and size, of those of the first that are named."""
     # Directories are numbered breadth first: a parent comes before its children.
     twins = {ROOT: ROOT}
-    directory = ROOT
-    while index.is_directory(directory) and directory < index.node_count:
+    for directory in _directories(index):
         twin = twins.get(directory)
-        if twin is not None:
-            for name, node in index.iter_children(directory):
-                is_directory = node != WHITEOUT and index.is_directory(node)
-                if not is_directory and node not in nodes:
-                    continue
-                found = other.child(twin, name)
-                if found is None or found == WHITEOUT:
-                    continue
-                if is_directory:
-                    if other.is_directory(found):
-                        twins[node] = found
-                elif is_file(other, found) and index.record(node).size == other.record(found).size:
-                    yield node, found
+        if twin is None:
+            continue
+        for name, node in index.iter_children(directory):
+            is_directory = node != WHITEOUT and index.is_directory(node)
+            if not is_directory and node not in nodes:
+                continue
+            found = other.child(twin, name)
+            if found is None or found == WHITEOUT:
+                continue
+            if is_directory:
+                if other.is_directory(found):
+                    twins[node] = found
+            elif is_file(other, found) and index.record(node).size == other.record(found).size:
+                yield node, found
+
+
+def _namesakes(index: LayerIndex, other: LayerIndex, nodes: set[int]) -> Iterator[tuple[int, int]]:
+    """Files of two layers with the same name and size, wherever, of those of the first."""
+    wanted: dict[bytes, list[int]] = {}
+    for directory in _directories(index):
+        for name, node in index.iter_children(directory):
+            if node in nodes:
+                wanted.setdefault(name, []).append(node)
+    for directory in _directories(other):
+        for name, found in other.iter_children(directory):
+            if name in wanted and found != WHITEOUT and is_file(other, found):
+                size = other.record(found).size
+                for node in wanted[name]:
+                    if index.record(node).size == size:
+                        yield node, found
+
+
+def _directories(index: LayerIndex) -> Iterator[int]:
+    directory = ROOT
+    while directory < index.node_count and index.is_directory(directory):
+        yield directory
         directory += 1

@@ -79,6 +79,8 @@ CREATE TABLE layer (
     reason      TEXT                               -- of the fault, or why it is not lazy
 ) STRICT;
 
+CREATE INDEX layer_diff_id ON layer (diff_id);
+
 CREATE TABLE origin (                              -- where to fetch the rest of a lazy layer
     digest      TEXT PRIMARY KEY REFERENCES layer (digest) ON DELETE CASCADE,
     argument    TEXT NOT NULL,                     -- as a user would name the image

@@ -32,6 +32,7 @@ from imgvol.content.durable import (
 )
 from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.open_file import OpenFile
 from imgvol.content.records.layers import LayerRecord
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
@@ -39,7 +40,7 @@ from imgvol.oci.digest import Digest
 # Dirty data that may pile up before the kernel is asked to begin writing.
 WRITEBACK_STEP: Final = 16 << 20
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class LayerWriter:
@@ -140,6 +141,23 @@ class LayerWriter:
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
 
+    def share_data(self, twin: Digest) -> None:
+        """One data file for this layer and a stored one, if theirs are the same.
+
+        That is so of layers with one diff ID; but theirs may have changed since it was verified,
+        and is compared byte by byte. Call it before `publish`, when all has been written.
+        """
+        self._finish_passed()
+        # Gone meanwhile, no hard links here, or too many: sharing is a saving, not a promise.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._data, self._length)
+            theirs = OpenFile(self._layout.layer(twin) / DATA_NAME, os.O_RDONLY)
+            if _is_same(self._data, theirs.fd):
+                link = self._directory / f"{DATA_NAME}.link"
+                # By descriptor: what was compared, whatever is at that path by now.
+                os.link(f"/proc/self/fd/{theirs.fd}", link, follow_symlinks=True)
+                os.replace(link, self._directory / DATA_NAME)
+
     def _card(self, record: LayerRecord, *, is_whole: bool) -> LayerCard:
         own_files = tuple(sorted(self._own_files.values(), key=lambda file: file.position))
         card = LayerCard(record=record, own_files=own_files, proof=record.diff_id)
@@ -175,6 +193,15 @@ class LayerWriter:
         self._own_files[large.number] = OwnFile(
             number=large.number, position=large.start, pieces=large.pieces, content=large.content
         )
+
+
+def _is_same(one: int, other: int) -> bool:
+    """Whether two files hold the same."""
+    size = os.fstat(one).st_size
+    return os.fstat(other).st_size == size and all(
+        os.pread(one, WRITEBACK_STEP, at) == os.pread(other, WRITEBACK_STEP, at)
+        for at in range(0, size, WRITEBACK_STEP)
+    )
 
 
 @dataclass(slots=True)

@@ -46,7 +46,7 @@ from imgvol.content.lazy_layer import (
 from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place
-from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.content.records import LayerRecord, Origin, Records, Saving
 from imgvol.content.turns import Turns
 from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
@@ -63,12 +63,26 @@ DISK_READS: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUsage:
-    """What the store takes and holds; sizes in bytes."""
+    """What the store takes and holds, and what it has saved; sizes in bytes.
+
+    Attributes:
+        linked_size: What layers would take besides if they did not share files.
+        copied_spans: Spans of lazy layers that were copied from other layers, since the store was
+            made.
+        copied_bytes: What they have in their blobs: it was not fetched.
+        shared_layers: Layers that were not fetched because they were here under another digest.
+        shared_bytes: Of their blobs.
+    """
 
     images: int
     layers: int
     blobs_size: int
     layers_size: int
+    linked_size: int
+    copied_spans: int
+    copied_bytes: int
+    shared_layers: int
+    shared_bytes: int
     disk_size: int
     disk_free: int
 
@@ -291,6 +305,8 @@ class Store:
         """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
         images = self.images
         layers = await self.records.layers()
+        savings = await self.records.savings()
+        copied, shared = savings[Saving.COPIED], savings[Saving.SHARED]
 
         def measure() -> StoreUsage:
             disk = os.statvfs(self._layout.root)
@@ -302,6 +318,11 @@ class Store:
                 layers_size=inventory.tree_usage(self._layout.layers)
                 + inventory.tree_usage(self._layout.lazy_layers)
                 + inventory.tree_usage(self._layout.places),
+                linked_size=inventory.shared_usage(self._layout.layers),
+                copied_spans=copied.pieces,
+                copied_bytes=copied.size,
+                shared_layers=shared.pieces,
+                shared_bytes=shared.size,
                 disk_size=disk.f_blocks * disk.f_frsize,
                 disk_free=disk.f_bavail * disk.f_frsize,
             )

@@ -246,6 +246,7 @@ class LazyLayers:
             compression=Compression(compression) if compression else None,
             diff_id=record.diff_id,
             progress=LayerProgress(digest=str(record.digest), size=record.size),
+            twin=await self._store.records.stored_layer(record.diff_id),
         )
         try:
             verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)

@@ -111,6 +111,8 @@ class PullStatistics:
         received: Bytes of blobs received, by all of them, so far.
         unpacked: Bytes of uncompressed layers stored by all of them, so far.
         under_way: How many have not ended.
+        shared_layers: Layers that were not received: they were here under another blob's digest.
+        shared_bytes: Of these blobs.
         layers: Layers that are being pulled, and those waiting for their turn.
     """
 
@@ -122,6 +124,8 @@ class PullStatistics:
     unpacked: int
     under_way: int
     layers: QueueLength
+    shared_layers: int = 0
+    shared_bytes: int = 0
 
 
 class Pulls:
@@ -190,6 +194,8 @@ class Pulls:
             unpacked=unpacked,
             under_way=self.under_way,
             layers=self.puller.queue,
+            shared_layers=self.puller.shared_layers,
+            shared_bytes=self.puller.shared_bytes,
         )
 
     async def pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:

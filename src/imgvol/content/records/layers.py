@@ -123,6 +123,22 @@ class LayerTable(Table):
 
         return await self._database.run(find)
 
+    async def stored_layer(self, diff_id: DiffID) -> LayerRecord | None:
+        """A layer that is in the store with all of its bytes, and has been proven to be this tar.
+
+        Of several, the one that was recorded last.
+        """
+
+        def find(db: sqlite3.Connection) -> LayerRecord | None:
+            row = db.execute(
+                f"{_SELECT_LAYER} WHERE diff_id = ? AND is_complete AND format != ?"
+                " ORDER BY slot DESC LIMIT 1",
+                [str(diff_id), IN_PLACE],
+            ).fetchone()
+            return layer_from(row) if row else None
+
+        return await self._database.run(find)
+
     async def layers(self) -> list[LayerRecord]:
         """Every layer, complete or not."""
         return await self._database.run(

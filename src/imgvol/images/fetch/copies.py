@@ -48,10 +48,10 @@ class CopyStatistics:
         damaged: Chunks for which the layer that had them has other bytes by now.
     """
 
-    spans: int
-    size: int
-    unlike: int
-    damaged: int
+    spans: int = 0
+    size: int = 0
+    unlike: int = 0
+    damaged: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -11,7 +11,7 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import DemandTally, LazyLayerStore
 from imgvol.content.records import Origin
-from imgvol.images.fetch.copies import LocalCopies
+from imgvol.images.fetch.copies import CopyStatistics, LocalCopies
 from imgvol.images.fetch.flight import Flight, Landing, Purpose, Rank
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.line import Line
@@ -37,6 +37,7 @@ class EngineStatistics:
         demand: Reads that waited for flights.
         demand_bytes: Bytes that these reads returned.
         sources: Sources that are open.
+        copies: What was copied from other layers instead.
     """
 
     flights: Mapping[tuple[Purpose, Landing], int]
@@ -47,6 +48,7 @@ class EngineStatistics:
     demand: WaitCounts
     demand_bytes: int
     sources: int
+    copies: CopyStatistics = field(default_factory=CopyStatistics)
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ class FetchEngine:
             demand=tallies.demand.waits.snapshot(),
             demand_bytes=tallies.demand.bytes,
             sources=len(self.sources),
+            copies=CopyStatistics() if self.copies is None else self.copies.statistics(),
         )
 
     def attach(self, layer: LazyLayerStore, descriptor: Descriptor, origin: Origin) -> LayerFetcher:

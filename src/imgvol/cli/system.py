@@ -319,11 +319,26 @@ def df_command(session: Session, /) -> None:
     echo_facts([("store", str(session.config.root)), *_usage_facts(usage)])
 
 
+# What was saved: the number of bytes, what it is called, and of how many it is.
+_SAVINGS: Final = {
+    "copied_bytes": ("copied, not fetched", "copied_spans", "pieces"),
+    "shared_bytes": ("shared, not fetched", "shared_layers", "layers"),
+    "linked_size": ("linked, not stored", "", ""),
+}
+
+
 def _usage_facts(usage: dict[str, Any]) -> list[tuple[str, str]]:
     """Numbers by name: what says bytes or disk is a size, the rest are counts."""
     facts = []
+    counted = {count for _, count, _ in _SAVINGS.values()}
     for key, value in usage.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if key in counted:
+            continue
+        if key in _SAVINGS:
+            label, count, what = _SAVINGS[key]
+            number = f" ({units.count(usage[count])} {what})" if count else ""
+            facts.append((label, f"{units.size(value)}{number}"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             is_size = "bytes" in key or "size" in key or key.startswith("disk")
             shown = units.size(value) if is_size else units.count(int(value))
             facts.append((key.replace("_", " "), shown))

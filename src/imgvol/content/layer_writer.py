@@ -151,12 +151,17 @@ class LayerWriter:
         # Gone meanwhile, no hard links here, or too many: sharing is a saving, not a promise.
         with contextlib.suppress(OSError):
             os.ftruncate(self._data, self._length)
-            theirs = OpenFile(self._layout.layer(twin) / DATA_NAME, os.O_RDONLY)
+            path = self._layout.layer(twin) / DATA_NAME
+            theirs = OpenFile(path, os.O_RDONLY)
             if _is_same(self._data, theirs.fd):
                 link = self._directory / f"{DATA_NAME}.link"
-                # By descriptor: what was compared, whatever is at that path by now.
-                os.link(f"/proc/self/fd/{theirs.fd}", link, follow_symlinks=True)
-                os.replace(link, self._directory / DATA_NAME)
+                os.link(path, link)
+                # What was compared, or what has been put in its place since?
+                if os.path.samestat(os.fstat(theirs.fd), os.lstat(link)):
+                    os.replace(link, self._directory / DATA_NAME)
+                    os.ftruncate(self._data, 0)  # nobody's any more: nothing to be written back
+                else:
+                    link.unlink()
 
     def _card(self, record: LayerRecord, *, is_whole: bool) -> LayerCard:
         own_files = tuple(sorted(self._own_files.values(), key=lambda file: file.position))

@@ -353,7 +353,11 @@ def test_an_empty_table_explains_itself_on_a_terminal(daemon, imgvol, on_termina
 
 def test_df_and_version(daemon, imgvol):
     _, out, _ = imgvol("df")
-    assert "layers size  123.5 MB" in out.decode()
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in out.decode().splitlines())
+    assert facts["layers size"] == "123.5 MB"
+    assert facts["copied, not fetched"] == "8.0 MB (300 pieces)"
+    assert facts["shared, not fetched"] == "50.0 MB (2 layers)"
+    assert facts["linked, not stored"] == "1.0 MB"
     _, out, _ = imgvol("version")
     assert f"process {os.getpid()}" in out.decode()
     assert json.loads(imgvol("version", "--json")[1])["daemon"]["api"] == "v1"

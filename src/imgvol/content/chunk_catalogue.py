@@ -52,7 +52,7 @@ class ChunkOwners:
             for extent in index.extents(node):
                 for chunk in table.chunks_at(extent.position, extent.size):
                     self.nodes[chunk] = node
-                    place = table.part(chunk).position - extent.position
+                    place = table.position(chunk) - extent.position
                     self.offsets[chunk] = extent.offset + place
 
 
@@ -96,7 +96,7 @@ class ChunkCatalogue:
 
 def catalogue_bytes(table: ChunkTable, owners: ChunkOwners) -> bytes:
     """The file of a layer's catalogue: all chunks that a digest pins and a file has."""
-    keys = array("Q", (_key(table.part(chunk).digest) for chunk in range(table.chunk_count)))
+    keys = array("Q", (_key(table.digest(chunk)) for chunk in range(table.chunk_count)))
     wanted = [
         chunk
         for chunk in range(table.chunk_count)

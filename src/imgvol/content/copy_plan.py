@@ -262,7 +262,7 @@ class CopyPlan:
         if any(chunk in places for places in (self._known, self._likely, self._possible)):
             return True
         is_pinned = self._table.is_chunk_pinned(chunk)
-        return is_pinned and self._table.part(chunk).digest in _WELL_KNOWN
+        return is_pinned and self._table.digest(chunk) in _WELL_KNOWN
 
 
 def plan_copies(

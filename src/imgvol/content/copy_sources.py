@@ -19,7 +19,6 @@ from imgvol.content.chunk_catalogue import (
     ChunkCatalogue,
     ChunkOwners,
     catalogue_bytes,
-    is_file,
     load_catalogue,
     save_catalogue,
 )
@@ -32,7 +31,7 @@ from imgvol.content.reading import pread_exact
 from imgvol.content.records import LayerRecord
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import StoreDamaged
-from imgvol.layers.index import LayerIndex
+from imgvol.layers.index import LayerIndex, NodeType
 from imgvol.layers.lazy.chunks import ChunkTable
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import SpanTable
@@ -114,9 +113,10 @@ class CopySource:
     def locate(self, node: int, offset: int, size: int) -> tuple[int, int] | None:
         """File number and position of a range of a file; None if it is not here, or in pieces."""
         index = self.index
-        if node >= index.node_count or not is_file(index, node):
+        if node >= index.node_count or index.is_directory(node) or index.is_foreign_link(node):
             return None
-        if offset + size > index.record(node).size:
+        record = index.record(node)
+        if record.type is not NodeType.FILE or offset + size > record.size:
             return None
         number = index.own_file(node)
         if number is not None:

@@ -124,9 +124,16 @@ class ChunkTable(SpanTable):
 
     def part(self, chunk: int) -> Part:
         """A chunk: where it lies in the data file, and what pins it."""
+        return Part(self._positions[chunk], self._size(chunk), self.digest(chunk))
+
+    def digest(self, chunk: int) -> bytes:
+        """The SHA-256 of a chunk; zeros if there is none."""
         at = self._digests + chunk * DIGEST_SIZE
-        digest = self._body[at : at + DIGEST_SIZE]
-        return Part(self._positions[chunk], self._size(chunk), digest)
+        return self._body[at : at + DIGEST_SIZE]
+
+    def position(self, chunk: int) -> int:
+        """Where a chunk lies in the data file."""
+        return self._positions[chunk]
 
     def is_chunk_pinned(self, chunk: int) -> bool:
         """Whether there is a digest for a chunk."""
@@ -167,8 +174,7 @@ class ChunkTable(SpanTable):
         data = decoded[inner : inner + self._size(chunk)]
         if chunk in self._without_digest:
             return Region(self._positions[chunk], data)
-        at = self._digests + chunk * DIGEST_SIZE
-        expected = self._body[at : at + DIGEST_SIZE]
+        expected = self.digest(chunk)
         actual = hashlib.sha256(data, usedforsecurity=False)
         if actual.digest() != expected:
             raise DigestMismatch(

@@ -255,6 +255,11 @@ FETCH_FLUSH: Final = 2.0
 COPY_LEAST_SHARE: Final = 0.05
 # Layers that are searched for one, the newest first: opening one takes milliseconds.
 COPY_SOURCES: Final = 256
+# The search ends after so long: it is Python's work, beside readers, and finds most at once.
+COPY_SEARCH_TIME: Final = 10.0
+# Chunks, or guessed spans and their bytes, that tell whether there is more where they are.
+COPY_SAMPLE: Final = 256
+COPY_SAMPLE_SIZE: Final = 32 * MIB
 # Files that are looked for by their names alone: a table of them takes 200 bytes for each.
 COPY_NAMES: Final = 100_000
 # A reader waits so long for the search to end, about as long as for an answer of a registry.

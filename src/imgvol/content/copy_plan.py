@@ -15,13 +15,14 @@ searched one after the other, and only what was found of them is remembered. Eve
 import contextlib
 import hashlib
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from imgvol import limits
-from imgvol.content.chunk_catalogue import NO_NODE, ChunkOwners, is_file
+from imgvol.content.chunk_catalogue import NO_NODE, ChunkCatalogue, ChunkOwners, is_file
 from imgvol.content.copy_sources import Candidate, CopySource, SourceFiles, write_catalogue
 from imgvol.content.layout import CHUNKS_NAME, StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore
@@ -78,7 +79,7 @@ class CopyPlan:
 
     Attributes:
         spans: Those that are missing and may be had, in the blob's order.
-        size: Bytes that they have in the blob.
+        size: Bytes that they have in the blob, if all guesses are right.
     """
 
     def __init__(self, layer: LazyLayerStore, table: ChunkTable) -> None:
@@ -91,6 +92,8 @@ class CopyPlan:
         self._likely = _Places(table.chunk_count)
         self._possible = _Places(table.chunk_count)
         self._sources: list[SourceFiles] = []
+        # What was found out before anything was copied; told with the first copies.
+        self._sampled = CopyCounts()
 
     def can_copy(self, span: int) -> bool:
         """Whether a span may be had here. In no time."""
@@ -103,8 +106,8 @@ class CopyPlan:
             StoreFull: No room.
             LocalError: The disk failed.
         """
-        counts = CopyCounts()
-        damaged: set[Digest] = set()
+        counts, self._sampled = self._sampled, CopyCounts()
+        damaged = set(counts.damaged)
         for span in spans:
             if not self.can_copy(span) or span in self._layer.present:
                 continue
@@ -112,10 +115,9 @@ class CopyPlan:
             if regions is None:
                 self._can_copy[span] = 0
                 continue
-            start, end = self._table.compressed_range(span)
             self._layer.put_span(span, regions, is_kept=False)
             counts.spans += 1
-            counts.size += end - start
+            counts.size += _extent(self._table, span)
         counts.damaged = tuple(sorted(damaged))
         return counts
 
@@ -160,10 +162,11 @@ class CopyPlan:
         owners: ChunkOwners,
         stopped: threading.Event,
     ) -> None:
-        """Looks for what is missing, layer by layer, until all has been found."""
+        """Looks for what is missing, layer by layer, until all has been found, or for long."""
         wanted = self._wanted(owners)
+        deadline = time.monotonic() + limits.COPY_SEARCH_TIME
         for candidate in candidates:
-            if stopped.is_set() or not wanted:
+            if stopped.is_set() or not wanted or time.monotonic() > deadline:
                 break
             with contextlib.suppress(OSError, StoreDamaged):  # gone, or damaged: as if it were not
                 source = candidate.open(layout)
@@ -190,13 +193,18 @@ class CopyPlan:
         """Searches one layer; returns what has not been found by its digest."""
         number, found = len(self._sources), 0
         missing = wanted
-        if source.catalogue is not None:
+        if source.catalogue is not None and self._is_promising(source.catalogue, wanted):
             missing = array("I", (c for c in wanted if not self._find(c, source, number)))
             found += len(wanted) - len(missing)
         found += self._compare(source, number, missing, owners)
         if found:
             self._sources.append(source.files)
         return missing
+
+    def _is_promising(self, catalogue: ChunkCatalogue, wanted: "array[int]") -> bool:
+        """Whether a layer has any of a sample of what is wanted: most layers have nothing."""
+        step = len(wanted) // limits.COPY_SAMPLE + 1
+        return any(True for c in wanted[::step] for _ in catalogue.find(self._table.digest(c)))
 
     def _find(self, chunk: int, source: CopySource, number: int) -> bool:
         assert source.catalogue is not None
@@ -252,11 +260,35 @@ class CopyPlan:
         for span in range(table.span_count):
             if span not in present and all(map(self._has_place, table.chunks_of_span(span))):
                 spans.append(span)
-                start, end = table.compressed_range(span)
-                self.size += end - start
+                self.size += _extent(table, span)
         self.spans = spans
         for span in spans:
             self._can_copy[span] = 1
+
+    def expected_size(self) -> int:
+        """About how many bytes of the blob can be had: guesses count as far as a sample is right.
+
+        Paths and sizes may be the same where the bytes are not, as of compiled files with a date.
+        """
+        table = self._table
+        guessed = [
+            span
+            for span in self.spans
+            if any(chunk not in self._known for chunk in table.chunks_of_span(span))
+        ]
+        sizes = {span: _extent(table, span) for span in guessed}
+        guess, sampled, right = sum(sizes.values()), 0, 0
+        damaged: set[Digest] = set()
+        for span in guessed[:: len(guessed) // limits.COPY_SAMPLE + 1]:
+            if sampled > limits.COPY_SAMPLE_SIZE:
+                break
+            sampled += sizes[span]
+            if self._read_span(span, self._sampled, damaged) is not None:
+                right += sizes[span]
+            else:
+                self._can_copy[span] = 0
+        self._sampled.damaged = tuple(sorted(damaged))
+        return self.size - guess + (guess * right // sampled if sampled else 0)
 
     def _has_place(self, chunk: int) -> bool:
         if any(chunk in places for places in (self._known, self._likely, self._possible)):
@@ -290,8 +322,14 @@ def plan_copies(
             write_catalogue(layer.directory, table, owners)
     plan = CopyPlan(layer, table)
     plan.search(candidates, layout, owners, stopped)
-    least = 0 if layer.forgoes_proof else limits.COPY_LEAST_SHARE * table.blob_size
-    return plan if plan.spans and plan.size >= least else None
+    least = limits.COPY_LEAST_SHARE * table.blob_size
+    is_worthwhile = layer.forgoes_proof or plan.expected_size() >= least
+    return plan if plan.spans and is_worthwhile else None
+
+
+def _extent(table: ChunkTable, span: int) -> int:
+    start, end = table.compressed_range(span)
+    return end - start
 
 
 def _same_files(index: LayerIndex, other: LayerIndex, nodes: set[int]) -> Iterator[tuple[int, int]]:

@@ -254,6 +254,7 @@ def test_a_place_that_has_changed_since_is_not_copied(machine, has_catalogue):
 def test_a_source_that_goes_meanwhile_is_missed_and_no_more(machine):
     source = machine.store("old", OLD)
     layer = machine.lazy("new", NEW)
+    layer.present.give_up(0)  # without a proof to lose no samples are taken: no file is open
     plan = machine.plan(layer, source)
     shutil.rmtree(machine.layout.layer(source.record.digest))
     plan.copy(plan.spans)
@@ -288,6 +289,32 @@ def test_a_damaged_catalogue_is_done_without(machine):
 def test_next_to_nothing_is_not_copied(machine):
     source = machine.store("old", [file("usr/same", noise(0, 5000))])
     assert machine.plan(machine.lazy("new", NEW), source) is None
+
+
+def test_files_that_only_look_the_same_are_no_reason_to_forgo_the_proof(machine):
+    names = [f"f{number}" for number in range(50)]
+    old = [file(name, noise(3000 * i, 3000)) for i, name in enumerate(names)]
+    # All have the same size, one has the same bytes.
+    new = [file(name, noise(3000 * i + (i != 7), 3000)) for i, name in enumerate(names)]
+    layer = machine.lazy("new", new)
+    assert machine.plan(layer, machine.store("old", old)) is None
+    assert not layer.forgoes_proof
+    layer.present.give_up(0)  # it does already: then every byte counts
+    plan = machine.plan(layer, machine.store("again", old))
+    plan.copy(plan.spans)
+    assert present_files(layer) == {"f7"}
+
+
+def test_a_search_that_takes_long_ends_with_what_it_has(machine, monkeypatch):
+    sources = [machine.store("old", OLD[:3]), machine.store("older", OLD)]
+    layer = machine.lazy("new", NEW)
+    layer.present.give_up(0)
+    monkeypatch.setattr(limits, "COPY_SEARCH_TIME", -1)
+    assert machine.plan(layer, *sources) is None
+    monkeypatch.undo()
+    plan = machine.plan(layer, *sources)
+    plan.copy(plan.spans)
+    assert present_files(layer) == BY_NAME
 
 
 def test_a_layer_without_sources_has_no_plan(machine):

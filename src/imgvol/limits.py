@@ -262,8 +262,8 @@ COPY_SAMPLE: Final = 256
 COPY_SAMPLE_SIZE: Final = 32 * MIB
 # Files that are looked for by their names alone: a table of them takes 200 bytes for each.
 COPY_NAMES: Final = 100_000
-# A reader waits so long for the search to end, about as long as for an answer of a registry.
-COPY_SEARCH_WAIT: Final = 0.1
+# Readers wait for the search, so long after the layer was opened: as for some answers of a registry.
+COPY_SEARCH_WAIT: Final = 0.5
 # Copied at once in the background, as content: what ends early loses no more than that.
 COPY_BATCH: Final = 8 * MIB
 # Spans of it: small files take longer than their bytes.

@@ -113,7 +113,8 @@ _FATE = record(
         "reasons": {
             **array_of(record({"kind": _TEXT, "name": _TEXT})),
             "description": "Everything that keeps it: a name, a pin, a lease, a volume, an open"
-            " view, a mount or a pull under way. None: it would be collected.",
+            " view, a mount or a pull under way, a layer that is copied from it. None: it would be"
+            " collected.",
         },
     }
 )
@@ -195,7 +196,11 @@ _LAYER_STATUS = record(
     {
         "digest": _DIGEST,
         "format": _TEXT,
-        "state": {"enum": ["complete", "here", "lazy", "bad"]},
+        "state": {
+            "enum": ["complete", "here", "lazy", "bad"],
+            "description": "`complete`: all at hand and verified. `here`: all at hand, each part by"
+            " a digest of its table of contents, the whole not proven.",
+        },
         "size": _COUNT,
         "present": _COUNT,
         "fetched": _COUNT,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
+from imgvol.content.rebuild import rebuild_database
 from imgvol.content.records import FaultKind, LayerFault
 from imgvol.content.store import open_store
 from imgvol.images.collection import Collector
@@ -180,3 +181,20 @@ async def test_a_data_file_that_has_changed_is_not_shared(tmp_path):
         two = await obtain(store, image, "two")
         assert not path.samefile(data_of(store, second))
         assert await content(store, two, b"/secret") == b"of the victim"
+
+
+async def test_a_rebuilt_database_knows_both_images(tmp_path):
+    """From files alone: the second image's blob has no layer, its diff ID has."""
+    async with open_store(tmp_path) as store:
+        _, one = await pull(store, images.Image([layer_of()]), "one")
+        image = images.Image([layer_of(compression="zstd")], config={"User": "x"})
+        _, two = await pull(store, image, "two")
+        layout = store.layout
+    for path in (layout.database, layout.database_copy):
+        path.unlink()
+    await rebuild_database(layout)
+    async with open_store(tmp_path) as store:
+        found = {image.manifest: image for image in store.images}
+        assert found.keys() == {one.manifest, two.manifest}
+        assert found[two.manifest].layers[0].digest == one.layers[0].digest
+        assert await content(store, found[two.manifest], b"/secret") == b"of the victim"

@@ -56,8 +56,13 @@ class CopyStatistics:
 
 @dataclass(eq=False, slots=True)
 class _Search:
-    """What is known of one layer: nothing, until the search has ended."""
+    """What is known of one layer: nothing, until the search has ended.
 
+    Attributes:
+        deadline: Until then readers wait for that, by trio's clock.
+    """
+
+    deadline: float
     ended: trio.Event = field(default_factory=trio.Event)
     plan: CopyPlan | None = None
 
@@ -91,7 +96,7 @@ class LocalCopies:
     def expect(self, layer: LazyLayerStore) -> None:
         """A layer has been opened, and `fill` will follow: its readers wait for a moment."""
         if isinstance(layer.table, ChunkTable) and not layer.present.is_full:
-            self._searches[layer] = _Search()
+            self._searches[layer] = _Search(trio.current_time() + limits.COPY_SEARCH_WAIT)
 
     def forget(self, layer: LazyLayerStore) -> None:
         """A layer has been closed: `fill` will not follow any more."""
@@ -111,7 +116,7 @@ class LocalCopies:
         search = self._searches.get(layer)
         if search is None:
             return
-        with trio.move_on_after(limits.COPY_SEARCH_WAIT):
+        with trio.move_on_at(search.deadline):
             await search.ended.wait()
         plan = search.plan
         if plan is None:

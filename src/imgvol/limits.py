@@ -262,7 +262,7 @@ COPY_SAMPLE: Final = 256
 COPY_SAMPLE_SIZE: Final = 32 * MIB
 # Files that are looked for by their names alone: a table of them takes 200 bytes for each.
 COPY_NAMES: Final = 100_000
-# Readers wait for the search, so long after the layer was opened: as for some answers of a registry.
+# Readers wait for the search, so long after the layer was opened: for some round trips.
 COPY_SEARCH_WAIT: Final = 0.5
 # Copied at once in the background, as content: what ends early loses no more than that.
 COPY_BATCH: Final = 8 * MIB

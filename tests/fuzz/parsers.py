@@ -27,6 +27,7 @@ from imgvol import limits
 from imgvol.api.cri.calls import parse_request
 from imgvol.api.cri.handlers import Handlers
 from imgvol.api.cri.messages import image_message
+from imgvol.content.chunk_catalogue import ChunkCatalogue
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import (
     ContentError,
@@ -314,6 +315,13 @@ def _span_map(data: bytes) -> None:
     assert present.present_count == 0 or struct.pack("<I", zlib.crc32(data[20:])) == data[16:20]
 
 
+def _chunk_catalogue(data: bytes) -> None:
+    """Changed bytes are noticed; unchanged ones are searched."""
+    catalogue = ChunkCatalogue(data)
+    for key in (0, 1 << 63, (1 << 64) - 1):
+        assert len(list(catalogue.find(key.to_bytes(8, "big") + bytes(24)))) <= len(catalogue)
+
+
 # --- documents and texts --------------------------------------------------------------------------
 
 
@@ -436,6 +444,7 @@ PARSERS = {
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),
     "span-map": Parser(_span_map, seeds.span_maps, ()),
+    "chunk-catalogue": Parser(_chunk_catalogue, seeds.chunk_catalogues, (StoreDamaged,)),
     "manifest": Parser(_manifest, seeds.manifests),
     "config": Parser(parse_image_config, seeds.configs),
     "reference": Parser(_reference, seeds.references, (InvalidReference, InvalidDigest)),

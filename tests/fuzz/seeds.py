@@ -12,12 +12,16 @@ from pathlib import Path
 import zstandard
 
 from imgvol.api.cri.generated import runtime_pb2 as pb
+from imgvol.content.chunk_catalogue import ChunkOwners, catalogue_bytes
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression
+from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy import estargz
+from imgvol.layers.lazy.chunks import ChunkTable
 from imgvol.layers.lazy.spans import unseal
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
 from support import images, soci, tars
+from support.stargz import Stargz
 from support.toc_blobs import Body, chunked_blob, legacy_footer, sha256, stargz_blob
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "lazy"
@@ -213,8 +217,17 @@ def layer_indexes() -> Sequence[bytes]:
 
 @functools.cache
 def span_maps() -> Sequence[bytes]:
-    bits = b"\xff\x01" + bytes(11)
-    return [struct.pack("<8sQI", b"imgvolSM", 100, zlib.crc32(bits)) + bits]
+    bits = b"\xff\x01" + bytes(11) + b"\x0f" + bytes(12)
+    return [struct.pack("<8sQI", b"imgvolS2", 100, zlib.crc32(bits)) + bits]
+
+
+@functools.cache
+def chunk_catalogues() -> Sequence[bytes]:
+    files = [images.file(f"f{number}", b"x" * (number + 1)) for number in range(9)]
+    _, lazy = Stargz(files, chunk=4).opened()
+    assert isinstance(lazy.table, ChunkTable)
+    owners = ChunkOwners(lazy.table, LayerIndex(lazy.index))
+    return [catalogue_bytes(lazy.table, owners)]
 
 
 def manifests() -> Sequence[bytes]:

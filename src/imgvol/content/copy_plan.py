@@ -80,6 +80,7 @@ class CopyPlan:
     Attributes:
         spans: Those that are missing and may be had, in the blob's order.
         size: Bytes that they have in the blob, if all guesses are right.
+        sampled: What was found out before anything was copied.
     """
 
     def __init__(self, layer: LazyLayerStore, table: ChunkTable) -> None:
@@ -92,8 +93,7 @@ class CopyPlan:
         self._likely = _Places(table.chunk_count)
         self._possible = _Places(table.chunk_count)
         self._sources: list[SourceFiles] = []
-        # What was found out before anything was copied; told with the first copies.
-        self._sampled = CopyCounts()
+        self.sampled = CopyCounts()
 
     def can_copy(self, span: int) -> bool:
         """Whether a span may be had here. In no time."""
@@ -106,8 +106,8 @@ class CopyPlan:
             StoreFull: No room.
             LocalError: The disk failed.
         """
-        counts, self._sampled = self._sampled, CopyCounts()
-        damaged = set(counts.damaged)
+        counts = CopyCounts()
+        damaged: set[Digest] = set()
         for span in spans:
             if not self.can_copy(span) or span in self._layer.present:
                 continue
@@ -283,11 +283,11 @@ class CopyPlan:
             if sampled > limits.COPY_SAMPLE_SIZE:
                 break
             sampled += sizes[span]
-            if self._read_span(span, self._sampled, damaged) is not None:
+            if self._read_span(span, self.sampled, damaged) is not None:
                 right += sizes[span]
             else:
                 self._can_copy[span] = 0
-        self._sampled.damaged = tuple(sorted(damaged))
+        self.sampled.damaged = tuple(sorted(damaged))
         return self.size - guess + (guess * right // sampled if sampled else 0)
 
     def _has_place(self, chunk: int) -> bool:

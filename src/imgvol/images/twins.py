@@ -8,14 +8,18 @@ recorded: what nobody has seen is nobody's layer, and an image that names it wit
 or with none, gets what is in it.
 """
 
+import logging
 from types import TracebackType
 from typing import Self
 
 from imgvol.content.reachability import Root, Thing, ThingKind
 from imgvol.content.records import LayerRecord, Saving
 from imgvol.content.store import Store
+from imgvol.errors import ImgvolError
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
+
+log = logging.getLogger(__name__)
 
 
 class Twins:
@@ -70,6 +74,9 @@ class Twins:
         return sum(self._sizes.values())
 
     async def note(self) -> None:
-        """Writes down what was not fetched."""
+        """Writes down what was not fetched; the image is here, whether that succeeds or not."""
         if self._sizes:
-            await self._store.records.add_saving(Saving.SHARED, self.count, self.size)
+            try:
+                await self._store.records.add_saving(Saving.SHARED, self.count, self.size)
+            except ImgvolError as exc:
+                log.warning("what was saved is not written down: %s", exc)

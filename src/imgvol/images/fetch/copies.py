@@ -14,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Final
 
 import trio
 
 from imgvol import limits
-from imgvol.content.copy_plan import CopyPlan, plan_copies
+from imgvol.content.copy_plan import CopyCounts, CopyPlan, plan_copies
 from imgvol.content.copy_sources import Candidate
 from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
@@ -33,8 +34,8 @@ from imgvol.threads import run_cancellable
 log = logging.getLogger(__name__)
 
 # Searches and copies in the background, and copies that readers wait for.
-_BACKGROUND_THREADS = 2
-_READER_THREADS = 4
+_BACKGROUND_THREADS: Final = 2
+_READER_THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +154,7 @@ class LocalCopies:
                 search.plan = await self._search(layer, records)
                 search.ended.set()
                 if search.plan is not None:
+                    self._note(layer, search.plan.sampled)
                     await self._fill(layer, search.plan)
         except ImgvolError:
             self._unfinished.add(layer)
@@ -207,7 +209,9 @@ class LocalCopies:
         spans: Sequence[int],
         limiter: trio.CapacityLimiter,
     ) -> None:
-        counts = await trio.to_thread.run_sync(plan.copy, spans, limiter=limiter)
+        self._note(layer, await trio.to_thread.run_sync(plan.copy, spans, limiter=limiter))
+
+    def _note(self, layer: LazyLayerStore, counts: CopyCounts) -> None:
         self._spans += counts.spans
         self._size += counts.size
         self._unlike += counts.unlike

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgvol import limits
@@ -389,6 +389,7 @@ def entries_of(tree) -> list:
     ]
 
 
+@settings(max_examples=40)
 @given(old=TREES, new=TREES, is_lazy=st.booleans())
 def test_the_same_file_at_the_same_path_is_always_found_and_a_wrong_one_never_shown(
     old, new, is_lazy

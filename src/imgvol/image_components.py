@@ -24,6 +24,7 @@ from imgvol.images.preload.retag import parse_registries
 from imgvol.images.pulls import PullSettings
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
+from imgvol.images.space import SpaceKeeper
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
 from imgvol.registry.registries import Registries
@@ -42,6 +43,7 @@ class ImageComponents:
     lazy_layers: LazyLayers
     events: Events
     preloader: Preloader | None
+    space: SpaceKeeper
 
 
 async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
@@ -75,6 +77,10 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
     lazy_layers = await lifecycle.open(
         "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
     )
+    space = SpaceKeeper(store, service.meter, collector, lazy_layers, publish=events.publish)
+    engine.wait_room = space.wait_room
+    with lifecycle.stage("measuring"):
+        await space.begin(config.space)
     with lifecycle.stage("recovery of leases"):
         await leases.recover()
     with lifecycle.stage("pins"):
@@ -92,6 +98,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         lazy_layers=lazy_layers,
         events=events,
         preloader=preloader,
+        space=space,
     )
 
 

@@ -97,6 +97,21 @@ COLLECTION_INTERVAL: Final = 3600.0
 # not: whoever ends one of many volumes mostly ends others, too.
 COLLECTION_DELAY: Final = 1.0
 
+# A writer that finds the store at its quota waits so long for eviction: less than a reader does.
+SPACE_WAIT: Final = 5.0
+# Between looks at whether the background may go on.
+SPACE_CHECK: Final = 0.5
+# Spans are given back in runs of neighbours that begin within so many bytes of the blob: small
+# ones would leave too much of the blocks at their ends; and at most so many clocks for a layer.
+SPAN_WINDOW: Final = 128 * KIB
+SPAN_WINDOWS: Final = 65_536
+# Verified spans for which the disk has no room, in memory while somebody waits: one of the largest.
+SPARE_SPANS: Final = 64 * MIB
+# When images were used is written down so often.
+USES_NOTE: Final = 60.0
+# When there was nothing to evict but spans, other things are looked for no sooner than after this.
+EVICTION_PAUSE: Final = 10.0
+
 # Seconds between measurements of what the store takes, as long as they are quick, and how much the
 # latest one counts when the pause is adapted: as containerd's stats collector has them.
 USAGE_PERIOD: Final = 10.0

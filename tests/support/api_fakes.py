@@ -18,9 +18,12 @@ from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
+from imgvol.config import SpaceLimits
 from imgvol.content.check import Finding, Remedy
+from imgvol.content.eviction import Eviction
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import LeaseRecord
+from imgvol.content.records import EvictedImage, LeaseRecord
+from imgvol.content.space import SpaceLevel
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
@@ -33,6 +36,7 @@ from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.scrubbing import ScrubFault
 from imgvol.images.service import PullStatistics
+from imgvol.images.space import EvictionReport, SpaceStatistics, SpaceStatus
 from imgvol.images.status import LayerStatus
 from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
@@ -200,6 +204,14 @@ def statistics(**changes: object) -> Statistics:
         "disk": QueueLength(0, 0),
         "volumes": 3,
         "is_serving": True,
+        "space": SpaceStatistics(
+            level=SpaceLevel(used=70, low=80, high=90, hard=100, seconds_above=1.5),
+            rounds=2,
+            images=1,
+            evicted=4_000,
+            spans=5,
+            given_back=6_000,
+        ),
         "cri": cri_calls(),
         "loop_blocked": observed(LOOP_BOUNDS, 7.0),
     }
@@ -310,6 +322,17 @@ class FakeImages:
 
     async def list(self):
         return list(self.images.values())
+
+    async def evicted(self):
+        return [
+            EvictedImage(
+                id=Digest.of(b"gone"),
+                manifest=Digest.of(b"gone manifest"),
+                platform="linux/amd64",
+                names=("docker.io/library/gone:1",),
+                size=5_000_000,
+            )
+        ]
 
     async def remove(self, image):
         self.calls.append(("remove", image))
@@ -508,6 +531,31 @@ class FakeEvents:
         yield subscription
 
 
+class FakeSpace:
+    """A store of 70 bytes that may have 100."""
+
+    async def status(self):
+        return SpaceStatus(
+            level=SpaceLevel(used=70, low=80, high=90, hard=100, seconds_above=1.5),
+            limits=SpaceLimits(quota=100),
+            layers=20,
+            spans=30,
+            kept={"mounted": 15, "pinned": 5},
+        )
+
+    async def plan(self, size):
+        return EvictionReport(used=70, evictions=self._evictions(), windows=2, given_back=size)
+
+    async def evict_to(self, size):
+        return EvictionReport(
+            used=70, collected=1, evictions=self._evictions(), windows=2, spans=3, given_back=size
+        )
+
+    def _evictions(self):
+        layers = frozenset({Digest.of(b"one"), Digest.of(b"two")})
+        return (Eviction(manifest=Digest.of(b"gone manifest"), layers=layers, size=20),)
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -542,6 +590,7 @@ class FakeDaemon:
             ),
             statistics=lambda: self.statistics,
             stop=self.stop,
+            space=FakeSpace(),
             preload=lambda: self.preload,
         )
 

@@ -43,10 +43,10 @@ class PlainTable(SpanTable):
         blob_size: int | None = None,
     ):
         self.ranges = [tuple(each) for each in ranges]
-        self.positions = list(accumulate((end - start for start, end in ranges), initial=0))
+        self.positions_of = list(accumulate((end - start for start, end in ranges), initial=0))
         self.digests = digests or [hashlib.sha256(blob[s:e]).hexdigest() for s, e in ranges]
         self.blob_size = len(blob) if blob_size is None else blob_size
-        self.data_size = self.positions[-1]
+        self.data_size = self.positions_of[-1]
         self.span_count = len(ranges)
         self.prefetch = list(prefetch)
 
@@ -54,15 +54,20 @@ class PlainTable(SpanTable):
         start, end = max(position, 0), min(position + size, self.data_size)
         if start >= end:
             return ()
-        return range(bisect_right(self.positions, start) - 1, bisect_right(self.positions, end - 1))
+        return range(
+            bisect_right(self.positions_of, start) - 1, bisect_right(self.positions_of, end - 1)
+        )
 
     def compressed_range(self, span: int) -> tuple[int, int]:
         return self.ranges[span]
 
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        return [(self.positions_of[span], self.positions_of[span + 1])]
+
     def decode(self, span: int, data: bytes) -> list[Region]:
         if hashlib.sha256(data).hexdigest() != self.digests[span]:
             raise DigestMismatch("a span of a layer is not what its table says", span=span)
-        return [Region(self.positions[span], data)]
+        return [Region(self.positions_of[span], data)]
 
     def to_bytes(self) -> bytes:
         fields = [self.ranges, list(self.prefetch), self.digests, self.blob_size]

@@ -70,7 +70,13 @@ async def get_preload(services: Services, _values: Values) -> Response:
 async def list_images(services: Services, _values: Values) -> Response:
     """All images."""
     images = await services.images.list()
-    return json_response({"images": [encoding.encode_image(image) for image in images]})
+    evicted = await services.images.evicted()
+    return json_response(
+        {
+            "images": [encoding.encode_image(image) for image in images],
+            "evicted": [encoding.encode_evicted(image) for image in evicted],
+        }
+    )
 
 
 async def inspect_image(services: Services, values: Values) -> Response:

@@ -250,6 +250,36 @@ def _queues(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _space(statistics: Statistics) -> Iterator[Metric]:
+    space = statistics.space
+    level = space.level
+    yield _gauge(
+        "store_used_bytes", "What the store takes, as it was counted last.", (), [((), level.used)]
+    )
+    lines = {"low": level.low, "high": level.high, "hard": level.hard}
+    yield _gauge(
+        "store_limit_bytes",
+        "Where eviction ends and begins, and where nothing is written any more; none: no limit.",
+        ("line",),
+        [((line,), at) for line, at in lines.items() if at is not None],
+    )
+    yield _counter(
+        "store_above_high_seconds",
+        "How long the store was above its high watermark.",
+        (),
+        [((), level.seconds_above)],
+    )
+    yield _counter("evictions", "Rounds that freed something.", (), [((), space.rounds)])
+    yield _counter(
+        "evicted_bytes",
+        "Bytes evicted: of whole layers, and of parts of lazy ones that are mounted.",
+        ("what",),
+        [(("layers",), space.evicted), (("spans",), space.given_back)],
+    )
+    yield _counter("evicted_images", "Images that lost layers.", (), [((), space.images)])
+    yield _counter("spans_given_back", "Spans of mounted layers.", (), [((), space.spans)])
+
+
 def _cri(statistics: Statistics) -> Iterator[Metric]:
     methods = statistics.cri.methods
     yield _counter(
@@ -290,6 +320,7 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _layers,
     _views,
     _queues,
+    _space,
     _cri,
     _loop,
 )

@@ -23,6 +23,7 @@ from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
 from imgvol.api.services import Services
+from imgvol.api.space_routes import SPACE_ROUTES
 
 _EXAMPLE: Final = "docker.io/library/alpine:3.20"
 
@@ -375,6 +376,7 @@ ROUTES: Final[tuple[Route, ...]] = (
     *BUNDLE_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,
+    *SPACE_ROUTES,
 )
 
 

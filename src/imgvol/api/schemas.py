@@ -101,6 +101,46 @@ _IMAGE = record(
     }
 )
 
+_COUNT_OR_NULL: Final[Schema] = {**_COUNT, "type": ["integer", "null"]}
+
+_SPACE: Final = record(
+    {
+        "used": {**_COUNT, "description": "Bytes that the store takes."},
+        "quota": _COUNT_OR_NULL,
+        "min_free": _COUNT_OR_NULL,
+        "high_watermark": {**_COUNT, "description": "Percent of the quota."},
+        "low_watermark": {**_COUNT, "description": "Percent of the quota."},
+        "low": {**_COUNT_OR_NULL, "description": "Eviction ends here; null: no limit."},
+        "high": {**_COUNT_OR_NULL, "description": "It begins above this."},
+        "hard": {**_COUNT_OR_NULL, "description": "Nothing is written beyond this."},
+        "seconds_above": {
+            "type": "number",
+            "description": "How long it was above `high` since the daemon started.",
+        },
+        "evictable_layers": {**_COUNT, "description": "Of images that nobody uses."},
+        "evictable_spans": {**_COUNT, "description": "Of lazy layers that are mounted."},
+        "kept": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "Bytes of layers that cannot be evicted as a whole, by reason.",
+        },
+    }
+)
+
+_EVICTION: Final = record(
+    {
+        "used": {**_COUNT, "description": "Bytes that the store took before."},
+        "collected": {**_COUNT, "description": "Bytes of what nobody needed."},
+        "evicted": array_of(
+            record({"manifest": _DIGEST, "layers": array_of(_DIGEST), "size": _COUNT})
+        ),
+        "spans": _COUNT,
+        "windows": {**_COUNT, "description": "Parts of mounted layers."},
+        "given_back": {**_COUNT, "description": "Bytes of those parts."},
+        "freed": {**_COUNT, "description": "Bytes in all."},
+    }
+)
+
 _THING: Final[dict[str, Schema]] = {
     "kind": {"enum": ["image", "layer", "document", "view", "file"]},
     "digest": _DIGEST,
@@ -286,7 +326,26 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "Version": _VERSION,
     "Layer": _LAYER,
     "Image": _IMAGE,
-    "ImageList": record({"images": array_of(reference("Image"))}),
+    "ImageList": record(
+        {
+            "images": array_of(reference("Image")),
+            "evicted": {
+                **array_of(reference("EvictedImage")),
+                "description": "Those that are not here for want of room; a mount fetches them.",
+            },
+        }
+    ),
+    "EvictedImage": record(
+        {
+            "id": _DIGEST,
+            "manifest": _DIGEST,
+            "platform": _TEXT,
+            "names": array_of(_TEXT),
+            "size": _COUNT,
+        }
+    ),
+    "Space": _SPACE,
+    "Eviction": _EVICTION,
     "ImageDetails": record(
         {
             "image": reference("Image"),

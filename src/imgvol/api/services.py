@@ -22,7 +22,7 @@ import trio
 
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
-from imgvol.content.records import ImageRecord, LeaseRecord
+from imgvol.content.records import EvictedImage, ImageRecord, LeaseRecord
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Subscription
@@ -37,6 +37,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
+from imgvol.images.space import EvictionReport, SpaceStatistics, SpaceStatus
 from imgvol.images.views import OpenView, ViewStatistics
 from imgvol.oci.json import JSONValue
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
@@ -100,6 +101,9 @@ class Images(Protocol):
     async def list(self) -> Sequence[ImageRecord]:
         """Every local image."""
 
+    async def evicted(self) -> Sequence[EvictedImage]:
+        """The images that went for want of room."""
+
     async def remove(self, image: str) -> RemovalReport:
         """Drops a name, and the image with its last name; raises NotFound, Conflict."""
 
@@ -126,6 +130,19 @@ class Images(Protocol):
 
     async def explain_collection(self) -> Sequence[Fate]:
         """Why each thing that is stored stays, or that it would go."""
+
+
+class Space(Protocol):
+    """`images.space.SpaceKeeper`."""
+
+    async def status(self) -> SpaceStatus:
+        """How full the store is, what could go, and what could not."""
+
+    async def plan(self, size: int) -> EvictionReport:
+        """What `evict_to` would do."""
+
+    async def evict_to(self, size: int) -> EvictionReport:
+        """Evicts until the store takes no more than so many bytes."""
 
 
 class Inspection(Protocol):
@@ -284,6 +301,7 @@ class Statistics:
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
         loop_blocked: For how long the event loop did not turn, each time that was too long.
+        space: How full the store is, and what was evicted.
         cri: What has been asked of the Container Runtime Interface, if it is served.
     """
 
@@ -296,6 +314,7 @@ class Statistics:
     volumes: int
     is_serving: bool
     loop_blocked: Distribution
+    space: SpaceStatistics
     cri: CallCounts = field(default_factory=CallCounts)
 
 
@@ -314,6 +333,7 @@ class Services:
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
+        space: Keeps the store within its size.
         preload: What has become of the preload directory, from memory; None: there is none.
     """
 
@@ -327,4 +347,5 @@ class Services:
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
+    space: Space
     preload: Callable[[], PreloadStatus | None] = lambda: None

@@ -154,6 +154,27 @@ _POLL: Final = 0.05
     default=None,
     help="Keep images of a file pinned that is removed, until the next start [IMGVOL_KEEP_PINS].",
 )
+@click.option(
+    "--quota",
+    metavar="SIZE",
+    help="How much disk the store may take: 20G. What was used longest ago and can be fetched again"
+    " goes when it is nearly full. Any, by default [IMGVOL_QUOTA].",
+)
+@click.option(
+    "--high-watermark",
+    metavar="PERCENT",
+    help="Evict when it is fuller than this. 90 by default [IMGVOL_HIGH_WATERMARK].",
+)
+@click.option(
+    "--low-watermark",
+    metavar="PERCENT",
+    help="Evict down to this. 80 by default [IMGVOL_LOW_WATERMARK].",
+)
+@click.option(
+    "--min-free",
+    metavar="SIZE",
+    help="Also evict when less is free on the store's filesystem [IMGVOL_MIN_FREE].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -194,6 +215,10 @@ def serve_command(
     preload_wait: bool | None,
     retag_registries: tuple[str, ...],
     keep_pins: bool | None,
+    quota: str | None,
+    high_watermark: str | None,
+    low_watermark: str | None,
+    min_free: str | None,
     ready_fd: int | None,
     log_level: str,
     log_file: str | None,
@@ -247,6 +272,10 @@ def serve_command(
         **{name: value for name, value in given.items() if value is not None},
     )
     config = replace(config, preload=habits)
+    space = config.space.with_chosen(
+        quota=quota, high=high_watermark, low=low_watermark, min_free=min_free
+    )
+    config = replace(config, space=space)
     log_path = Path(os.path.abspath(log_file)) if log_file else None
     return daemon.run(config, ready_fd=ready_fd, log_level=log_level, log_file=log_path)
 
@@ -313,10 +342,30 @@ def _wait_until_gone(path: str, process: int | None) -> None:
 def df_command(session: Session, /) -> None:
     """Show what the store holds, and what is left on its disk."""
     usage = session.client.call("GET", "/usage")
+    space = session.client.call("GET", "/space")
     if session.is_json:
-        echo_json(usage)
+        echo_json({**usage, "space": space})
         return
-    echo_facts([("store", str(session.config.root)), *_usage_facts(usage)])
+    facts = [("store", str(session.config.root)), *_usage_facts(usage), *_space_facts(space)]
+    echo_facts(facts)
+
+
+def _space_facts(space: dict[str, Any]) -> list[tuple[str, str]]:
+    """The limits, and what could be evicted and what could not."""
+    facts = [("in use", units.size(space["used"]))]
+    if space["quota"] is not None:
+        facts.append(("quota", units.size(space["quota"])))
+    if space["min_free"] is not None:
+        facts.append(("to be left free", units.size(space["min_free"])))
+    if space["high"] is not None:
+        lines = f"above {units.size(space['high'])}, down to {units.size(space['low'])}"
+        facts.append(("evicts", lines))
+    facts += [
+        ("could be evicted", f"{units.size(space['evictable_layers'])} of unused images"),
+        ("could be given back", f"{units.size(space['evictable_spans'])} of mounted lazy layers"),
+    ]
+    facts += [(f"stays, {why}", units.size(size)) for why, size in space["kept"].items()]
+    return facts
 
 
 def _usage_facts(usage: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,25 +19,36 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
+from imgvol.config import parse_size
 from imgvol.errors import Conflict
 
 if TYPE_CHECKING:
     from imgvol.content.check import Finding
 
 
-@click.command("gc", epilog=examples("imgvol gc --dry-run", "imgvol gc"))
+@click.command("gc", epilog=examples("imgvol gc --dry-run", "imgvol gc", "imgvol gc --to 20G"))
 @click.option(
     "--dry-run", is_flag=True, help="Remove nothing: show why each thing stays, or that it goes."
+)
+@click.option(
+    "--to",
+    "wanted",
+    metavar="SIZE",
+    help="Also evict images that nobody uses, and parts of mounted lazy ones, those used longest "
+    "ago first, until the store takes no more than SIZE: 20G. They are fetched again when needed.",
 )
 @json_option()
 @quiet_option("Print nothing.")
 @verbose_option()
 @pass_session
-def gc_command(session: Session, /, *, dry_run: bool) -> None:
+def gc_command(session: Session, /, *, dry_run: bool, wanted: str | None) -> None:
     """Remove from the store what no name, pin, lease, volume, open view or pull needs.
 
     The daemon does this by itself every hour, when an image is removed, and when the disk is full.
     """
+    if wanted is not None:
+        _evict(session, parse_size(wanted), dry_run=dry_run)
+        return
     if dry_run:
         _echo_plan(session, session.client.call("GET", "/gc")["things"])
         return
@@ -48,6 +59,29 @@ def gc_command(session: Session, /, *, dry_run: bool) -> None:
         for thing in report["removed"]:
             click.echo(f"{thing['kind']:8}  {thing['digest']}")
         echo_note(f"Freed {units.size(report['freed'])}.")
+
+
+def _evict(session: Session, size: int, *, dry_run: bool) -> None:
+    if dry_run:
+        report = session.client.call("GET", "/space/plan", {"to": size})
+    else:
+        report = session.client.call("POST", "/space/evict", body={"to": size})
+    if session.is_json:
+        echo_json(report)
+        return
+    if session.is_quiet:
+        return
+    verb = "would go" if dry_run else "evicted"
+    for each in report["evicted"]:
+        layers = units.plural(len(each["layers"]), "layer")
+        click.echo(f"{verb}  {each['manifest']}  {units.size(each['size'])} in {layers}")
+    if report["given_back"]:
+        parts = units.plural(report["windows"], "part")
+        click.echo(f"{verb}  {units.size(report['given_back'])} in {parts} of mounted lazy layers")
+    left = units.size(max(0, report["used"] - report["freed"]))
+    would = "would free" if dry_run else "freed"
+    taken = units.size(report["used"])
+    echo_note(f"The store took {taken}; this {would} {units.size(report['freed'])}: {left}.")
 
 
 def _echo_plan(session: Session, things: Sequence[Mapping[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -131,6 +131,24 @@ CREATE TABLE volume (
 ) STRICT;
 
 CREATE INDEX volume_sandbox ON volume (sandbox);
+
+CREATE TABLE image_use (            -- what was used longest ago goes first when room is needed
+    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE,
+    used_at     REAL NOT NULL       -- seconds since the epoch; a record, never a deadline
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pulled_name (          -- what a registry has answered: it can be had there again
+    name        TEXT NOT NULL,      -- as name.name
+    platform    TEXT NOT NULL,
+    manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
+    PRIMARY KEY (name, platform, manifest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pulled_name_manifest ON pulled_name (manifest);
+
+CREATE TABLE evicted (              -- layers that went for want of room, and are not here again
+    digest      TEXT PRIMARY KEY,   -- of the blob
+    at          REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE named_volume (          -- what container engines call a volume
     name        TEXT PRIMARY KEY,

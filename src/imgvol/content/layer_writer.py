@@ -33,6 +33,7 @@ from imgvol.content.durable import (
 from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.records.layers import LayerRecord
+from imgvol.content.space import SpaceLedger
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
 
@@ -43,10 +44,17 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class LayerWriter:
-    """One layer in the making; a context manager that removes what was not published."""
+    """One layer in the making; a context manager that removes what was not published.
 
-    def __init__(self, layout: StoreLayout) -> None:
+    Args:
+        layout: Of the store.
+        space: Counts what is written; None: nobody does.
+    """
+
+    def __init__(self, layout: StoreLayout, space: SpaceLedger | None = None) -> None:
         self._layout = layout
+        self._space = space or SpaceLedger()
+        self._taken = 0
         self._directory = layout.ingest / f"layer-{secrets.token_hex(8)}"
         self._expected: deque[_LargeFile] = deque()
         self._own_files: dict[int, OwnFile] = {}
@@ -70,6 +78,7 @@ class LayerWriter:
         for large in self._expected:
             large.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._space.give(self._taken)
 
     def expect(self, number: int, member: TarMember) -> None:
         """Announces that a member's payload goes to `files/<number>`."""
@@ -79,8 +88,14 @@ class LayerWriter:
         self._finish_passed()
 
     def write(self, piece: bytes | memoryview, position: int) -> None:
-        """Writes a piece of the uncompressed tar, which begins at `position`."""
+        """Writes a piece of the uncompressed tar, which begins at `position`.
+
+        Raises:
+            StoreFull: No room.
+        """
         view = memoryview(piece)
+        self._space.take(len(view))
+        self._taken += len(view)
         end = position + len(view)
         self._length = end
         with translate_os_errors("write a layer"):
@@ -137,6 +152,7 @@ class LayerWriter:
             # as good as any, and whole.
             replaced = put_directory(self._directory, self._layout.layer(record.digest))
             sync_directory(self._layout.layers)
+        self._taken = 0
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
 

@@ -18,7 +18,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -32,15 +32,26 @@ from imgvol.content.durable import (
     write_all,
     write_file,
 )
+from imgvol.content.giving_back import (
+    GivenBack,
+    blob_holes,
+    data_holes,
+    everything_else,
+    size_of,
+)
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
+from imgvol.content.punch import allocated, punch_hole
 from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
+from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
-from imgvol.errors import ContentError, ImgvolError, InternalError, StoreDamaged
+from imgvol.content.span_uses import SpanUses
+from imgvol.content.spare_spans import SpareSpans
+from imgvol.errors import ContentError, ImgvolError, InternalError, StoreDamaged, StoreFull
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
@@ -119,10 +130,18 @@ class LazyLayerStore:
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
         on_complete: Called when the final form has taken over, `index` included.
+        stays_lazy: Whether it is not completed while it is open: spans were given back, and
+            fetching all of it for the sake of the proof would push out what is read.
+        uses: Which spans are read, and were.
     """
 
     def __init__(
-        self, directory: Path, digest: Digest, slot: int, disk_reads: trio.CapacityLimiter
+        self,
+        directory: Path,
+        digest: Digest,
+        slot: int,
+        disk_reads: trio.CapacityLimiter,
+        space: SpaceLedger | None = None,
     ) -> None:
         self.digest = digest
         self.slot = slot
@@ -137,6 +156,15 @@ class LazyLayerStore:
         self._readahead = ReadaheadTracker()
         # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
         self._lock = threading.Lock()
+        # Held by threads alone, the first before the second: while the map is made durable; while
+        # the data file is written, or given back.
+        self._saving = threading.Lock()
+        self._storing = threading.Lock()
+        self._space = space or SpaceLedger()
+        self._spare = SpareSpans(self._space)
+        self._holders = 0
+        self._is_tidy = False
+        self.stays_lazy = False
         try:
             self.index = LayerIndex(read_whole(directory / INDEX_NAME))
             self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
@@ -148,10 +176,10 @@ class LazyLayerStore:
                 "a stored layer cannot be opened", digest=digest, reason=exc.strerror
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
-        self._saved_count = self.present.present_count
         self.kept = KeptBlob(blob, digest)
         for span in self.present:
             self.kept.note(*self.table.compressed_range(span))
+        self.uses = SpanUses(self.table, self._lock)
 
     @property
     def is_complete(self) -> bool:
@@ -164,8 +192,8 @@ class LazyLayerStore:
         return self._has_lost_writes
 
     def missing(self, spans: Sequence[int]) -> list[int]:
-        """Those of some spans that are not here."""
-        return [span for span in spans if span not in self.present]
+        """Those of some spans that are not here, nor in memory for want of room."""
+        return [span for span in spans if span not in self.present and span not in self._spare]
 
     def has(self, node: int, offset: int, size: int) -> bool:
         """Whether a range of a file can be read without fetching anything."""
@@ -193,6 +221,29 @@ class LazyLayerStore:
             return b""
         pieces = self._pieces(node, offset, size)
         spans = self._spans_of(pieces)
+        # From here on they stay, until this has read them.
+        self.uses.enter(spans)
+        try:
+            return await self._read_spans(node, offset, size, pieces, spans, data)
+        finally:
+            self._leave(spans)
+
+    def _leave(self, spans: Sequence[int]) -> None:
+        left = self.uses.leave(spans)
+        if self._spare:
+            with self._lock:
+                for span in left:
+                    self._spare.drop(span)
+
+    async def _read_spans(
+        self,
+        node: int,
+        offset: int,
+        size: int,
+        pieces: list[tuple[int, int, int]],
+        spans: Sequence[int],
+        data: OpenFile,
+    ) -> bytes | bytearray:
         wanted = self.missing(spans)
         if self.fetcher is not None:
             self.fetcher.note_wanted(spans)
@@ -209,6 +260,10 @@ class LazyLayerStore:
             self.demand.bytes += size
         if self.fetcher is not None:
             self._read_ahead(self.fetcher, node, offset, size)
+        if self._spare and any(span in self._spare for span in spans):
+            return await trio.to_thread.run_sync(
+                self._gather_spare, data, pieces, size, limiter=self._disk_reads
+            )
         if len(pieces) == 1 and pieces[0][2] == size:
             cached = pread_nowait(data.fd, pieces[0][1], size)
             if cached is not None:
@@ -261,6 +316,17 @@ class LazyLayerStore:
             out[place : place + length] = self._pread(file, position, length)
         return out
 
+    def _gather_spare(
+        self, file: OpenFile, pieces: list[tuple[int, int, int]], size: int
+    ) -> bytearray:
+        """As `_gather`, with those spans that are only in memory."""
+        out = self._gather(file, pieces, size)
+        for place, position, length in pieces:
+            piece = memoryview(out)[place : place + length]
+            with self._lock:
+                self._spare.fill(position, piece, self.table.spans_of(position, length))
+        return out
+
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
@@ -309,22 +375,147 @@ class LazyLayerStore:
             for span in spans:
                 self.present.discard(span)
                 self.kept.drop(*self.table.compressed_range(span))
-        with translate_os_errors("mark what is damaged of a layer"):
-            self.present.save(self.present.snapshot())
+        with self._saving, translate_os_errors("mark what is damaged of a layer"):
+            self.present.save_missing()
 
-    def put_span(self, span: int, regions: Sequence[Region]) -> None:
+    def put_span(self, span: int, regions: Sequence[Region], compressed: bytes = b"") -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.
+
+        Args:
+            span: Its number.
+            regions: What it decodes to.
+            compressed: Its bytes in the blob, which are kept if they are not yet.
 
         Raises:
             StoreFull: No room; the span stays missing.
         """
-        data = self._data
-        if data is not None:
-            with translate_os_errors("store a part of a layer"):
-                for region in regions:
-                    write_all(data.fd, region.data, region.position)
+        if self._data is None:
+            return  # all of it is here by now
+        start, end = self.table.compressed_range(span)
+        size = sum(len(region.data) for region in regions)
+        if not self.kept.covers(start, end):
+            size += len(compressed)
+        self._space.take(size)
+        try:
+            with self._storing:
+                if compressed:
+                    self.kept.put(start, compressed)
+                data = self._data
+                if data is not None:
+                    with translate_os_errors("store a part of a layer"):
+                        for region in regions:
+                            write_all(data.fd, region.data, region.position)
+                with self._lock:
+                    self.present.add(span)
+        except ImgvolError:
+            self._space.give(size)
+            raise
+        self.uses.note([span])
+
+    def keep(self, start: int, piece: bytes) -> bool:
+        """Keeps bytes of the blob that have come, if there is room to spare. Blocks.
+
+        Returns:
+            False: they come with their spans, or not at all.
+        """
+        if self.stays_lazy or not self._space.take_spare_room(len(piece)):
+            return False
+        try:
+            self.kept.put(start, piece)
+        except StoreFull:
+            self._space.give(len(piece))
+            return False
+        return True
+
+    def put_spare(self, span: int, regions: Sequence[Region]) -> bool:
+        """Shows a verified span, for which there is no room, to those who wait for it.
+
+        Returns:
+            False: nobody waits, or there is no memory for it either.
+        """
         with self._lock:
-            self.present.add(span)
+            return self.uses.is_read(span) and self._spare.put(span, regions)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Gives nothing back inside the block."""
+        with self._lock:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+
+    def present_windows(self) -> list[tuple[int, float, int]]:
+        """What could be given back: window, when it was used last, about how many bytes. Blocks."""
+        table = self.table
+        if self.is_complete or self._holders:
+            return []
+        return [
+            (window, used_at, size)
+            for window, used_at in self.uses.windows()
+            if (size := sum(size_of(table, s) for s in self._idle(self.uses.spans_in(window))))
+        ]
+
+    def _idle(self, spans: Sequence[int]) -> list[int]:
+        return [span for span in spans if span in self.present and not self.uses.is_read(span)]
+
+    def give_back(self, windows: Collection[int]) -> GivenBack:
+        """Gives back the spans of some windows that nobody reads now; see `giving_back`. Blocks.
+
+        Raises:
+            LocalError: The disk fails, or cannot give back parts of files.
+        """
+        data, blob = self._data, self.kept.file
+        if data is None or blob is None:
+            return GivenBack()
+        table = self.table
+        candidates = [span for window in sorted(windows) for span in self.uses.spans_in(window)]
+        with self._saving, self._storing, self.kept.writing:
+            with self._lock:
+                if self.is_complete or self._holders:
+                    return GivenBack()
+                gone = self._idle(candidates)
+                for span in gone:
+                    self.present.discard(span)
+                self.stays_lazy = self.stays_lazy or bool(gone)
+            if not gone:
+                return GivenBack()
+            before = allocated(data.fd, blob.fd)
+            with translate_os_errors("give back a part of a layer"):
+                try:
+                    self.present.save_missing()
+                except FileNotFoundError:
+                    return GivenBack()  # completed or removed meanwhile: all of it has gone
+                self._punch(table, gone, data.fd, blob.fd)
+            size = max(0, before - allocated(data.fd, blob.fd))
+        self._space.give(size)
+        return GivenBack(len(gone), size)
+
+    def _punch(self, table: SpanTable, gone: Sequence[int], data: int, blob: int) -> None:
+        if not self._is_tidy:
+            holes, kept_holes = everything_else(table, self.present)
+            self._is_tidy = True
+        else:
+            holes = list(data_holes(table, gone, self.present))
+            kept_holes = list(blob_holes(table, gone, self.present))
+        for start, end in kept_holes:
+            self.kept.drop(start, end)
+            punch_hole(blob, start, end)
+        for span in gone:
+            self._drop_kept(table, span)
+        for start, end in holes:
+            punch_hole(data, start, end)
+
+    def _drop_kept(self, table: SpanTable, span: int) -> None:
+        """Forgets the compressed bytes of a span, but for those that it shares with others."""
+        start, end = table.compressed_range(span)
+        if span and span - 1 in self.present:
+            start = max(start, table.compressed_range(span - 1)[1])
+        if span + 1 < table.span_count and span + 1 in self.present:
+            end = min(end, table.compressed_range(span + 1)[0])
+        self.kept.drop(start, end)
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
@@ -350,11 +541,15 @@ class LazyLayerStore:
             StoreFull: No room.
             LocalError: The disk failed: the map stays behind, for good, which is safe.
         """
+        with self._saving:
+            self._flush()
+
+    def _flush(self) -> None:
         # Bytes are written before their bit is set: what the snapshot speaks of is in the files.
         with self._lock:
-            bits, count = self.present.snapshot(), self.present.present_count
+            bits = self.present.snapshot()
         data, blob = self._data, self.kept.file
-        if count == self._saved_count or self._has_lost_writes or data is None or blob is None:
+        if bits == self.present.saved or self._has_lost_writes or data is None or blob is None:
             return
         with translate_os_errors("store a part of a layer"):
             try:
@@ -374,7 +569,6 @@ class LazyLayerStore:
             # A layer that was completed meanwhile has no lazy form any more.
             with contextlib.suppress(FileNotFoundError):
                 self.present.save(bits)
-        self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
         """From now on reads are answered by the layer's final form.
@@ -382,13 +576,16 @@ class LazyLayerStore:
         What only the lazy form needs is dropped. The index is the final form's: it numbers the same
         files alike, and only the positions of their content differ.
         """
-        self._complete = store
-        self._data = None
+        with self._lock:
+            self._complete = store
+            self._data = None
         self.kept.close()
         self.index = store.index
         self.table = NoSpans(self.table.blob_size)
+        self.uses.close()
         # Whoever waits for a span that is still on its way need not any more.
-        self.present.fill()
+        with self._lock:
+            self.present.fill()
         self.on_complete()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from imgvol.content.durable import sync_directory, write_file
+from imgvol.content.durable import NO_ROOM, overwrite_file, sync_directory, write_file
 from imgvol.content.open_file import read_whole
 
 _MAGIC: Final = b"imgvolSM"
@@ -38,6 +38,7 @@ class SpanMap:
         with contextlib.suppress(OSError):
             self.is_damaged = not self._load(read_whole(path))
         self.present_count = sum(byte.bit_count() for byte in self._bits)
+        self._saved = bytes(self._bits)
 
     def _load(self, data: bytes) -> bool:
         """Takes the bits of a file, if it is whole and fits."""
@@ -84,10 +85,37 @@ class SpanMap:
         """The bits as they are now, for `save`."""
         return bytes(self._bits)
 
+    @property
+    def saved(self) -> bytes:
+        """The snapshot that is durable."""
+        return self._saved
+
     def save(self, bits: bytes) -> None:
         """Makes a snapshot durable. What it says must be durable already. Blocks."""
         new = self._path.with_name(f"{self._path.name}.new")
         new.unlink(missing_ok=True)
-        write_file(new, _HEADER.pack(_MAGIC, self._span_count, zlib.crc32(bits)) + bits)
+        write_file(new, self._sealed(bits))
         os.replace(new, self._path)
         sync_directory(self._path.parent)
+        self._saved = bits
+
+    def save_missing(self) -> None:
+        """Makes durable that spans are missing by now, and nothing else. Blocks.
+
+        A full disk must not be in the way of giving space back: where there is no room for a new
+        map, the old one is overwritten. Cut off in the middle of that, it counts as empty.
+        """
+        now, saved = (int.from_bytes(bits) for bits in (self._bits, self._saved))
+        bits = (now & saved).to_bytes(len(self._bits))
+        if bits == self._saved:
+            return
+        try:
+            self.save(bits)
+        except OSError as exc:
+            if exc.errno not in NO_ROOM:
+                raise
+            overwrite_file(self._path, self._sealed(bits))
+            self._saved = bits
+
+    def _sealed(self, bits: bytes) -> bytes:
+        return _HEADER.pack(_MAGIC, self._span_count, zlib.crc32(bits)) + bits

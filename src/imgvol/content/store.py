@@ -31,6 +31,7 @@ from imgvol.content.database import Database, open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.exchange import put_directory
 from imgvol.content.files import StoreFiles
+from imgvol.content.image_uses import ImageUses
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.known_images import KnownImages
 from imgvol.content.layer_store import LayerStore
@@ -47,6 +48,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.content.space import SpaceLedger
 from imgvol.content.turns import Turns
 from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
@@ -89,6 +91,9 @@ class Store:
         self.pins = Pins()
         # Documents are here for a moment before the record that needs them.
         self.naming = trio.Lock()
+        # How much it takes, and may.
+        self.space = SpaceLedger()
+        self.uses = ImageUses()
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
         self._layer_turns = Turns[Digest]()
@@ -129,7 +134,7 @@ class Store:
 
     def new_layer(self) -> LayerWriter:
         """A writer for one layer. Blocks: call it in the pulling thread."""
-        return LayerWriter(self._layout)
+        return LayerWriter(self._layout, self.space)
 
     async def add_lazy_layer(
         self, record: LayerRecord, lazy: LazyLayer, origin: Origin
@@ -167,6 +172,7 @@ class Store:
             record.digest,
             record.slot,
             self._disk_reads,
+            self.space,
             limiter=self._limiter,
         )
 

@@ -140,6 +140,10 @@ class LazyLayers:
         if attached is not None:
             attached.scope.cancel()
 
+    def attached(self) -> list[tuple[LazyLayerStore, LayerRecord]]:
+        """The lazy layers of open views."""
+        return [(each.layer, each.record) for each in self._attached.values()]
+
     def fetcher(self, layer: LazyLayerStore) -> LayerFetcher | None:
         """What brings a layer's spans, for whoever wants to show how far it is."""
         attached = self._attached.get(layer)
@@ -169,7 +173,8 @@ class LazyLayers:
             if is_open and layer.digest == record.digest:
                 attached.scope.cancel()
                 complete = await self._store.open_layer(record)
-                lie = await self._find_lie(layer, complete)
+                with layer.whole():
+                    lie = await self._find_lie(layer, complete)
                 if lie is None:
                     layer.complete(complete)
                 else:
@@ -212,22 +217,35 @@ class LazyLayers:
         """Fetches the rest and verifies the whole, for as long as it takes."""
         was_told = False
         while True:
+            if attached.layer.stays_lazy:
+                await trio.sleep_forever()
             try:
                 # A span that arrives damaged says something of the line: it is asked for again.
                 await fetch_rest(attached.layer, attached.fetcher)
-                await self._verify(attached)
-                return
+                await self._engine.wait_room(attached.record.unpacked_size)
+                if await self._verify(attached):
+                    return
             except ImgvolError as exc:
                 # What the registry does is told by whoever fetches.
                 if not (was_told or isinstance(exc, RemoteError)):
                     log.warning("layer %s waits to be completed: %s", attached.layer.digest, exc)
                 was_told = True
-                await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
+                if not attached.layer.stays_lazy:
+                    await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
             except Exception:  # in the daemon's nursery it would end every view
                 log.exception("layer %s is not completed: a defect", attached.layer.digest)
                 return
 
-    async def _verify(self, attached: _Attached) -> None:
+    async def _verify(self, attached: _Attached) -> bool:
+        """Verifies the whole; False: not all of it is here any more."""
+        layer = attached.layer
+        with layer.whole():
+            if not layer.kept.covers(0, layer.table.blob_size):
+                return False
+            await self._verify_whole(attached)
+            return True
+
+    async def _verify_whole(self, attached: _Attached) -> None:
         layer, record = attached.layer, attached.record
         compression = layer_compression(record.media_type)
         ingest = LayerIngest(

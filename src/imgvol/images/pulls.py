@@ -273,7 +273,7 @@ class Pulls:
             progress.stats["resolve_seconds"] = time.perf_counter() - started
             is_lazy = is_remote and request.readiness is Readiness.LAZY
             async with self._leases.pull(resolved.manifest.digest, resolved.digests):
-                return await self.puller.pull(
+                record = await self.puller.pull(
                     source,
                     resolved,
                     str(argument),
@@ -281,6 +281,10 @@ class Pulls:
                     _origin(str(argument), options) if is_lazy else None,
                     in_place=not is_remote and request.readiness is not Readiness.STORED,
                 )
+                # Other servers' layers may not be there the next time.
+                if is_remote and not any(layer.urls for layer in resolved.layers):
+                    await self._store.records.note_pulled(str(argument), record)
+                return record
 
     def _keep_login(self, request: PullRequest, record: ImageRecord) -> None:
         """Keeps the login if something has yet to be fetched with it."""

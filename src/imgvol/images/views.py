@@ -176,6 +176,7 @@ class Views:
                     for layer in view.layers:
                         _refuse_failed(layer)
                 view.holders += 1
+                self.store.uses.note(image.manifest)
                 self._hold(view, needed)
                 return view
 
@@ -408,6 +409,9 @@ class Views:
     def _close_if_unused(self, view: OpenView) -> None:
         if view.holders == 0 and view.kernel_references == 0:
             del self._by_slot[view.slot]
+            for thing in view.things:
+                if thing.kind is ThingKind.IMAGE:
+                    self.store.uses.note(thing.digest)
             self.store.pins.release(Root(RootKind.VIEW, str(view.id)), view.things)
             for store in view.layers:
                 self._release_layer(store)

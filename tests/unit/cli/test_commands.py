@@ -353,7 +353,10 @@ def test_an_empty_table_explains_itself_on_a_terminal(daemon, imgvol, on_termina
 
 def test_df_and_version(daemon, imgvol):
     _, out, _ = imgvol("df")
-    assert "layers size  123.5 MB" in out.decode()
+    assert re.search("layers size +123.5 MB", out.decode())
+    assert re.search("stays, mounted +15 B", out.decode())
+    assert re.search("evicts +above 90 B, down to 80 B", out.decode())
+    assert json.loads(imgvol("df", "--json")[1])["space"]["quota"] == 100
     _, out, _ = imgvol("version")
     assert f"process {os.getpid()}" in out.decode()
     assert json.loads(imgvol("version", "--json")[1])["daemon"]["api"] == "v1"

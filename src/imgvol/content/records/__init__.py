@@ -6,6 +6,7 @@ schema. `Records` is all tables together.
 
 from imgvol.content.records.chains import ChainTable
 from imgvol.content.records.collection import CollectionTable
+from imgvol.content.records.evictions import EvictedImage, EvictionTable
 from imgvol.content.records.images import (
     ANY_PLATFORM,
     ImageChanges,
@@ -24,6 +25,7 @@ from imgvol.content.records.volumes import VolumeRecord, VolumeTable
 __all__ = [
     "ANY_PLATFORM",
     "IN_PLACE",
+    "EvictedImage",
     "FaultKind",
     "ImageChanges",
     "ImageRecord",
@@ -49,5 +51,6 @@ class Records(
     VolumeTable,
     NamedVolumeTable,
     CollectionTable,
+    EvictionTable,
 ):
     """Typed operations over the database; each method is one transaction."""

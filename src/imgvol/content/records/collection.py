@@ -29,7 +29,7 @@ class CollectionTable(Table):
         Args:
             holds: Tells what else needs things; asked inside of the transaction.
         """
-        return await self._database.run(lambda db: _world(db, holds()))
+        return await self._database.run(lambda db: read_world(db, holds()))
 
     async def sweep(self, holds: Callable[[], Holds]) -> frozenset[Thing]:
         """Removes the records that nothing leads to; returns what they were of.
@@ -39,10 +39,11 @@ class CollectionTable(Table):
         """
 
         def remove(db: sqlite3.Connection) -> frozenset[Thing]:
-            garbage = unreachable(_world(db, holds()))
+            garbage = unreachable(read_world(db, holds()))
             for kind, statement in _ROWS.items():
                 rows = [[str(thing.digest)] for thing in garbage if thing.kind is kind]
                 db.executemany(statement, rows)
+            db.execute("DELETE FROM evicted WHERE digest NOT IN (SELECT digest FROM image_layer)")
             return garbage
 
         return await self._database.run(remove)
@@ -91,13 +92,14 @@ class CollectionTable(Table):
         return await self._database.run(find)
 
     async def incomplete_images(self) -> list[Digest]:
-        """Manifests of images that lack a layer."""
+        """Manifests of images that lack a layer, and not because it was evicted."""
         return await self._database.run(
             lambda db: [
                 Digest.parse(manifest)
                 for (manifest,) in db.execute(
                     "SELECT DISTINCT manifest FROM image_layer"
                     " WHERE digest NOT IN (SELECT digest FROM layer)"
+                    " AND digest NOT IN (SELECT digest FROM evicted)"
                 )
             ]
         )
@@ -107,7 +109,8 @@ def _dangling(db: sqlite3.Connection) -> set[tuple[str, str]]:
     return {(row[0], row[2]) for row in db.execute("PRAGMA foreign_key_check")}
 
 
-def _world(db: sqlite3.Connection, holds: Holds) -> World:
+def read_world(db: sqlite3.Connection, holds: Holds) -> World:
+    """What is recorded and who needs it, as part of a transaction."""
     roots: dict[Root, set[Thing]] = {root: set(things) for root, things in holds.items()}
     references: dict[Thing, set[Thing]] = {}
 

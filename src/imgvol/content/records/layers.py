@@ -195,6 +195,7 @@ def put_layer(db: sqlite3.Connection, layer: LayerRecord) -> LayerRecord:
     """Records a layer, new or known, as part of a transaction; returns it with its slot."""
     # Where it lay until now, if it was read in place.
     db.execute("DELETE FROM place WHERE digest = ?", [str(layer.digest)])
+    db.execute("DELETE FROM evicted WHERE digest = ?", [str(layer.digest)])
     if layer.fault is not None:
         # The next row gets the next slot; what belongs to the lazy form goes with this one.
         db.execute("DELETE FROM layer WHERE digest = ?", [str(layer.digest)])

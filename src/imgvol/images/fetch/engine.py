@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -88,6 +88,8 @@ class FetchEngine:
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
         self.pace = Pace(background_rate)
         self.tallies = EngineTallies()
+        # Waits until the store has room for what nobody waits for.
+        self.wait_room: Callable[[int], Awaitable[None]] = _wait_for_nothing
         self._nursery = nursery
         self._lines: dict[Origin, Line] = {}
         self._in_air: dict[Flight, LayerFetcher] = {}
@@ -190,6 +192,10 @@ class FetchEngine:
             await fetcher.fly(flight)
         finally:
             del self._in_air[flight]
+
+
+async def _wait_for_nothing(_size: int) -> None:
+    """For stores that may be as full as they like."""
 
 
 @asynccontextmanager

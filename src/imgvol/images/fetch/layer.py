@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +16,7 @@ from imgvol.errors import (
     NotFound,
     RegistryUnavailable,
     RemoteError,
+    StoreFull,
 )
 from imgvol.images.fetch.amplify import Amplification
 from imgvol.images.fetch.flight import Flight, Landing, Purpose
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from imgvol.images.fetch.engine import FetchEngine
 
 log = logging.getLogger(__name__)
+
+# What a range takes, about, with what its spans decode to.
+_EXPANSION: Final = 3
 
 
 class LayerFetcher:
@@ -179,6 +183,10 @@ class LayerFetcher:
             if flight.error is not None:
                 raise flight.error.with_traceback(None)
 
+    async def wait_room(self, size: int) -> None:
+        """Waits until so many bytes of the blob, and what they decode to, may be brought ahead."""
+        await self._engine.wait_room(_EXPANSION * size)
+
     async def wait_recovered(self, longest: float) -> None:
         """Waits until the registry has answered somebody again, at most so many seconds."""
         with trio.move_on_after(longest):
@@ -277,6 +285,9 @@ class LayerFetcher:
             flight.error = exc
             if isinstance(exc, RemoteError):
                 self._note_failure(exc)
+            elif isinstance(exc, StoreFull):
+                # Nothing is read ahead for a while: it could not be stored either.
+                self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
         except Exception as exc:  # in the engine's nursery it would end every view
             log.exception("layer %s: a defect of imgvol", self._layer.digest)
             landing = Landing.FAILED

@@ -100,6 +100,11 @@ class ChunkTable(SpanTable):
         """As SpanTable says."""
         return self._starts[span], self._ends[span]
 
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        """As SpanTable says."""
+        chunks = self._order[self._firsts[span] : self._firsts[span + 1]]
+        return [(self._positions[chunk], self._positions[chunk + 1]) for chunk in chunks]
+
     def decode(self, span: int, data: bytes) -> list[Region]:
         """As SpanTable says."""
         start, end = self.compressed_range(span)

@@ -90,6 +90,10 @@ class SpanTable(ABC):
         """
 
     @abstractmethod
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        """Which ranges of the data file a span brings: first byte, and the one after the last."""
+
+    @abstractmethod
     def decode(self, span: int, data: bytes) -> list[Region]:
         """Verify and decode a span. Pure computation of up to some 100 ms: do it in a thread.
 
@@ -132,6 +136,10 @@ class NoSpans(SpanTable):
     def compressed_range(self, span: int) -> tuple[int, int]:  # noqa: ARG002 - any
         """An empty range."""
         return (0, 0)
+
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:  # noqa: ARG002 - none
+        """None."""
+        return ()
 
     def decode(self, span: int, data: bytes) -> list[Region]:
         """Not possible."""

@@ -11,6 +11,7 @@ from imgvol.content.inventory import tree_usage
 from support import images
 from support.daemon import running_daemon
 from support.lazy_images import LazyImage, put_soci_image
+from support.metrics import scrape
 from support.programs import require_fuse
 from support.stargz import TIME, Stargz
 
@@ -97,7 +98,9 @@ def test_a_cache_smaller_than_the_working_set(short_path, agent, registry, large
         assert wrong == []
         assert watch.most > QUOTA // 2, "it is a cache, too"
         assert watch.most <= QUOTA + SLACK
-        given_back = metrics_of(daemon)["imgvol_evicted_bytes_total", "what=spans"]
+        given_back = scrape(daemon.run_dir / "imgvol.sock")[
+            "imgvol_evicted_bytes_total", "what=spans"
+        ]
         assert given_back > 2 * (sum(map(len, large_image.files.values())) - QUOTA)
         space = daemon.json("df")["space"]
         assert space["used"] <= QUOTA
@@ -115,3 +118,93 @@ def test_a_cache_smaller_than_the_working_set(short_path, agent, registry, large
 def drop_caches():
     with open("/proc/sys/vm/drop_caches", "w") as caches:
         caches.write("1")
+
+
+# --- whole images --------------------------------------------------------------------------------
+
+
+def plain_image(registry, base, name, seed, size=3 * MB):
+    """A reference to an image of one file."""
+    noise = random.Random(seed)
+    image = images.Image([images.Layer([images.file("data", noise.randbytes(size))], "gzip")])
+    layout = images.write_layout(base / name.replace("/", "-"), {"x": image})
+    images.push(layout, "x", registry.reference(f"{name}:1"))
+    return registry.reference(f"{name}:1")
+
+
+def listed(daemon):
+    return {name for image in daemon.json("images") for name in image["names"]}
+
+
+def line_of(daemon, name):
+    return next(line for line in daemon.run("images").stdout.splitlines() if name in line)
+
+
+def test_unused_images_go_the_oldest_first_and_come_again(short_path, agent, registry, tmp_path):
+    require_fuse()
+    names = [plain_image(registry, tmp_path, f"space/plain{number}", number) for number in range(6)]
+    layout = images.write_layout(
+        tmp_path / "local",
+        {"x": images.Image([images.Layer([images.file("data", b"x" * 3 * MB)], "gzip")])},
+    )
+    local = f"oci:{layout}:x"
+    with running_daemon(short_path, "--quota", "20M") as daemon:
+        daemon.run("pull", local)
+        daemon.run("pull", names[0])
+        daemon.run("pin", names[0])
+        target = daemon.target("mnt")
+        daemon.run("mount", names[1], target)
+        daemon.run("pull", names[2])
+        daemon.run("pull", names[3])
+        daemon.run("ls", names[2], "/")  # now the third is the oldest
+        plan = daemon.json("gc", "--dry-run", "--to", "13M")
+        assert len(plan["evicted"]) == 1
+        assert listed(daemon) >= {*names[:4], local}, "a plan changes nothing"
+        report = daemon.json("gc", "--to", "13M")
+        assert [each["manifest"] for each in report["evicted"]] == [
+            each["manifest"] for each in plan["evicted"]
+        ]
+        assert report["freed"] >= 3 * MB
+        assert listed(daemon) == {*names[:3], local}
+        assert "evicted" in line_of(daemon, "plain3")
+        assert daemon.json("fsck")["wrong"] == []
+
+        # What cannot be fetched again, is pinned or mounted stays, whatever is asked for.
+        daemon.run("gc", "--to", "1k")
+        assert listed(daemon) == {names[0], names[1], local}
+        assert agent.ask("digest", path=f"{target}/data")
+        kept = daemon.json("df")["space"]["kept"]
+        assert set(kept) == {"pinned", "mounted", "not from a registry"}
+
+        again = daemon.target("again")
+        assert (
+            "not in the store"
+            in daemon.run("mount", "--pull=never", names[2], again, check=False).stderr
+        )
+        daemon.run("mount", names[2], again)
+        assert agent.ask("digest", path=f"{again}/data")
+        assert "evicted" not in line_of(daemon, "plain2")
+        daemon.run("unmount", again)
+
+        # By itself, when there is not room for more, and names of what has gone can be removed.
+        for name in names[3:]:
+            daemon.run("pull", name)
+        assert daemon.json("df")["space"]["used"] <= 20 * MB
+        assert names[2] not in listed(daemon)
+        daemon.run("rmi", names[2])
+        assert "plain2" not in daemon.run("images").stdout
+        daemon.terminate()
+        daemon.start()
+        assert listed(daemon) >= {names[0], names[1], names[5], local}
+        assert daemon.json("fsck")["wrong"] == []
+
+
+def test_an_image_that_does_not_fit_is_refused_and_leaves_nothing(short_path, registry, tmp_path):
+    require_fuse()
+    name = plain_image(registry, tmp_path, "space/huge", 50, size=25 * MB)
+    with running_daemon(short_path, "--quota", "20M", SPACE_WAIT=1.0) as daemon:
+        done = daemon.run("pull", name, check=False)
+        assert done.returncode == 1
+        assert "within the size that it may have" in done.stderr
+        assert daemon.json("images") == []
+        assert tree_usage(daemon.root) < 2 * MB

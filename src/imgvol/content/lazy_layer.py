@@ -50,8 +50,15 @@ from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
 from imgvol.content.span_uses import SpanUses
-from imgvol.content.spare_spans import SpareSpans
-from imgvol.errors import ContentError, ImgvolError, InternalError, StoreDamaged, StoreFull
+from imgvol.content.spare_spans import Spared, SpareSpans
+from imgvol.errors import (
+    ContentError,
+    ImgvolError,
+    InternalError,
+    LocalError,
+    StoreDamaged,
+    StoreFull,
+)
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
@@ -250,7 +257,15 @@ class LazyLayerStore:
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
-                await self.fetcher.ensure(wanted)
+                try:
+                    await self.fetcher.ensure(wanted)
+                except StoreFull as exc:
+                    # Programs that read know nothing of rooms.
+                    raise LocalError(
+                        "no room for a part of a layer, nor memory",
+                        hint=exc.hint,
+                        digest=self.digest,
+                    ) from exc
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             if self._data is None:
@@ -427,14 +442,12 @@ class LazyLayerStore:
             return False
         return True
 
-    def put_spare(self, span: int, regions: Sequence[Region]) -> bool:
-        """Shows a verified span, for which there is no room, to those who wait for it.
-
-        Returns:
-            False: nobody waits, or there is no memory for it either.
-        """
+    def put_spare(self, span: int, regions: Sequence[Region]) -> Spared:
+        """Shows a verified span, for which there is no room, to those who wait for it."""
         with self._lock:
-            return self.uses.is_read(span) and self._spare.put(span, regions)
+            if not self.uses.is_read(span):
+                return Spared.UNWANTED
+            return Spared.KEPT if self._spare.put(span, regions) else Spared.REFUSED
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:

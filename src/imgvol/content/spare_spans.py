@@ -1,9 +1,23 @@
 """Verified spans for which there is no room on disk, in memory while somebody waits for them."""
 
 from collections.abc import Sequence
+from enum import Enum
 
 from imgvol.content.space import SpaceLedger
 from imgvol.layers.lazy.spans import Region
+
+
+class Spared(Enum):
+    """What becomes of a verified span for which there is no room on disk."""
+
+    KEPT = "kept"
+    """Those who wait for it have it."""
+
+    UNWANTED = "unwanted"
+    """Nobody waits: whoever comes later asks for it again."""
+
+    REFUSED = "refused"
+    """There is no memory for it either."""
 
 
 class SpareSpans:

@@ -93,6 +93,8 @@ class LazyLayers:
         self._attached: dict[LazyLayerStore, _Attached] = {}
         self._completing = trio.CapacityLimiter(1)
         self._verified = self._bad = 0
+        # What could not be written, and was told.
+        self._not_durable: set[LazyLayerStore] = set()
         # Called with each layer whose readers get errors from then on.
         self.on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
 
@@ -195,6 +197,7 @@ class LazyLayers:
             with trio.CancelScope(shield=True):
                 await self._flush(layer)
             del self._attached[layer]
+            self._not_durable.discard(layer)
             attached.ended.set()
 
     async def _flush_regularly(self, layer: LazyLayerStore) -> None:
@@ -207,9 +210,12 @@ class LazyLayers:
             return
         try:
             await trio.to_thread.run_sync(layer.flush)
+            self._not_durable.discard(layer)
         except ImgvolError as exc:
             # What is not made durable is fetched again after a crash: no more than that.
-            log.warning("layer %s: %s", layer.digest, exc)
+            if layer not in self._not_durable:
+                log.warning("layer %s: %s", layer.digest, exc)
+            self._not_durable.add(layer)
         except Exception:  # in the daemon's nursery it would end every view
             log.exception("layer %s is not made durable: a defect", layer.digest)
 

@@ -250,7 +250,9 @@ class LayerFetcher:
                 spans = [span for span in flight.spans if span in wanted]
                 while not flight.landed.is_set() and self._layer.missing(spans):
                     await flight.changed.wait()
-                if flight.error is not None and self._layer.missing(spans):
+                # What it did not store because nobody waited then is asked for again.
+                is_passed_over = isinstance(flight.error, StoreFull) and not flight.is_short
+                if flight.error and not is_passed_over and self._layer.missing(spans):
                     raise flight.error.with_traceback(None)
             is_served = True
         finally:

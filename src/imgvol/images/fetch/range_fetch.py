@@ -7,6 +7,7 @@ import trio
 
 from imgvol import limits
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.spare_spans import Spared
 from imgvol.errors import ContentError, ProtocolError, StoreFull
 from imgvol.images.fetch.flight import Flight, Purpose, Rank
 from imgvol.images.fetch.pace import Pace
@@ -177,5 +178,7 @@ class RangeFetch:
             self._layer.put_span(span, regions, compressed)
         except StoreFull as exc:
             # Those who wait are served all the same; whoever comes later asks again.
-            if not self._layer.put_spare(span, regions):
+            spared = self._layer.put_spare(span, regions)
+            if spared is not Spared.KEPT:
                 self._no_room = exc
+                self._flight.is_short |= spared is Spared.REFUSED

@@ -101,6 +101,8 @@ COLLECTION_DELAY: Final = 1.0
 SPACE_WAIT: Final = 5.0
 # Between looks at whether the background may go on.
 SPACE_CHECK: Final = 0.5
+# When nothing could be evicted: so long nobody waits for it, and nothing is looked for.
+SPACE_HOPELESS: Final = 0.3
 # Spans are given back in runs of neighbours that begin within so many bytes of the blob: small
 # ones would leave too much of the blocks at their ends; and at most so many clocks for a layer.
 SPAN_WINDOW: Final = 128 * KIB

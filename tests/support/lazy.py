@@ -45,7 +45,10 @@ def reader(table: SpanTable, blob: bytes) -> Callable[[Extent], bytes]:
                 continue
             present.add(span)
             start, end = table.compressed_range(span)
-            for region in table.decode(span, blob[start:end]):
+            regions = table.decode(span, blob[start:end])
+            places = [(r.position, r.position + len(r.data)) for r in regions]
+            assert sorted(table.positions(span)) == places
+            for region in regions:
                 place = slice(region.position, region.position + len(region.data))
                 assert place.stop <= table.data_size
                 buffer[place] = region.data

@@ -19,6 +19,7 @@ import trio
 
 from imgvol.content.layout import StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.space import SpaceLedger
 from imgvol.errors import DigestMismatch, ImgvolError, RegistryUnavailable
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.lazy.spans import Region, SpanTable
@@ -93,7 +94,11 @@ def index_of(*files: TarMember) -> bytes:
 
 
 def make_lazy_layer(
-    root: Path, table: SpanTable, *files: TarMember, digest: Digest | None = None
+    root: Path,
+    table: SpanTable,
+    *files: TarMember,
+    digest: Digest | None = None,
+    space: SpaceLedger | None = None,
 ) -> LazyLayerStore:
     """A lazy layer in a directory that has no store; without files, one with all content."""
     layout = StoreLayout(root)
@@ -106,13 +111,15 @@ def make_lazy_layer(
         index=index_of(*(files or [members.file(b"all", table.data_size, payload_offset=0)])),
         table=table,
     )
-    return reopen_lazy_layer(root, digest)
+    return reopen_lazy_layer(root, digest, space)
 
 
-def reopen_lazy_layer(root: Path, digest: Digest | None = None) -> LazyLayerStore:
+def reopen_lazy_layer(
+    root: Path, digest: Digest | None = None, space: SpaceLedger | None = None
+) -> LazyLayerStore:
     digest = digest or Digest.of(b"blob")
     directory = StoreLayout(root).lazy_layer(digest)
-    return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32))
+    return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32), space)
 
 
 class FakeFetcher:

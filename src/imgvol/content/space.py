@@ -66,6 +66,7 @@ class SpaceLedger:
         # What writers wait for.
         self._wanted = 0
         self._rounds_begun = self._rounds_ended = 0
+        self._hopeless_until = 0.0
         self._spare = 0
         self._above_since: float | None = None
         self._seconds_above = 0.0
@@ -155,10 +156,16 @@ class SpaceLedger:
         with self._changed:
             self._rounds_begun += 1
 
-    def end_round(self) -> None:
-        """It has ended: whoever waited through some of them is told that there is no room."""
+    def end_round(self, *, is_hopeless: bool = False) -> None:
+        """It has ended: whoever waited through some of them is told that there is no room.
+
+        Args:
+            is_hopeless: Whether it has found nothing: for a moment nobody need wait at all.
+        """
         with self._changed:
             self._rounds_ended = self._rounds_begun
+            if is_hopeless:
+                self._hopeless_until = time.monotonic() + limits.SPACE_HOPELESS
             self._changed.notify_all()
 
     def borrow_memory(self, size: int) -> bool:
@@ -184,8 +191,9 @@ class SpaceLedger:
         try:
             while not self._fits(size):
                 self.on_pressure()
-                left = deadline - time.monotonic()
-                if left <= 0 or self._rounds_ended >= last:
+                now = time.monotonic()
+                left = deadline - now
+                if left <= 0 or self._rounds_ended >= last or now < self._hopeless_until:
                     raise StoreFull(
                         "no room in the store, within the size that it may have",
                         hint="Unmount or remove images, or give the store more: "

@@ -165,7 +165,7 @@ class SpaceKeeper:
                 report = await self._relieve()
                 if report is None or not report.freed:
                     # Writers go on telling that there is no room: nothing changes so soon.
-                    await trio.sleep(limits.SPACE_CHECK / 10)
+                    await trio.sleep(limits.SPACE_HOPELESS)
         finally:
             self.store.space.on_pressure = lambda: None
 
@@ -215,13 +215,15 @@ class SpaceKeeper:
         space = self.store.space
         async with self._turn:
             space.begin_round()
+            report = EvictionReport()
             try:
                 await self.meter.measure()
-                if not space.excess:
-                    return EvictionReport(used=space.level.used)
-                return await self._round(lambda: space.excess)
+                report = EvictionReport(used=space.level.used)
+                if space.excess:
+                    report = await self._round(lambda: space.excess)
+                return report
             finally:
-                space.end_round()
+                space.end_round(is_hopeless=not report.freed)
 
     async def evict_to(self, size: int) -> EvictionReport:
         """Evicts until the store takes no more than so many bytes, as far as that is possible.

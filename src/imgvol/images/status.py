@@ -56,5 +56,11 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
         present=record.size if layer.is_complete else layer.kept.size,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
-        reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
+        reason=str(layer.failure or (fetcher and fetcher.failure) or _why_lazy(layer)),
     )
+
+
+def _why_lazy(layer: LazyLayerStore) -> str:
+    if layer.stays_lazy and not layer.is_complete:
+        return "parts of it were given back, for want of room: it is not completed"
+    return ""

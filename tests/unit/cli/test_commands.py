@@ -362,6 +362,20 @@ def test_df_and_version(daemon, imgvol):
     assert json.loads(imgvol("version", "--json")[1])["daemon"]["api"] == "v1"
 
 
+def test_gc_to_a_size_evicts_or_tells_what_would_go(daemon, imgvol):
+    _, out, _ = imgvol("gc", "--to", "1k", "--dry-run")
+    assert "would go" in out.decode()
+    assert "in 2 layers" in out.decode()
+    status, out, notes = imgvol("gc", "--to", "1k")
+    assert status == 0
+    assert "evicted" in out.decode()
+    assert "freed 1.0 kB" in notes.decode()
+    assert json.loads(imgvol("gc", "--to", "1k", "--json")[1])["given_back"] == 1000
+    status, _, notes = imgvol("gc", "--to", "many")
+    assert status != 0
+    assert "not a size" in notes.decode()
+
+
 def test_a_local_source_without_a_path_is_not_the_current_directory(daemon, imgvol):
     imgvol("pull", "oci:")
     imgvol("pull", "oci::v1")

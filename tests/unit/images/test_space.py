@@ -11,6 +11,7 @@ from imgvol.config import SpaceLimits
 from imgvol.content.records import LeaseRecord
 from imgvol.content.store import open_store
 from imgvol.errors import NotFound
+from imgvol.images import usage
 from imgvol.images.catalog import Catalog
 from imgvol.images.collection import Collector
 from imgvol.images.events import IMAGE_EVICTED
@@ -236,3 +237,17 @@ async def test_names_of_evicted_images_can_be_removed(tmp_path):
         assert await local.evicted() == []
         assert await store.records.image(image.manifest) is None
         assert os.listdir(tmp_path / "blobs" / "sha256") == []
+
+
+async def test_it_also_evicts_when_too_little_is_free_on_the_disk(tmp_path, monkeypatch):
+    async with open_store(tmp_path) as store:
+        keeper = keeper_of(store)
+        await keeper.begin(SpaceLimits(min_free=1_000_000))
+        for number in range(4):
+            await pull(store, image_of(number), f"x/{number}:1")
+        assert (await keeper.relieve()).freed == 0
+        monkeypatch.setattr(usage, "_free_bytes", lambda _path: 700_000)
+        report = await keeper.relieve()
+        assert 300_000 <= report.evicted < 1_300_000
+        assert "x/0:1" not in present(store)
+        assert "x/3:1" in present(store)

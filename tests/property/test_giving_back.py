@@ -145,7 +145,8 @@ def test_a_span_that_comes_back_at_once_is_not_swallowed_by_the_hole(tmp_path):
         try:
             while not stop.is_set():
                 span = chance.randrange(table.span_count)
-                layer.uses.enter([span])
+                with layer._lock:
+                    layer.uses.enter([span])
                 try:
                     if layer.missing([span]):
                         put(layer, span)
@@ -153,7 +154,7 @@ def test_a_span_that_comes_back_at_once_is_not_swallowed_by_the_hole(tmp_path):
                     ((first, last),) = table.positions(span)
                     assert layer.read_blocking(node, first, last - first) == BLOB[first:last]
                 finally:
-                    layer.uses.leave([span])
+                    layer._leave([span])
         except BaseException as failure:
             failures.append(failure)
 

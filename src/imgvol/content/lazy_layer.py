@@ -17,8 +17,7 @@ import contextlib
 import os
 import secrets
 import shutil
-import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
@@ -32,21 +31,15 @@ from imgvol.content.durable import (
     write_all,
     write_file,
 )
-from imgvol.content.giving_back import (
-    GivenBack,
-    blob_holes,
-    data_holes,
-    everything_else,
-    size_of,
-)
+from imgvol.content.giving_back import GivenBack
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
-from imgvol.content.punch import allocated, punch_hole
 from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
+from imgvol.content.reclaiming import LayerLocks, SpanReclaimer
 from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
 from imgvol.content.span_uses import SpanUses
@@ -137,9 +130,8 @@ class LazyLayerStore:
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
         on_complete: Called when the final form has taken over, `index` included.
-        stays_lazy: Whether it is not completed while it is open: spans were given back, and
-            fetching all of it for the sake of the proof would push out what is read.
         uses: Which spans are read, and were.
+        reclaimer: Gives spans back for which there is no room.
     """
 
     def __init__(
@@ -161,17 +153,10 @@ class LazyLayerStore:
         self._complete: LayerStore | None = None
         self._has_lost_writes = False
         self._readahead = ReadaheadTracker()
-        # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
-        self._lock = threading.Lock()
-        # Held by threads alone, the first before the second: while the map is made durable; while
-        # the data file is written, or given back.
-        self._saving = threading.Lock()
-        self._storing = threading.Lock()
+        self._locks = LayerLocks()
+        self._lock = self._locks.bookkeeping
         self._space = space or SpaceLedger()
         self._spare = SpareSpans(self._space)
-        self._holders = 0
-        self._is_tidy = False
-        self.stays_lazy = False
         try:
             self.index = LayerIndex(read_whole(directory / INDEX_NAME))
             self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
@@ -186,12 +171,29 @@ class LazyLayerStore:
         self.kept = KeptBlob(blob, digest)
         for span in self.present:
             self.kept.note(*self.table.compressed_range(span))
-        self.uses = SpanUses(self.table, self._lock)
+        self.uses = SpanUses(self.table)
+        self.reclaimer = SpanReclaimer(
+            present=self.present,
+            kept=self.kept,
+            uses=self.uses,
+            locks=self._locks,
+            space=self._space,
+            data=lambda: self._data,
+        )
 
     @property
     def is_complete(self) -> bool:
         """Whether the layer has been verified as a whole and is served from its final form."""
         return self._complete is not None
+
+    @property
+    def stays_lazy(self) -> bool:
+        """Whether it is not completed while it is open.
+
+        Spans were given back: fetching all of it for the sake of the proof would push out what is
+        read.
+        """
+        return self.reclaimer.has_given_back
 
     @property
     def has_lost_writes(self) -> bool:
@@ -229,18 +231,18 @@ class LazyLayerStore:
         pieces = self._pieces(node, offset, size)
         spans = self._spans_of(pieces)
         # From here on they stay, until this has read them.
-        self.uses.enter(spans)
+        with self._lock:
+            self.uses.enter(spans)
+        self.uses.note(spans)
         try:
             return await self._read_spans(node, offset, size, pieces, spans, data)
         finally:
             self._leave(spans)
 
     def _leave(self, spans: Sequence[int]) -> None:
-        left = self.uses.leave(spans)
-        if self._spare:
-            with self._lock:
-                for span in left:
-                    self._spare.drop(span)
+        with self._lock:
+            for span in self.uses.leave(spans):
+                self._spare.drop(span)
 
     async def _read_spans(
         self,
@@ -277,7 +279,7 @@ class LazyLayerStore:
             self._read_ahead(self.fetcher, node, offset, size)
         if self._spare and any(span in self._spare for span in spans):
             return await trio.to_thread.run_sync(
-                self._gather_spare, data, pieces, size, limiter=self._disk_reads
+                self._gather_spare, data, pieces, size, spans, limiter=self._disk_reads
             )
         if len(pieces) == 1 and pieces[0][2] == size:
             cached = pread_nowait(data.fd, pieces[0][1], size)
@@ -332,14 +334,18 @@ class LazyLayerStore:
         return out
 
     def _gather_spare(
-        self, file: OpenFile, pieces: list[tuple[int, int, int]], size: int
+        self,
+        file: OpenFile,
+        pieces: list[tuple[int, int, int]],
+        size: int,
+        spans: Sequence[int],
     ) -> bytearray:
         """As `_gather`, with those spans that are only in memory."""
         out = self._gather(file, pieces, size)
         for place, position, length in pieces:
             piece = memoryview(out)[place : place + length]
             with self._lock:
-                self._spare.fill(position, piece, self.table.spans_of(position, length))
+                self._spare.fill(position, piece, spans)
         return out
 
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
@@ -360,8 +366,14 @@ class LazyLayerStore:
         for span in list(self.present):
             start, end = self.table.compressed_range(span)
             progress(end - start)
-            if not self._is_sound(span):
-                damaged.append(span)
+            # Not given back before we have looked.
+            with self._lock:
+                self.uses.enter([span])
+            try:
+                if span in self.present and not self._is_sound(span):
+                    damaged.append(span)
+            finally:
+                self._leave([span])
         return damaged
 
     def _is_sound(self, span: int) -> bool:
@@ -390,7 +402,7 @@ class LazyLayerStore:
             for span in spans:
                 self.present.discard(span)
                 self.kept.drop(*self.table.compressed_range(span))
-        with self._saving, translate_os_errors("mark what is damaged of a layer"):
+        with self._locks.saving, translate_os_errors("mark what is damaged of a layer"):
             self.present.save_missing()
 
     def put_span(self, span: int, regions: Sequence[Region], compressed: bytes = b"") -> None:
@@ -412,7 +424,7 @@ class LazyLayerStore:
             size += len(compressed)
         self._space.take(size)
         try:
-            with self._storing:
+            with self._locks.storing:
                 if compressed:
                     self.kept.put(start, compressed)
                 data = self._data
@@ -449,86 +461,13 @@ class LazyLayerStore:
                 return Spared.UNWANTED
             return Spared.KEPT if self._spare.put(span, regions) else Spared.REFUSED
 
-    @contextlib.contextmanager
-    def whole(self) -> Iterator[None]:
-        """Gives nothing back inside the block."""
-        with self._lock:
-            self._holders += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._holders -= 1
-
-    def present_windows(self) -> list[tuple[int, float, int]]:
-        """What could be given back: window, when it was used last, about how many bytes. Blocks."""
-        table = self.table
-        if self.is_complete or self._holders:
-            return []
-        return [
-            (window, used_at, size)
-            for window, used_at in self.uses.windows()
-            if (size := sum(size_of(table, s) for s in self._idle(self.uses.spans_in(window))))
-        ]
-
-    def _idle(self, spans: Sequence[int]) -> list[int]:
-        return [span for span in spans if span in self.present and not self.uses.is_read(span)]
-
     def give_back(self, windows: Collection[int]) -> GivenBack:
         """Gives back the spans of some windows that nobody reads now; see `giving_back`. Blocks.
 
         Raises:
             LocalError: The disk fails, or cannot give back parts of files.
         """
-        data, blob = self._data, self.kept.file
-        if data is None or blob is None:
-            return GivenBack()
-        table = self.table
-        candidates = [span for window in sorted(windows) for span in self.uses.spans_in(window)]
-        with self._saving, self._storing, self.kept.writing:
-            with self._lock:
-                if self.is_complete or self._holders:
-                    return GivenBack()
-                gone = self._idle(candidates)
-                for span in gone:
-                    self.present.discard(span)
-                self.stays_lazy = self.stays_lazy or bool(gone)
-            if not gone:
-                return GivenBack()
-            before = allocated(data.fd, blob.fd)
-            with translate_os_errors("give back a part of a layer"):
-                try:
-                    self.present.save_missing()
-                except FileNotFoundError:
-                    return GivenBack()  # completed or removed meanwhile: all of it has gone
-                self._punch(table, gone, data.fd, blob.fd)
-            size = max(0, before - allocated(data.fd, blob.fd))
-        self._space.give(size)
-        return GivenBack(len(gone), size)
-
-    def _punch(self, table: SpanTable, gone: Sequence[int], data: int, blob: int) -> None:
-        if not self._is_tidy:
-            holes, kept_holes = everything_else(table, self.present)
-            self._is_tidy = True
-        else:
-            holes = list(data_holes(table, gone, self.present))
-            kept_holes = list(blob_holes(table, gone, self.present))
-        for start, end in kept_holes:
-            self.kept.drop(start, end)
-            punch_hole(blob, start, end)
-        for span in gone:
-            self._drop_kept(table, span)
-        for start, end in holes:
-            punch_hole(data, start, end)
-
-    def _drop_kept(self, table: SpanTable, span: int) -> None:
-        """Forgets the compressed bytes of a span, but for those that it shares with others."""
-        start, end = table.compressed_range(span)
-        if span and span - 1 in self.present:
-            start = max(start, table.compressed_range(span - 1)[1])
-        if span + 1 < table.span_count and span + 1 in self.present:
-            end = min(end, table.compressed_range(span + 1)[0])
-        self.kept.drop(start, end)
+        return self.reclaimer.give_back(windows)
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
@@ -554,7 +493,7 @@ class LazyLayerStore:
             StoreFull: No room.
             LocalError: The disk failed: the map stays behind, for good, which is safe.
         """
-        with self._saving:
+        with self._locks.saving:
             self._flush()
 
     def _flush(self) -> None:

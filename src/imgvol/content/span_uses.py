@@ -6,7 +6,6 @@ of it happens under the lock of the layer's bookkeeping: either whoever gives a 
 it is read, or the reader sees that it is missing.
 """
 
-import threading
 import time
 from array import array
 from bisect import bisect_left
@@ -21,18 +20,18 @@ class SpanUses:
 
     Args:
         table: Its span table.
-        lock: Of the layer's bookkeeping.
         clock: Seconds, for the order of uses.
+
+    Attributes:
+        table: The table; one without spans once the layer is complete.
     """
 
     def __init__(
         self,
         table: SpanTable,
-        lock: threading.Lock,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._table = table
-        self._lock = lock
+        self.table: SpanTable = table
         self._clock = clock
         self._reading: dict[int, int] = {}
         self._stretch = max(limits.SPAN_WINDOW, -(-table.blob_size // limits.SPAN_WINDOWS))
@@ -40,24 +39,21 @@ class SpanUses:
         self._used = array("d", bytes(8 * (table.blob_size // self._stretch + 1)))
 
     def enter(self, spans: Collection[int]) -> None:
-        """A reader begins with some spans; `leave` must follow."""
+        """A reader begins with some spans; `leave` must follow. The lock is the caller's."""
         reading = self._reading
-        with self._lock:
-            for span in spans:
-                reading[span] = reading.get(span, 0) + 1
-        self.note(spans)
+        for span in spans:
+            reading[span] = reading.get(span, 0) + 1
 
     def leave(self, spans: Collection[int]) -> list[int]:
-        """It has read them, or given up; returns those that nobody reads any more."""
+        """It has read them, or given up; returns those that nobody reads any more. Likewise."""
         reading, left = self._reading, []
-        with self._lock:
-            for span in spans:
-                count = reading[span] - 1
-                if count:
-                    reading[span] = count
-                else:
-                    del reading[span]
-                    left.append(span)
+        for span in spans:
+            count = reading[span] - 1
+            if count:
+                reading[span] = count
+            else:
+                del reading[span]
+                left.append(span)
         return left
 
     def note(self, spans: Collection[int]) -> None:
@@ -68,10 +64,10 @@ class SpanUses:
 
     def close(self) -> None:
         """There are no spans any more: what knows them is dropped."""
-        self._table = NoSpans(0)
+        self.table = NoSpans(0)
 
     def is_read(self, span: int) -> bool:
-        """Whether somebody reads a span now. The lock is the caller's."""
+        """Whether somebody reads a span now: for certain, if the caller has the lock."""
         return span in self._reading
 
     def windows(self) -> Iterator[tuple[int, float]]:
@@ -80,7 +76,7 @@ class SpanUses:
 
     def spans_in(self, window: int) -> Sequence[int]:
         """The spans of a window, in order."""
-        table = self._table
+        table = self.table
 
         def start_of(span: int) -> int:
             return table.compressed_range(span)[0]
@@ -90,4 +86,4 @@ class SpanUses:
         return spans[first : bisect_left(spans, (window + 1) * self._stretch, first, key=start_of)]
 
     def _window_of(self, span: int) -> int:
-        return self._table.compressed_range(span)[0] // self._stretch
+        return self.table.compressed_range(span)[0] // self._stretch

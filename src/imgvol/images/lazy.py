@@ -175,7 +175,7 @@ class LazyLayers:
             if is_open and layer.digest == record.digest:
                 attached.scope.cancel()
                 complete = await self._store.open_layer(record)
-                with layer.whole():
+                with layer.reclaimer.paused():
                     lie = await self._find_lie(layer, complete)
                 if lie is None:
                     layer.complete(complete)
@@ -245,7 +245,7 @@ class LazyLayers:
     async def _verify(self, attached: _Attached) -> bool:
         """Verifies the whole; False: not all of it is here any more."""
         layer = attached.layer
-        with layer.whole():
+        with layer.reclaimer.paused():
             if not layer.kept.covers(0, layer.table.blob_size):
                 return False
             await self._verify_whole(attached)

@@ -396,5 +396,5 @@ def _windows_of(layers: Collection[LazyLayerStore]) -> list[SpanWindow]:
     return [
         SpanWindow(slot=layer.slot, window=window, used_at=used_at, size=size)
         for layer in layers
-        for window, used_at, size in layer.present_windows()
+        for window, used_at, size in layer.reclaimer.windows()
     ]

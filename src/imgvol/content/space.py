@@ -53,12 +53,12 @@ class SpaceLedger:
     Attributes:
         limits: What the store may take.
         on_pressure: Called in any thread when it is above the high line, or somebody waits. It must
-            not block.
+            not block. None: nobody evicts, and so nobody waits.
     """
 
     def __init__(self) -> None:
         self.limits: SpaceLimits = UNLIMITED
-        self.on_pressure: Callable[[], None] = lambda: None
+        self.on_pressure: Callable[[], None] | None = None
         self._lines = UNLIMITED.lines(0, 0)
         self._used = 0
         # All that was ever counted as written: what a measurement may not have seen.
@@ -114,8 +114,8 @@ class SpaceLedger:
                 self._wait(size)
             self._add(size)
             is_above = self._above_since is not None
-        if is_above:
-            self.on_pressure()
+        if is_above and (tell := self.on_pressure) is not None:
+            tell()
 
     def take_spare_room(self, size: int) -> bool:
         """Counts what would be written only if there is room to spare. Does not block."""
@@ -190,10 +190,10 @@ class SpaceLedger:
         self._wanted += size
         try:
             while not self._fits(size):
-                self.on_pressure()
-                now = time.monotonic()
+                now, tell = time.monotonic(), self.on_pressure
                 left = deadline - now
-                if left <= 0 or self._rounds_ended >= last or now < self._hopeless_until:
+                is_over = left <= 0 or now < self._hopeless_until or self._rounds_ended >= last
+                if tell is None or is_over:
                     raise StoreFull(
                         "no room in the store, within the size that it may have",
                         hint="Unmount or remove images, or give the store more: "
@@ -201,6 +201,7 @@ class SpaceLedger:
                         used=self._used,
                         allowed=self._lines.hard,
                     )
+                tell()
                 self._changed.wait(left)
         finally:
             self._wanted -= size

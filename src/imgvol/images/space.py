@@ -167,7 +167,9 @@ class SpaceKeeper:
                     # Writers go on telling that there is no room: nothing changes so soon.
                     await trio.sleep(limits.SPACE_HOPELESS)
         finally:
-            self.store.space.on_pressure = lambda: None
+            # Who waits for room is told, so that nothing keeps the daemon from ending.
+            self.store.space.on_pressure = None
+            self.store.space.end_round()
 
     async def note_uses(self, *, interval: float = limits.USES_NOTE) -> None:
         """Writes down when images were used, for ever and at the end."""

@@ -67,8 +67,7 @@ def test_what_is_written_while_it_is_measured_counts():
     assert ledger.level.used == 450
 
 
-def test_spare_room_ends_at_the_high_line_and_the_rest_at_the_hard_one(monkeypatch):
-    monkeypatch.setattr(limits, "SPACE_WAIT", 0.05)
+def test_spare_room_ends_at_the_high_line_and_the_rest_at_the_hard_one():
     ledger = ledger_of(quota=1000)
     assert ledger.take_spare_room(900)
     assert not ledger.take_spare_room(1)
@@ -127,3 +126,33 @@ def test_memory_for_what_does_not_fit_is_bounded():
     assert not ledger.borrow_memory(1)
     ledger.repay_memory(10)
     assert ledger.borrow_memory(10)
+
+
+def test_a_writer_waits_no_longer_than_it_may_and_not_at_all_when_nobody_evicts(monkeypatch):
+    monkeypatch.setattr(limits, "SPACE_WAIT", 0.2)
+    ledger = ledger_of(used=1000, quota=1000)
+    for tell, least, most in [(None, 0.0, 0.1), (lambda: None, 0.2, 5.0)]:
+        ledger.on_pressure = tell
+        began = time.monotonic()
+        with pytest.raises(StoreFull):
+            ledger.take(1)
+        assert least <= time.monotonic() - began < most
+
+
+def test_who_stops_to_evict_lets_writers_go():
+    ledger = ledger_of(used=1000, quota=1000)
+    asked = threading.Event()
+    ledger.on_pressure = asked.set
+
+    def stop():
+        asked.wait(5)
+        ledger.on_pressure = None
+        ledger.end_round()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(StoreFull):
+        ledger.take(1)
+    thread.join()
+    assert time.monotonic() - began < limits.SPACE_WAIT / 2

@@ -49,14 +49,14 @@ SPACE_ROUTES: Final[tuple[Route, ...]] = (
         answers=("Space",),
     ),
     Route(
-        method="GET",
+        method="POST",
         path="/space/plan",
         operation="planEviction",
         summary="Say what making room would evict.",
         tag="daemon",
         handler=plan_eviction,
         answers=("Eviction",),
-        query=(_TO,),
+        body=(_TO,),
     ),
     Route(
         method="POST",

@@ -63,7 +63,7 @@ def gc_command(session: Session, /, *, dry_run: bool, wanted: str | None) -> Non
 
 def _evict(session: Session, size: int, *, dry_run: bool) -> None:
     if dry_run:
-        report = session.client.call("GET", "/space/plan", {"to": size})
+        report = session.client.call("POST", "/space/plan", body={"to": size})
     else:
         report = session.client.call("POST", "/space/evict", body={"to": size})
     if session.is_json:

@@ -30,7 +30,7 @@ EXAMPLES = {
     "stopDaemon": ("", None),
     "getUsage": ("", None),
     "getSpace": ("", None),
-    "planEviction": ("to=20000000000", None),
+    "planEviction": ("", {"to": 20_000_000_000}),
     "evict": ("", {"to": 20_000_000_000}),
     "followEvents": ("kinds=pull.failed,image.removed", None),
     "checkStore": ("", None),

@@ -36,6 +36,7 @@ from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
+from imgvol.content.punch import BLOCK
 from imgvol.content.ranges import Ranges
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
@@ -419,9 +420,10 @@ class LazyLayerStore:
         if self._data is None:
             return  # all of it is here by now
         start, end = self.table.compressed_range(span)
-        size = sum(len(region.data) for region in regions)
+        # With the blocks at its ends, which may be new.
+        size = BLOCK + sum(len(region.data) for region in regions)
         if not self.kept.covers(start, end):
-            size += len(compressed)
+            size += BLOCK + len(compressed)
         self._space.take(size)
         try:
             with self._locks.storing:

@@ -386,6 +386,12 @@ LOG_FILE_SIZE: Final = 50 * MIB
 LOG_FILES: Final = 3
 LOG_AGE: Final = 28 * 86_400.0
 
+# --- scrubbing ----------------------------------------------------------------------------------
+# What is told of one damaged layer: its first damaged places, and the first files of each. All of
+# it gives errors all the same.
+SCRUB_PLACES_TOLD: Final = 50
+SCRUB_FILES_TOLD: Final = 20
+
 # --- preload directory --------------------------------------------------------------------------
 # A list of images: 10,000 names of 100 letters. A line: a reference, and white space around it.
 PRELOAD_LIST_SIZE: Final = 1 * MIB

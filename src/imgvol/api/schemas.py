@@ -376,8 +376,15 @@ COMPONENTS: Final[dict[str, Schema]] = {
         {"checked": _COUNT, "faults": array_of(reference("ScrubFault"))},
     ),
     "ScrubFault": record(
-        {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
+        {
+            "subject": _TEXT,
+            "problem": _TEXT,
+            "is_repaired": _FLAG,
+            "outcome": _TEXT,
+            "places": array_of(reference("DamagedPlace")),
+        }
     ),
+    "DamagedPlace": record({"offset": _COUNT, "size": _COUNT, "files": array_of(_TEXT)}),
     "ImportedEvent": _event(
         "done",
         {

@@ -157,8 +157,8 @@ def scrub_command(
 ) -> int:
     """Read the data of images again and compare it with its digests; exit with 1 if it is damaged.
 
-    Without IMAGE, of all. It gives way to everything else. A damaged layer gives errors from then
-    on, until it has been pulled again.
+    Without IMAGE, of all. It gives way to everything else. What is damaged gives errors from then
+    on, until its image has been pulled again; everything else is served.
     """
     faults: list[Mapping[str, Any]] = []
     checked = 0
@@ -192,4 +192,13 @@ def _echo_progress(event: Mapping[str, Any]) -> None:
 def _echo_faults(faults: Sequence[Mapping[str, Any]]) -> None:
     if faults:
         columns = [Column("WHAT"), Column("PROBLEM", shrinks=True), Column("OUTCOME")]
-        echo_table(columns, [[f["subject"], f["problem"], f["outcome"]] for f in faults])
+        rows = []
+        for fault in faults:
+            rows.append([fault["subject"], fault["problem"], fault["outcome"]])
+            rows += [["", _place_text(place), ""] for place in fault["places"]]
+        echo_table(columns, rows)
+
+
+def _place_text(place: Mapping[str, Any]) -> str:
+    files = ", ".join(place["files"]) or "no file that is shown"
+    return f"{units.size(place['size'])} at {place['offset']}: {files}"

@@ -4,7 +4,8 @@ Theory of operation. The pulling thread hands over pieces of the uncompressed ta
 after the parser has seen it, so that every large payload that begins inside a piece is announced
 (`expect`) before the piece is written. A piece goes into the data file at its own offset, except
 for the parts that belong to announced payloads: these go to `files/<n>`, and stay holes in the
-data file. Everything lies in one directory below `ingest/` until `publish` has made it durable and
+data file. On the way each piece of the tar gets a digest of its own (`pieces`). Everything lies in
+one directory below `ingest/` until `publish` has made it durable and
 renamed it: a crash leaves either nothing or a complete layer.
 
 Everything here blocks; one thread at a time uses a writer.
@@ -32,6 +33,7 @@ from imgvol.content.durable import (
 )
 from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.pieces import PIECES_NAME, PieceHasher
 from imgvol.content.records.layers import LayerRecord
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
@@ -50,6 +52,7 @@ class LayerWriter:
         self._directory = layout.ingest / f"layer-{secrets.token_hex(8)}"
         self._expected: deque[_LargeFile] = deque()
         self._own_files: dict[int, OwnFile] = {}
+        self._pieces = PieceHasher()
         self._length = 0
         self._written_back = 0
         with translate_os_errors("begin a layer"):
@@ -83,6 +86,7 @@ class LayerWriter:
         view = memoryview(piece)
         end = position + len(view)
         self._length = end
+        self._pieces.update(view)
         with translate_os_errors("write a layer"):
             cursor = position
             while self._expected and self._expected[0].start < end:
@@ -127,6 +131,8 @@ class LayerWriter:
             write_file(self._directory / INDEX_NAME, index)
             card = self._card(record, is_whole=not dropped)
             write_file(self._directory / CARD_NAME, card.to_bytes())
+            pieces = self._pieces.finish()
+            write_file(self._directory / PIECES_NAME, pieces.to_bytes(record.digest))
             for number in sorted(referenced):
                 _sync_file(files / str(number))
                 if content := self._own_files[number].content:
@@ -146,8 +152,10 @@ class LayerWriter:
         if is_whole:
             return card
         hasher = record.diff_id.hasher()
+        self._pieces = PieceHasher()
         for piece in card.iter_pieces(self._directory):
             hasher.update(piece)
+            self._pieces.update(piece)
         return replace(card, proof=Digest.from_hasher(hasher))
 
     def _share(self, path: Path, content: str) -> None:

@@ -7,6 +7,8 @@
       layers/<hex>/          one complete, verified layer
         index                its LayerIndex
         layer.json           what it is, and how its bytes are proven again (card.py)
+        pieces               our own digests of its tar, one for each MiB (pieces.py)
+        damaged              which parts a scrub found not to be what they were (damage.py)
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
       lazy/<hex>/            a layer that is partly here (lazy_layer.py)

@@ -159,6 +159,11 @@ class LazyLayerStore:
         return self._complete is not None
 
     @property
+    def final(self) -> LayerStore | None:
+        """What it is read from since it is complete."""
+        return self._complete
+
+    @property
     def has_lost_writes(self) -> bool:
         """Whether the disk failed to keep what it had taken."""
         return self._has_lost_writes

@@ -156,7 +156,7 @@ class Exporter:
         return _Plan(image, names, manifest, config, layers)
 
     async def _layer(self, record: LayerRecord) -> "_Layer":
-        if record.is_refused:
+        if record.is_damaged or record.is_refused:
             assert record.fault is not None
             raise record.fault.refusal(record.digest)
         if not record.is_complete:

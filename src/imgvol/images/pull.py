@@ -343,7 +343,7 @@ class Puller:
         self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
     ) -> bool:
         """Whether a layer can stay as the store has it."""
-        if stored.is_refused:
+        if stored.is_refused or stored.is_damaged:
             return False
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)

@@ -120,7 +120,8 @@ class Views:
         on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
-        on_condemned: Called when a layer turns out to be bad, to drop what is cached of it.
+        on_condemned: Called when a layer turns out to be bad, or damaged, to drop what is cached
+            of it.
         closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
@@ -129,7 +130,7 @@ class Views:
     on_opened: Callable[[], Awaitable[None]] = _nothing_to_do
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
-    on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
+    on_condemned: Callable[[Layer], None] = lambda _layer: None
     closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
@@ -284,8 +285,8 @@ class Views:
         shared = self._layers.get(slot)
         return shared.store if shared else None
 
-    def condemn(self, layer: LazyLayerStore) -> None:
-        """A layer has turned out to be bad: nobody shall read what was shown of it before."""
+    def condemn(self, layer: Layer) -> None:
+        """A layer has turned out to be bad, or damaged: nobody shall read what was shown before."""
         self.on_condemned(layer)
 
     def trees_of(self, layer: Layer) -> list[tuple[ChainView, int]]:

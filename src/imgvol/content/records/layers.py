@@ -30,7 +30,7 @@ class FaultKind(StrEnum):
     """Blob and diff ID are right, but the table of contents told something else than the tar."""
 
     DAMAGED = "damaged"
-    """It was right once: what the store has of it has changed since."""
+    """It was right once: what the store has of it, or a part of that, has changed since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ class LayerRecord:
         is_complete: Whether all of it is at hand and verified; False: it is lazy.
         slot: Its number in inode numbers; 0 until the database has given one.
         fault: What it turned out to be, if it was lazy and not what it had promised, or what has
-            become of it since. If it is complete all the same, its tar is right; if not, it is
-            refused until it is pulled as a whole.
+            become of it since. If it is complete all the same, its tar is right, or damaged in
+            part; if not, it is refused until it is pulled as a whole.
         obstacle: Why it was pulled as a whole, although its image has a table of contents for it.
     """
 
@@ -109,6 +109,11 @@ class LayerRecord:
     def is_refused(self) -> bool:
         """Whether nothing of it may be shown until it has been pulled as a whole."""
         return self.fault is not None and not self.is_complete
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether some or all of what the store has of it is not what it was."""
+        return self.fault is not None and self.fault.kind is FaultKind.DAMAGED
 
 
 class LayerTable(Table):
@@ -158,6 +163,21 @@ class LayerTable(Table):
             return True
 
         return await self._database.run(mark)
+
+    async def set_damage(self, layer: LayerRecord, fault: LayerFault | None) -> None:
+        """Records what a scrub has found of a stored layer that goes on being served in its slot.
+
+        Nothing happens if it is another layer by now.
+        """
+
+        def write(db: sqlite3.Connection) -> None:
+            row = db.execute(f"{_SELECT_LAYER} WHERE slot = ?", [layer.slot]).fetchone()
+            if row is not None and layer_from(row) == layer:
+                values = (fault.kind, fault.reason) if fault else (None, layer.obstacle)
+                statement = "UPDATE layer SET fault = ?, reason = ? WHERE slot = ?"
+                db.execute(statement, [*values, layer.slot])
+
+        await self._database.run(write)
 
     async def forget_layer(self, digest: Digest) -> None:
         """Forgets a layer whose files are gone, whatever needs it."""

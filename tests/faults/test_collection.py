@@ -1,5 +1,5 @@
-"""Collection when the worst comes: killed at any call, no room, damage at rest (F20, F22, F27, F30,
-F31, F38)."""
+"""Collection when the worst comes: killed at any call, no room, damage at rest (F01, F20, F22, F27,
+F30, F31, F38)."""
 
 import contextlib
 import os
@@ -230,6 +230,16 @@ PARTS = images.Image(
 )
 
 
+def read_page(agent, path, offset):
+    """The digest of a page of a file, or the name of the error."""
+    (read,) = agent.ask("read_together", reads=[(path, offset, 4096)], readers=1)
+    return read
+
+
+def page_of(offset):
+    return sha256(LARGE[offset : offset + 4096]).hexdigest()
+
+
 @pytest.mark.fault("F27")
 def test_only_the_damaged_part_of_a_layer_gives_errors(imgvol, short_path, agent):
     layout = images.write_layout(short_path / "parts", {"x": PARTS})
@@ -251,9 +261,8 @@ def test_only_the_damaged_part_of_a_layer_gives_errors(imgvol, short_path, agent
 
     def check_served():
         for offset in (0, PIECE, 4 * PIECE + 4096, len(LARGE) - 4096):
-            read = agent.ask("read", path=large, offset=offset, size=4096)
-            assert bytes.fromhex(read) == LARGE[offset : offset + 4096]
-        assert agent.errno_of("read", path=large, offset=3 * PIECE, size=4096) == "EIO"
+            assert read_page(agent, large, offset) == page_of(offset)
+        assert read_page(agent, large, 3 * PIECE) == "EIO"
         assert agent.errno_of("digest", path=large) == "EIO"
         for path in ("small", "above"):
             digest = agent.ask("digest", path=f"{target}/{path}")
@@ -271,6 +280,41 @@ def test_only_the_damaged_part_of_a_layer_gives_errors(imgvol, short_path, agent
     assert imgvol.run("fsck").returncode == imgvol.run("scrub").returncode == 0
 
 
+@pytest.mark.fault("F01")
+def test_a_daemon_that_dies_while_it_seals_the_digests_of_pieces(imgvol, short_path):
+    image = images.Image([images.Layer([images.file("large", LARGE[: 2 * PIECE])], "gzip")])
+    layout = images.write_layout(short_path / "sealed", {"x": image})
+    name, log = f"oci:{layout}:x", imgvol.base / "calls"
+
+    def start(crash):
+        shutil.rmtree(imgvol.root, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        imgvol.prelude = prelude(crash, log)
+        imgvol.start()
+        imgvol.prelude = "pass"
+
+    start(Crash("write", 0))
+    imgvol.run("pull", name)
+    sealed = (layer_of(imgvol, name) / "pieces").read_bytes()
+    imgvol.terminate()
+    noted = re.findall(r"^call (\w+) (\d+) .*/pieces$", log.read_text(), re.MULTILINE)
+    points = [Crash(kind, int(number)) for kind, number in noted]
+    assert {point.kind for point in points} == {"write", "sync"}
+    for crash in points:
+        start(crash)
+        imgvol.run("pull", name, check=False)
+        assert imgvol.process.wait(20) == -signal.SIGKILL
+        assert has_fired(crash, log), crash
+        imgvol.start()
+        assert imgvol.json("images") == []
+        assert os.listdir(imgvol.root / "layers") == os.listdir(imgvol.root / "ingest") == []
+        imgvol.run("pull", name)
+        assert (layer_of(imgvol, name) / "pieces").read_bytes() == sealed
+        assert imgvol.run("scrub").returncode == 0
+        imgvol.terminate()
+
+
+@pytest.mark.slow
 @pytest.mark.fault("F27")
 def test_a_daemon_that_dies_while_it_writes_down_what_is_damaged(imgvol, short_path, agent):
     layout = images.write_layout(short_path / "parts", {"x": PARTS})
@@ -305,7 +349,7 @@ def test_a_daemon_that_dies_while_it_writes_down_what_is_damaged(imgvol, short_p
         for number in range(first[kind] + 1, last[kind] + 1)
     ]
     assert len(points) > 8
-    for crash in points[:: 1 if STEP == 1 else 2]:
+    for crash in points[:: 1 if STEP == 1 else 6]:
         start(crash)
         imgvol.run("scrub", check=False)
         imgvol.process.wait(20)
@@ -314,9 +358,8 @@ def test_a_daemon_that_dies_while_it_writes_down_what_is_damaged(imgvol, short_p
         assert len(imgvol.json("scrub", check=False)["faults"]) == 1, crash
         imgvol.run("mount", "--pull=never", name, target)
         large = f"{target}/large"
-        assert agent.errno_of("read", path=large, offset=3 * PIECE, size=4096) == "EIO"
-        read = agent.ask("read", path=large, offset=0, size=4096)
-        assert bytes.fromhex(read) == LARGE[:4096]
+        assert read_page(agent, large, 3 * PIECE) == "EIO"
+        assert read_page(agent, large, 0) == page_of(0)
         assert imgvol.json("scrub", "--repair")["faults"][0]["is_repaired"], crash
         assert agent.ask("digest", path=large) == sha256(LARGE).hexdigest()
         imgvol.run("unmount", target)

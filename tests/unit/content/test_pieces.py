@@ -1,7 +1,8 @@
-"""Digests of pieces: any split gives the same, any change is noticed, and what is sealed is whole."""
+"""Digests of pieces: any split gives the same, any change is noticed, what is sealed is whole."""
 
 import hashlib
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -25,7 +26,7 @@ def pieces_of(data: bytes) -> Pieces:
 def test_any_split_gives_the_same(cuts):
     hasher = PieceHasher()
     places = [0, *sorted(cuts), len(TAR)]
-    for start, end in zip(places, places[1:], strict=False):
+    for start, end in pairwise(places):
         hasher.update(memoryview(TAR)[start:end])
     assert hasher.finish() == pieces_of(TAR)
 

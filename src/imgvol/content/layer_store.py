@@ -82,13 +82,7 @@ class LayerStore:
             return b""
         if self._is_damaged(node, offset, size):
             await trio.to_thread.run_sync(self._renew, limiter=self._disk_reads)
-            if self._is_damaged(node, offset, size):
-                raise StoreDamaged(
-                    "a part of a stored layer has changed since it was verified",
-                    hint="Pull the image again: imgvol pull IMAGE.",
-                    digest=self.digest,
-                    offset=offset,
-                )
+            self._refuse_damaged(node, offset, size)
         data = self._read_cached(node, offset, size)
         if data is not None:
             return data
@@ -100,9 +94,20 @@ class LayerStore:
         damaged = self.damaged
         return damaged is not None and damaged.touches_content(self.index, node, offset, size)
 
+    def _refuse_damaged(self, node: int, offset: int, size: int) -> None:
+        if self._is_damaged(node, offset, size):
+            raise StoreDamaged(
+                "a part of a stored layer has changed since it was verified",
+                hint="Pull the image again: imgvol pull IMAGE.",
+                digest=self.digest,
+                offset=offset,
+            )
+
     def _renew(self) -> None:
         """Takes what a pull has put in the place of a damaged layer, if it has. Blocks."""
-        with contextlib.suppress(StoreDamaged):
+        with contextlib.suppress(StoreDamaged, OSError):
+            if DamagedParts.load(self._directory, self.digest) == self.damaged:
+                return  # nobody has
             found = LayerStore(self._layout, self.digest, self.slot, self._disk_reads)
             if found.index.data != self.index.data:
                 return
@@ -132,6 +137,7 @@ class LayerStore:
     def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """As `read`, without asking the page cache first. Blocks."""
         size = min(size, self.index.record(node).size - offset)
+        self._refuse_damaged(node, offset, size)
         number = self.index.own_file(node)
         if number is not None:
             descriptor = self._open_file(number)

@@ -26,6 +26,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 from bundles import bench_bundles  # noqa: E402
 from cri import bench_cri  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
+from publish import bench_publish  # noqa: E402
+from traces import bench_traces  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
 
 from support import rootfs  # noqa: E402
@@ -349,21 +351,24 @@ def bench_all(
         "volumes": partial(bench_volumes, bench.daemon, bench.work, VOLUMES, bench.compare),
         "cri": partial(bench_cri, bench.registry, bench.work, size, bench.state),
         "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
+        "traces": partial(bench_traces, bench.registry, bench.work, lines),
+        "publish": partial(bench_publish, bench.registry, bench.work),
     }
     assert actions.keys() == set(TASKS)
     for task in tasks or USUAL:
         actions[task]()
 
 
-TASKS = ("pull", "tree", "sequential", "small", "entries", "import", "volumes", "cri", "lazy")
-# lazy takes ten minutes, and other people's programs (scripts/setup-peers); cri takes three.
-USUAL = TASKS[:-2]
+USUAL = ("pull", "tree", "sequential", "small", "entries", "import", "volumes")
+# cri takes three minutes, lazy and traces ten, and other people's programs (scripts/setup-peers),
+# publish fifteen.
+TASKS = (*USUAL, "cri", "lazy", "traces", "publish")
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} (all but cri and lazy)"
+        "tasks", nargs="*", metavar="TASK", help=f"of {', '.join(TASKS)} ({', '.join(USUAL)})"
     )
     parser.add_argument("--rounds", type=int, default=3, help="the median of so many (3)")
     parser.add_argument(
@@ -373,7 +378,7 @@ def main(arguments: Sequence[str]) -> int:
         "--entries", type=int, default=100_000, help="of the image of many (100,000)"
     )
     parser.add_argument(
-        "--line", action="append", default=[], help="of the lazy task: loopback, '10 ms', … (all)"
+        "--line", action="append", default=[], help="of lazy and traces: loopback, '10 ms', … (all)"
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.tasks) - set(TASKS):

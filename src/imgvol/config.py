@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from imgvol import limits
 from imgvol.errors import InvalidArgument
 
 _RATE: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmMgG]?)")
-_POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
+_SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)([kKmMgGtT]?)[bB]?")
+_POWERS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
 # No variable of imgvol itself begins so.
 ENVIRONMENT_PREFIX: Final = "IMGVOL_ENV_"
 SYSTEM_ROOT = Path("/var/lib/imgvol")
@@ -96,6 +97,105 @@ class LazyTrust:
 PINNED_ONLY: Final = LazyTrust()
 
 
+class SpaceLines(NamedTuple):
+    """How full the store may be, in bytes; None for all: as full as it likes.
+
+    Attributes:
+        low: Where eviction ends.
+        high: Where it begins, and the background stops.
+        hard: Beyond this nothing is written.
+    """
+
+    low: int | None
+    high: int | None
+    hard: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceLimits:
+    """How much disk the store may take.
+
+    Attributes:
+        quota: Bytes that it may take; None: any.
+        high: Percent of the quota where eviction begins.
+        low: Percent of the quota where it ends.
+        min_free: Bytes that it leaves free on its filesystem, as far as it can; None: none.
+    """
+
+    quota: int | None = None
+    high: int = 90
+    low: int = 80
+    min_free: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high <= 100:
+            raise InvalidArgument(
+                "watermarks that make no sense",
+                hint="0 < low < high <= 100, in percent of the quota.",
+                low=self.low,
+                high=self.high,
+            )
+
+    def with_chosen(
+        self, *, quota: str | None, high: str | None, low: str | None, min_free: str | None
+    ) -> Self:
+        """The same with what somebody has said; None and nothing keep what is there.
+
+        Raises:
+            InvalidArgument: It is no size or no percentage, or makes no sense together.
+        """
+        return replace(
+            self,
+            quota=parse_size(quota) if quota else self.quota,
+            high=parse_percent(high) if high else self.high,
+            low=parse_percent(low) if low else self.low,
+            min_free=parse_size(min_free) if min_free else self.min_free,
+        )
+
+    @property
+    def is_any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self.quota is not None or self.min_free is not None
+
+    def lines(self, used: int, free: int) -> SpaceLines:
+        """Where the lines are.
+
+        Args:
+            used: What the store takes.
+            free: What is free on its filesystem.
+        """
+        lines = []
+        if self.quota is not None:
+            lines.append((self.quota * self.low // 100, self.quota * self.high // 100, self.quota))
+        if self.min_free is not None:
+            # Eviction goes on until there is somewhat more than what has to be free.
+            line = max(0, used + free - self.min_free)
+            wide = self.min_free * (self.high - self.low) // self.high
+            lines.append((max(0, line - wide), line, line))
+        if not lines:
+            return SpaceLines(None, None, None)
+        return SpaceLines(*(min(each) for each in zip(*lines, strict=True)))
+
+
+UNLIMITED: Final = SpaceLimits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceConfig:
+    """What is done with traces.
+
+    Attributes:
+        follows: Whether mounts bring first what a trace names.
+        referrers: Whether registries are asked for traces of images that have none here.
+    """
+
+    follows: bool = True
+    referrers: bool = False
+
+
+LOCAL_TRACES: Final = TraceConfig()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreloadConfig:
     """The directory whose images are always here.
@@ -129,6 +229,7 @@ class Config:
         idle_exit: Seconds without volumes, pulls or requests after which the daemon leaves;
             None: never.
         trust: What may be shown of images that nothing pins; only what is pinned, by default.
+        traces: What is done with traces of images.
         background_rate: Bytes per second that may be fetched of mounted images while nobody waits
             for them, of all together; None: as much as there is.
         pinned_images: Names of images that stay when they have come, whatever else happens.
@@ -141,6 +242,7 @@ class Config:
         cri: The unix socket of the Container Runtime Interface; None: it is not served.
         runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
         preload: The directory whose images are always here.
+        space: How much disk the store may take.
     """
 
     root: Path
@@ -148,6 +250,7 @@ class Config:
     is_system: bool
     idle_exit: float | None = None
     trust: LazyTrust = PINNED_ONLY
+    traces: TraceConfig = LOCAL_TRACES
     background_rate: float | None = None
     pinned_images: tuple[str, ...] = ()
     registries: RegistryPaths = RegistryPaths()
@@ -158,6 +261,7 @@ class Config:
     cri: Path | None = None
     runtime_handlers: tuple[str, ...] = ()
     preload: PreloadConfig = NO_PRELOAD
+    space: SpaceLimits = UNLIMITED
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -186,9 +290,14 @@ class Config:
                 soci_referrers=_switch(environ, "IMGVOL_SOCI_REFERRERS"),
                 missing_digests=_switch(environ, "IMGVOL_MISSING_DIGESTS"),
             ),
+            traces=TraceConfig(
+                follows=not _switch(environ, "IMGVOL_NO_TRACES"),
+                referrers=_switch(environ, "IMGVOL_TRACE_REFERRERS"),
+            ),
             background_rate=parse_rate(rate) if rate else None,
             registries=RegistryPaths.from_environment(environ, uid),
             preload=_preload(environ),
+            space=_space(environ),
         )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 
@@ -254,6 +363,39 @@ def parse_rate(text: str) -> float:
             "not a rate", hint="Bytes per second, such as 500k, 2M or 1.5M.", value=text
         )
     return rate
+
+
+def parse_size(text: str) -> int:
+    """Bytes: a number, with k, M, G or T behind it for the powers of 1000.
+
+    Raises:
+        InvalidArgument: It is something else, or nothing.
+    """
+    match = _SIZE.fullmatch(text)
+    size = int(float(match[1]) * _POWERS[match[2].lower()]) if match else 0
+    if not size:
+        raise InvalidArgument("not a size", hint="Bytes, such as 500M, 20G or 1.5T.", value=text)
+    return size
+
+
+def parse_percent(text: str) -> int:
+    """A whole number of percent, from 1 to 100.
+
+    Raises:
+        InvalidArgument: It is something else.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= 100):
+        raise InvalidArgument("not a whole number of percent, from 1 to 100", value=text)
+    return int(text)
+
+
+def _space(environ: Mapping[str, str]) -> SpaceLimits:
+    return UNLIMITED.with_chosen(
+        quota=environ.get("IMGVOL_QUOTA"),
+        high=environ.get("IMGVOL_HIGH_WATERMARK"),
+        low=environ.get("IMGVOL_LOW_WATERMARK"),
+        min_free=environ.get("IMGVOL_MIN_FREE"),
+    )
 
 
 def _preload(environ: Mapping[str, str]) -> PreloadConfig:

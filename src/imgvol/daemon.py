@@ -49,6 +49,7 @@ from imgvol.process import (
     leave_stuck,
     raise_file_limit,
 )
+from imgvol.publish.converting import Converter
 from imgvol.service_manager import ServiceManager
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
@@ -229,6 +230,8 @@ class _Daemon:
         if images.preloader is not None:
             lifecycle.start_soon("preload", images.preloader.run)
         lifecycle.start_soon("measuring", images.service.meter.run)
+        lifecycle.start_soon("space", images.space.run)
+        lifecycle.start_soon("uses of images", images.space.note_uses)
         lifecycle.start_soon("progress of pulls", images.service.tell_progress)
         lifecycle.start_soon("copies of the database", images.store.save_copies)
         if self._config.idle_exit is not None:
@@ -342,10 +345,15 @@ class _Daemon:
             check=partial(self._check, images.store, mounts.volumes),
             scrub=scrubber.scrub,
             events=images.events,
+            traces=images.traces,
+            registries=images.registries,
+            indexes=images.indexes,
             preload=lambda: None if images.preloader is None else images.preloader.status(),
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),
             stop=self._stop,
+            converter=Converter(images.store, images.service, images.views, images.registries),
+            space=images.space,
         )
 
     async def _check(self, store: Store, volumes: VolumeManager) -> list[Finding]:
@@ -360,6 +368,7 @@ class _Daemon:
             fetching=images.engine.statistics(),
             lazy=images.lazy_layers.statistics(),
             pulls=images.service.statistics(),
+            space=images.space.statistics(),
             disk=images.store.disk_queue,
             volumes=mounts.volumes.count,
             is_serving=mounts.obstacle is None and not self._has_lost_filesystem,

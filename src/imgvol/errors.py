@@ -23,6 +23,7 @@ Two questions choose the class: whose fault is it, and can the same call succeed
     │   ├── Unauthorized            401 or 403 after all that credentials could do
     │   ├── RegistryUnavailable     cannot connect, 5xx, reset, stalled; retryable
     │   │   └── TooManyRequests     429 past the retry budget
+    │   ├── PushRefused             it takes no pushes, or not what we push
     │   └── ProtocolError           an answer that the specification does not allow
     ├── LocalError                  this machine: disk, kernel, privileges
     │   ├── StoreFull               ENOSPC, EDQUOT, EFBIG; retryable after making room
@@ -216,6 +217,10 @@ class TooManyRequests(RegistryUnavailable):
 
     http_status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
+
+
+class PushRefused(RemoteError):
+    """The registry does not take what is pushed, whoever pushes it."""
 
 
 class ProtocolError(RemoteError):

@@ -14,6 +14,7 @@ from imgvol.content.store import Store, open_store
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.events import Events
+from imgvol.images.fetch.copies import LocalCopies
 from imgvol.images.fetch.engine import FetchEngine, open_fetch_engine
 from imgvol.images.lazy import LazyLayers, open_lazy_layers
 from imgvol.images.leases import Leases
@@ -24,8 +25,11 @@ from imgvol.images.preload.retag import parse_registries
 from imgvol.images.pulls import PullSettings
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
+from imgvol.images.space import SpaceKeeper
+from imgvol.images.traces.service import Traces, open_traces
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
+from imgvol.publish.indexes import Indexes
 from imgvol.registry.registries import Registries
 
 
@@ -40,8 +44,12 @@ class ImageComponents:
     service: ImageService
     engine: FetchEngine
     lazy_layers: LazyLayers
+    traces: Traces
+    registries: Registries
     events: Events
     preloader: Preloader | None
+    indexes: Indexes
+    space: SpaceKeeper
 
 
 async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
@@ -72,9 +80,17 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         config.background_rate, logins=logins.for_reads(), registries=registries
     )
     engine = await lifecycle.open("fetching", fetching)
+    engine.copies = LocalCopies(store, views.layer_by_slot)
     lazy_layers = await lifecycle.open(
         "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
     )
+    traces = await lifecycle.open(
+        "traces", open_traces(store, views, engine, config.traces, lazy_layers.fetcher)
+    )
+    space = SpaceKeeper(store, service.meter, collector, lazy_layers, publish=events.publish)
+    engine.wait_room = space.wait_room
+    with lifecycle.stage("measuring"):
+        await space.begin(config.space)
     with lifecycle.stage("recovery of leases"):
         await leases.recover()
     with lifecycle.stage("pins"):
@@ -90,8 +106,12 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         service=service,
         engine=engine,
         lazy_layers=lazy_layers,
+        traces=traces,
+        registries=registries,
         events=events,
         preloader=preloader,
+        indexes=Indexes(store, logins=logins, registries=registries, collect=collector.collect),
+        space=space,
     )
 
 

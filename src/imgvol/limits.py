@@ -34,6 +34,8 @@ REFERENCE_LENGTH: Final = 4096
 
 # --- tar (Go archive/tar: maxSpecialFileSize, sparse map cap of CVE-2025-58183) -----------------
 TAR_SPECIAL_SIZE: Final = 1 * MIB
+# All headers of one member, for who repeats them: at most one special header of each kind counts.
+TAR_HEADERS_SIZE: Final = 8 * MIB
 TAR_SPARSE_PIECES: Final = 100_000
 TAR_ENTRIES: Final = 4_000_000
 # The largest layers in the wild hold a few hundred GiB (model weights).
@@ -77,13 +79,57 @@ TOC_ENTRY_SIZE: Final = 1 * MIB
 # What one span decodes to, which is verified as a whole in memory. Tools make chunks of 64 KiB to
 # 4 MiB unless asked for others.
 SPAN_SIZE: Final = 64 * MIB
+# Chunks of content that are written: below, tables of contents outgrow the content; above, one
+# read costs too much.
+WRITTEN_CHUNK_MIN: Final = 16 * KIB
+WRITTEN_CHUNK_MAX: Final = 32 * MIB
 # The zTOC of a SOCI layer is mostly checkpoints, 32 KiB for each span of usually 4 MiB: enough for
 # 30 GiB. It is held in memory as long as the layer is incomplete.
 ZTOC_SIZE: Final = 256 * MIB
+# Checkpoints that we put into one: as many as leave room for the table of contents.
+ZTOC_SPANS: Final = 6_000
+# Spans that we make: with smaller ones a zTOC is as large as its layer, and what is read at once is
+# decompressed in memory by readers that may take no more than twice the largest.
+INDEX_SMALLEST_SPAN: Final = 64 * KIB
+INDEX_LARGEST_SPAN: Final = 32 * MIB
 # The prefetch artifact of one layer: some 60 bytes for each range of spans.
 PREFETCH_SIZE: Final = 1 * MIB
 # Fetched from the end of an eStargz blob: its footer, and most often its table of contents.
 TOC_TAIL_SIZE: Final = 64 * KIB
+
+# --- traces -----------------------------------------------------------------------------------
+# A trace of all that the other limits allow, with paths of some 60 bytes, takes 3 MiB.
+TRACE_SIZE: Final = 4 * MIB
+# Files that were opened, and ranges that were read. A desktop application opens some 3,000 files as
+# it starts; together they stay below JSON_VALUES.
+TRACE_FILES: Final = 10_000
+TRACE_RANGES: Final = 30_000
+# Seconds that are traced: whoever wants more wants to know something else than the start.
+TRACE_SECONDS: Final = 86_400.0
+TRACE_MILLISECONDS: Final = 86_400_000
+# Files up to this size are brought whole: readahead would bring them with the first page.
+TRACE_WHOLE: Final = 128 * KIB
+# How much of a trace is put in the blob's order: at least, and in seconds of the line. More means
+# fewer requests, less means that what is wanted first comes first.
+TRACE_HORIZON: Final = 2 * MIB
+TRACE_HORIZON_SECONDS: Final = 0.25
+# One window: so long may it hold up a reader who wants something else.
+TRACE_WINDOW_SECONDS: Final = 0.05
+TRACE_WINDOW_SMALLEST: Final = 256 * KIB
+# Windows in the air, so that a line with a long round trip is never idle.
+TRACE_DEPTH: Final = 4
+# What is planned, and named, before other tasks get their turn: a few milliseconds of work.
+TRACE_STEP: Final = 64
+# How often a recording says how far it is.
+TRACE_PROGRESS: Final = 0.2
+# Windows that failed, after which readers are left to themselves.
+TRACE_FAILURES: Final = 3
+# What is fetched on the word of a trace that somebody else has made: the start of most programs.
+TRACE_FOREIGN_BYTES: Final = 256 * MIB
+# What is asked of a registry about traces is given up after so long: then it is too late for them.
+TRACE_SEARCH: Final = 20.0
+# Referring traces that are looked at: the first that is one counts.
+TRACE_REFERRERS: Final = 3
 
 # --- layer stores -----------------------------------------------------------------------------
 # Entries of this size and more get a file of their own in the store.
@@ -96,6 +142,23 @@ COLLECTION_INTERVAL: Final = 3600.0
 # Seconds until what an image leaves is collected that lost its name while it was in use, once it is
 # not: whoever ends one of many volumes mostly ends others, too.
 COLLECTION_DELAY: Final = 1.0
+
+# A writer that finds the store at its quota waits so long for eviction: less than a reader does.
+SPACE_WAIT: Final = 5.0
+# Between looks at whether the background may go on.
+SPACE_CHECK: Final = 0.5
+# When nothing could be evicted: so long nobody waits for it, and nothing is looked for.
+SPACE_HOPELESS: Final = 0.3
+# Spans are given back in runs of neighbours that begin within so many bytes of the blob: small
+# ones would leave too much of the blocks at their ends; and at most so many clocks for a layer.
+SPAN_WINDOW: Final = 128 * KIB
+SPAN_WINDOWS: Final = 65_536
+# Verified spans for which the disk has no room, in memory while somebody waits: one of the largest.
+SPARE_SPANS: Final = 64 * MIB
+# When images were used is written down so often.
+USES_NOTE: Final = 60.0
+# When there was nothing to evict but spans, other things are looked for no sooner than after this.
+EVICTION_PAUSE: Final = 10.0
 
 # Seconds between measurements of what the store takes, as long as they are quick, and how much the
 # latest one counts when the pause is adapted: as containerd's stats collector has them.
@@ -172,6 +235,28 @@ REFERRER_PAGES: Final = 16
 IDLE_CONNECTION: Final = 30.0
 # Documents fetched from one registry at once.
 DOCUMENT_THREADS: Final = 8
+
+# --- pushing --------------------------------------------------------------------------------------
+# Blobs sent to one registry at once: docker sends 5, and two fill most lines.
+PUSH_AT_ONCE: Final = 4
+# What is sent with one request. A larger blob goes in pieces of this size, so that a connection
+# that breaks costs one of them; proxies in the cloud take some 100 MB in a request.
+PUSH_CHUNK: Final = 64 * MIB
+# The smallest piece that a registry which finds larger ones too large is offered: nginx takes 1 MiB
+# unless told otherwise.
+PUSH_CHUNK_SMALLEST: Final = 1 * MIB
+# What a registry may ask pieces to be at least (`OCI-Chunk-Min-Length`); object stores want 5 MiB.
+PUSH_CHUNK_LARGEST: Final = 1 * GIB
+# Seconds from the last byte to the answer: a registry may hash and move all of a blob in between,
+# some 30 GB at 100 MB/s.
+PUSH_ANSWER: Final = 300.0
+# How often a list of referrers is read, changed and written when others do the same meanwhile.
+REFERRER_UPDATES: Final = 5
+# Seconds between writing it and looking whether it has stayed: at least, and at most.
+REFERRER_SETTLE: Final = 0.05
+REFERRER_LONGEST_SETTLE: Final = 2.0
+# Blobs and manifests of one push: an image of LAYERS on every platform that there is, twice over.
+PUSH_BLOBS: Final = 20_000
 
 # --- where images come from ----------------------------------------------------------------------
 # A hosts.toml and a registries.yaml. k3s' own example has 1 KiB; a cluster with a hundred
@@ -250,6 +335,24 @@ FETCH_IDLE: Final = 60.0
 FETCH_RETRY: Final = 30.0
 # Present spans are made durable so often.
 FETCH_FLUSH: Final = 2.0
+
+# A layer that has spans copied from others forgoes its proof: not for less than this share of it.
+COPY_LEAST_SHARE: Final = 0.05
+# Layers that are searched for one, the newest first: opening one takes milliseconds.
+COPY_SOURCES: Final = 256
+# The search ends after so long: it is Python's work, beside readers, and finds most at once.
+COPY_SEARCH_TIME: Final = 10.0
+# Chunks, or guessed spans and their bytes, that tell whether there is more where they are.
+COPY_SAMPLE: Final = 256
+COPY_SAMPLE_SIZE: Final = 32 * MIB
+# Files that are looked for by their names alone: a table of them takes 200 bytes for each.
+COPY_NAMES: Final = 100_000
+# Readers wait for the search, so long after the layer was opened: for some round trips.
+COPY_SEARCH_WAIT: Final = 0.5
+# Copied at once in the background, as content: what ends early loses no more than that.
+COPY_BATCH: Final = 8 * MIB
+# Spans of it: small files take longer than their bytes.
+COPY_BATCH_SPANS: Final = 256
 
 # --- local sources -----------------------------------------------------------------------------
 # Entries of an archive of images (blobs, links, documents).
@@ -354,6 +457,12 @@ CRI_MESSAGE_SIZE: Final = 2 * KIB
 # Calls in progress when the daemon ends have so long; a pull that is cut short is tried again.
 CRI_GRACE: Final = 2.0
 
+# --- helper processes -----------------------------------------------------------------------------
+# One line of what the daemon and a helper say to each other: a result names some files.
+WORKER_LINE_SIZE: Final = 1 * MIB
+# Seconds from its last word until it has to be gone.
+WORKER_END: Final = 10.0
+
 # --- the daemon -----------------------------------------------------------------------------------
 # Seconds that a component may take to stop: most take milliseconds, a copy of a large database and
 # the handlers of the filesystem longer.
@@ -385,6 +494,12 @@ PULL_EVENTS: Final = 1.0
 LOG_FILE_SIZE: Final = 50 * MIB
 LOG_FILES: Final = 3
 LOG_AGE: Final = 28 * 86_400.0
+
+# --- scrubbing ----------------------------------------------------------------------------------
+# What is told of one damaged layer: its first damaged places, and the first files of each. All of
+# it gives errors all the same.
+SCRUB_PLACES_TOLD: Final = 50
+SCRUB_FILES_TOLD: Final = 20
 
 # --- preload directory --------------------------------------------------------------------------
 # A list of images: 10,000 names of 100 letters. A line: a reference, and white space around it.

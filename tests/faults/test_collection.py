@@ -1,5 +1,5 @@
-"""Collection when the worst comes: killed at any call, no room, damage at rest (F20, F22, F27, F30,
-F31, F38)."""
+"""Collection when the worst comes: killed at any call, no room, damage at rest (F01, F20, F22, F27,
+F30, F31, F38)."""
 
 import contextlib
 import os
@@ -184,8 +184,12 @@ def layer_of(imgvol, name, position=0):
 
 
 @pytest.mark.fault("F27")
+@pytest.mark.parametrize("has_pieces", [True, False], ids=["pieces", "none"])
 @pytest.mark.parametrize("where", ["data", "files/0"])
-def test_a_flipped_bit_is_found_by_a_scrub_and_repaired_by_it(imgvol, layout, agent, where):
+def test_a_flipped_bit_is_found_by_a_scrub_and_repaired_by_it(
+    imgvol, layout, agent, where, has_pieces
+):
+    """All of these files are in one piece."""
     imgvol.start()
     name, target = f"oci:{layout}:kept", imgvol.target("mnt")
     imgvol.run("pull", name)
@@ -193,21 +197,174 @@ def test_a_flipped_bit_is_found_by_a_scrub_and_repaired_by_it(imgvol, layout, ag
     assert imgvol.run("scrub").returncode == 0
     flip(layer_of(imgvol, name) / where, 700)
     assert imgvol.run("fsck", check=False).returncode == 0, "it does not read the data"
+    if not has_pieces:
+        (layer_of(imgvol, name) / "pieces").unlink()
     assert imgvol.run("scrub", check=False).returncode == 1
     assert agent.errno_of("digest", path=f"{target}/etc/base") == "EIO"
-    failed = imgvol.run("mount", "--pull=never", name, imgvol.target("other"), check=False)
-    assert "has changed since" in failed.stderr
+    other = imgvol.run("mount", "--pull=never", name, imgvol.target("other"), check=False)
+    if has_pieces:
+        assert agent.errno_of("digest", path=f"{imgvol.base}/other/etc/base") == "EIO"
+    else:
+        assert "has changed since" in other.stderr
     found = imgvol.run("fsck", check=False)
     assert found.returncode == 1
     assert "found to be bad" in found.stdout
 
     report = imgvol.json("scrub", "--repair")
     assert [fault["is_repaired"] for fault in report["faults"]] == [True]
-    imgvol.run("unmount", target)
-    imgvol.run("mount", name, target)
+    if not has_pieces:
+        imgvol.run("unmount", target)
+        imgvol.run("mount", name, target)
     assert agent.ask("digest", path=f"{target}/etc/base") == sha256(b"base").hexdigest()
     assert agent.ask("digest", path=f"{target}/shared") == sha256(SHARED).hexdigest()
     assert imgvol.run("fsck").returncode == imgvol.run("scrub").returncode == 0
+
+
+LARGE = NOISE.randbytes(5 << 20)
+PIECE = 1 << 20
+PARTS = images.Image(
+    [
+        images.Layer([images.file("large", LARGE), images.file("small", b"small")], "gzip"),
+        images.Layer([images.file("above", b"above")], "gzip"),
+    ]
+)
+
+
+def read_page(agent, path, offset):
+    """The digest of a page of a file, or the name of the error."""
+    (read,) = agent.ask("read_together", reads=[(path, offset, 4096)], readers=1)
+    return read
+
+
+def page_of(offset):
+    return sha256(LARGE[offset : offset + 4096]).hexdigest()
+
+
+@pytest.mark.fault("F27")
+def test_only_the_damaged_part_of_a_layer_gives_errors(imgvol, short_path, agent):
+    layout = images.write_layout(short_path / "parts", {"x": PARTS})
+    imgvol.expected_log.append("is damaged")
+    imgvol.start()
+    name, target = f"oci:{layout}:x", imgvol.target("mnt")
+    imgvol.run("pull", name)
+    imgvol.run("mount", name, target)
+    large = f"{target}/large"
+    # The kernel has read it, and would go on showing it.
+    assert agent.ask("digest", path=large) == sha256(LARGE).hexdigest()
+    flip(layer_of(imgvol, name) / "files/0", 3 * PIECE)
+
+    report = imgvol.json("scrub", check=False)
+    (fault,) = report["faults"]
+    assert [place["files"] for place in fault["places"]] == [["/large"]]
+    assert fault["places"][0]["offset"] in range(2 * PIECE, 3 * PIECE + 1024)
+    assert "/large" in imgvol.run("scrub", check=False).stdout
+
+    def check_served():
+        for offset in (0, PIECE, 4 * PIECE + 4096, len(LARGE) - 4096):
+            assert read_page(agent, large, offset) == page_of(offset)
+        assert read_page(agent, large, 3 * PIECE) == "EIO"
+        assert agent.errno_of("digest", path=large) == "EIO"
+        for path in ("small", "above"):
+            digest = agent.ask("digest", path=f"{target}/{path}")
+            assert digest == sha256(path.encode()).hexdigest()
+
+    check_served()
+    imgvol.process.send_signal(signal.SIGKILL)
+    imgvol.process.wait(10)
+    imgvol.start()
+    check_served()  # mounted again, and the rest still served
+
+    report = imgvol.json("scrub", "--repair")
+    assert [fault["is_repaired"] for fault in report["faults"]] == [True]
+    assert agent.ask("digest", path=large) == sha256(LARGE).hexdigest(), "where it was mounted"
+    assert imgvol.run("fsck").returncode == imgvol.run("scrub").returncode == 0
+
+
+@pytest.mark.fault("F01")
+def test_a_daemon_that_dies_while_it_seals_the_digests_of_pieces(imgvol, short_path):
+    image = images.Image([images.Layer([images.file("large", LARGE[: 2 * PIECE])], "gzip")])
+    layout = images.write_layout(short_path / "sealed", {"x": image})
+    name, log = f"oci:{layout}:x", imgvol.base / "calls"
+
+    def start(crash):
+        shutil.rmtree(imgvol.root, ignore_errors=True)
+        log.unlink(missing_ok=True)
+        imgvol.prelude = prelude(crash, log)
+        imgvol.start()
+        imgvol.prelude = "pass"
+
+    start(Crash("write", 0))
+    imgvol.run("pull", name)
+    sealed = (layer_of(imgvol, name) / "pieces").read_bytes()
+    imgvol.terminate()
+    noted = re.findall(r"^call (\w+) (\d+) .*/pieces$", log.read_text(), re.MULTILINE)
+    points = [Crash(kind, int(number)) for kind, number in noted]
+    assert {point.kind for point in points} == {"write", "sync"}
+    for crash in points:
+        start(crash)
+        imgvol.run("pull", name, check=False)
+        assert imgvol.process.wait(20) == -signal.SIGKILL
+        assert has_fired(crash, log), crash
+        imgvol.start()
+        assert imgvol.json("images") == []
+        assert os.listdir(imgvol.root / "layers") == os.listdir(imgvol.root / "ingest") == []
+        imgvol.run("pull", name)
+        assert (layer_of(imgvol, name) / "pieces").read_bytes() == sealed
+        assert imgvol.run("scrub").returncode == 0
+        imgvol.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.fault("F27")
+def test_a_daemon_that_dies_while_it_writes_down_what_is_damaged(imgvol, short_path, agent):
+    layout = images.write_layout(short_path / "parts", {"x": PARTS})
+    imgvol.expected_log.append("is damaged")
+    name, target = f"oci:{layout}:x", imgvol.target("mnt")
+    log = imgvol.base / "calls"
+    imgvol.start()
+    imgvol.run("pull", name)
+    imgvol.terminate()
+    good = imgvol.base / "good"
+    run("cp", "-a", imgvol.root, good)
+
+    def start(crash):
+        shutil.rmtree(imgvol.root)
+        run("cp", "-a", good, imgvol.root)
+        log.unlink(missing_ok=True)
+        imgvol.prelude = prelude(crash, log)
+        imgvol.start()
+        imgvol.prelude = "pass"
+        flip(layer_of(imgvol, name) / "files/0", 3 * PIECE)
+        # As of a layer that was stored before: the other one's are written anew, too.
+        (layer_of(imgvol, name, 1) / "pieces").unlink()
+
+    start(Crash("name", 0))
+    first = calls(log)
+    assert imgvol.run("scrub", check=False).returncode == 1
+    last = calls(log)
+    stop(imgvol.process)
+    points = [
+        Crash(kind, number)
+        for kind in ("write", "sync", "name", "commit")
+        for number in range(first[kind] + 1, last[kind] + 1)
+    ]
+    assert len(points) > 8
+    for crash in points[:: 1 if STEP == 1 else 6]:
+        start(crash)
+        imgvol.run("scrub", check=False)
+        imgvol.process.wait(20)
+        assert has_fired(crash, log), crash
+        imgvol.start()
+        assert len(imgvol.json("scrub", check=False)["faults"]) == 1, crash
+        imgvol.run("mount", "--pull=never", name, target)
+        large = f"{target}/large"
+        assert read_page(agent, large, 3 * PIECE) == "EIO"
+        assert read_page(agent, large, 0) == page_of(0)
+        assert imgvol.json("scrub", "--repair")["faults"][0]["is_repaired"], crash
+        assert agent.ask("digest", path=large) == sha256(LARGE).hexdigest()
+        imgvol.run("unmount", target)
+        assert imgvol.run("scrub").returncode == 0
+        imgvol.terminate()
 
 
 @pytest.mark.fault("F31")

@@ -27,6 +27,7 @@ from imgvol import limits
 from imgvol.api.cri.calls import parse_request
 from imgvol.api.cri.handlers import Handlers
 from imgvol.api.cri.messages import image_message
+from imgvol.content.chunk_catalogue import ChunkCatalogue
 from imgvol.content.span_map import SpanMap
 from imgvol.errors import (
     ContentError,
@@ -45,17 +46,25 @@ from imgvol.layers.compression import Compression, iter_decoded
 from imgvol.layers.header import BLOCK
 from imgvol.layers.index import LayerIndex, NodeType
 from imgvol.layers.lazy import estargz, zstd_chunked
+from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
 from imgvol.layers.lazy.checkpoints import WINDOW, inflate_span, parse_checkpoints
 from imgvol.layers.lazy.entries import iter_entries
 from imgvol.layers.lazy.locate import NeedTail, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import parse_prefetch, parse_soci_index, pinned_index
+from imgvol.layers.lazy.soci_twin import expand_twin
 from imgvol.layers.lazy.spans import Kind, LazyLayer, seal, unseal
 from imgvol.layers.lazy.toc import read_toc
+from imgvol.layers.lazy.ztoc import Algorithm
+from imgvol.layers.lazy.ztoc_members import MemberCollector
+from imgvol.layers.lazy.ztoc_writer import ZtocParts, write_tar_zinfo, write_ztoc
+from imgvol.layers.tar import TarParser
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.image_config import parse_image_config
 from imgvol.oci.manifest import Index, parse_manifest, select_manifests
+from imgvol.oci.media_types import OCI_INDEX, OCI_MANIFEST
 from imgvol.oci.platform import Platform, only
 from imgvol.oci.reference import Reference, parse_any_reference
 from imgvol.registry.challenge import choose_challenge, parse_challenges
@@ -63,13 +72,23 @@ from imgvol.registry.config_files import BadKey
 from imgvol.registry.credentials import FileCredentials
 from imgvol.registry.hosts_file import parse_hosts_file
 from imgvol.registry.redirects import Origin, next_hop
+from imgvol.registry.referrers import with_referrer, without_referrer
 from imgvol.registry.registries_file import RegistriesFile
 from imgvol.registry.rewrites import rewrite
 from imgvol.registry.tokens import Realm
+from imgvol.registry.upload_places import (
+    parse_kept,
+    parse_smallest_piece,
+    upload_location,
+    with_digest,
+)
 from imgvol.sources.packing import Packing, iter_unpacked
 from imgvol.sources.parse import parse_image_argument
+from imgvol.view.trace import parse_trace
 from support import tars
 from support.cri import FakeImages, make_image
+from support.lazy import describe_lazy, describe_tar, open_lazy
+from support.written import FORMATS, write_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +300,54 @@ def _soci_index(data: bytes) -> None:
     assert all(layer.ztoc.size >= 0 for layer in found.layers.values())
 
 
+def _ztoc_twin(data: bytes) -> None:
+    """Whatever it says: nothing but the zTOC comes out of it."""
+    ztoc = seeds.ztocs()[0]
+    described = Descriptor(media_type="a/b", digest=Digest.of(ztoc), size=len(ztoc))
+    assert expand_twin(data, described) == ztoc
+
+
+def _written_ztoc(data: bytes) -> None:
+    """A tar of whatever members: what is written of it is read as the same."""
+    parser, members, index = TarParser(), MemberCollector(), IndexBuilder(own_files=False)
+    for at in range(0, len(data), 700):
+        piece = data[at : at + 700]
+        found = parser.feed(piece)
+        for member in found:
+            index.add(member)
+        members.feed(piece, found, is_ended=parser.is_ended)
+    parser.finish()
+    if not data:
+        return
+    parts = ZtocParts(
+        members=members.members,
+        compressed_size=len(data),
+        uncompressed_size=members.archive_size,
+        algorithm=Algorithm.UNCOMPRESSED,
+        span_digests=[bytes(32)],
+        checkpoints=write_tar_zinfo(len(data), len(data)),
+        tool=b"fuzz",
+    )
+    ztoc = write_ztoc(parts)
+    assert open_ztoc(ztoc, expected=Digest.of(ztoc), blob_size=len(data)).index == index.finish()
+
+
+def _checkpoint_builder(data: bytes) -> None:
+    builder = CheckpointBuilder(4096)
+    plain = b"".join(
+        piece for at in range(0, len(data), 999) for piece in builder.feed(data[at : at + 999])
+    )
+    builder.finish()
+    spans = builder.spans()
+    points = parse_checkpoints(spans.checkpoints)
+    ends = [*points[1:], None]
+    for point, end in zip(points, ends, strict=True):
+        size = (end.position if end else len(plain)) - point.position
+        if size:
+            found = inflate_span(data[point.start :], point, spans.checkpoints, size)
+            assert found == plain[point.position : point.position + size]
+
+
 def _prefetch(data: bytes) -> None:
     assert all(first <= last for first, last in parse_prefetch(data, expected=Digest.of(data)))
 
@@ -312,6 +379,13 @@ def _span_map(data: bytes) -> None:
         present = SpanMap(Path(file.name), 100)
     # By its own checksum; a changed one may happen to be right.
     assert present.present_count == 0 or struct.pack("<I", zlib.crc32(data[20:])) == data[16:20]
+
+
+def _chunk_catalogue(data: bytes) -> None:
+    """Changed bytes are noticed; unchanged ones are searched."""
+    catalogue = ChunkCatalogue(data)
+    for key in (0, 1 << 63, (1 << 64) - 1):
+        assert len(list(catalogue.find(key.to_bytes(8, "big") + bytes(24)))) <= len(catalogue)
 
 
 # --- documents and texts --------------------------------------------------------------------------
@@ -350,12 +424,34 @@ def _challenge(text: bytes) -> None:
     challenges = parse_challenges(text.decode("latin-1").split("\n"))
     chosen = choose_challenge(challenges)
     if chosen is not None:
-        Realm.of(chosen, registry=Origin("https", "example.com", 443), scope="repository:a:pull")
+        Realm.of(chosen, registry=Origin("https", "example.com", 443), scopes=["repository:a:pull"])
 
 
 def _redirect(text: bytes) -> None:
     target = next_hop(httpx.URL("https://example.com/v2/"), text.decode("latin-1"))
     assert Origin.of(target).scheme == "https"
+
+
+def _upload(text: bytes) -> None:
+    """The headers that say where an upload goes on."""
+    location, _, header = text.decode("latin-1").partition("\n")
+    kept = parse_kept(header)
+    assert kept is None or kept >= 0
+    assert 0 <= parse_smallest_piece(header) <= limits.PUSH_CHUNK_LARGEST
+    target = upload_location(httpx.URL("https://example.com/v2/a/blobs/uploads/"), location)
+    assert with_digest(target, Digest.of(b"")).scheme == "https"
+
+
+def _referrers(data: bytes) -> None:
+    """A list of referrers, changed as a push changes it."""
+    found = parse_manifest(data, media_type=OCI_INDEX)
+    assert isinstance(found, Index)
+    entry = Descriptor(media_type=OCI_MANIFEST, digest=Digest.of(b"new"), size=3)
+    extended = with_referrer(found, entry)
+    again = found if extended is None else parse_manifest(extended, media_type=OCI_INDEX)
+    assert isinstance(again, Index)
+    assert again.manifests[-1].digest == entry.digest or extended is None
+    assert without_referrer(again, entry.digest) is not None
 
 
 def _cri_request(data: bytes) -> None:
@@ -384,6 +480,23 @@ def _logins(data: bytes) -> None:
             file.write_bytes(data)
             for registry in ("docker.io", "example.com:5000"):
                 FileCredentials([file], helper_deadline=1).find(registry, "library/x")
+
+
+def _written(data: bytes) -> None:
+    """What is written of a tar shows what the tar that is written along shows."""
+    data = _with_checksums(data)
+    for format_ in FORMATS:
+        written = write_layer(data, format_, prioritized=(b"etc/b", b"etc/a", b"null"))
+        tar = b"".join(iter_decoded([written.blob]))
+        assert written.result.diff_id is None or written.result.diff_id == Digest.of(tar)
+        assert written.result.diff_id is not None or tar == data
+        lazy = open_lazy(written.blob, written.annotations)
+        assert describe_lazy(lazy, written.blob) == describe_tar(tar)
+
+
+def _trace(data: bytes) -> None:
+    trace = parse_trace(data)
+    assert parse_trace(trace.to_bytes()) == trace
 
 
 def _hosts_toml(data: bytes) -> None:
@@ -432,10 +545,16 @@ PARSERS = {
     "checkpoints": Parser(_checkpoints, seeds.checkpoint_heads),
     "inflate": Parser(_inflate, lambda: [seeds.soci_blob()[10:6000], seeds.soci_blob()[11:]]),
     "soci-index": Parser(_soci_index, seeds.soci_indexes),
+    "ztoc-twin": Parser(_ztoc_twin, seeds.ztoc_twins),
+    "ztoc-writer": Parser(_written_ztoc, lambda: [seeds.soci_tar(), *seeds.archives()]),
+    "checkpoint-builder": Parser(_checkpoint_builder, seeds.gzip_blobs),
     "prefetch": Parser(_prefetch, seeds.prefetch_artifacts),
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),
     "span-map": Parser(_span_map, seeds.span_maps, ()),
+    "lazy-writing": Parser(_written, seeds.archives),
+    "trace": Parser(_trace, seeds.traces),
+    "chunk-catalogue": Parser(_chunk_catalogue, seeds.chunk_catalogues, (StoreDamaged,)),
     "manifest": Parser(_manifest, seeds.manifests),
     "config": Parser(parse_image_config, seeds.configs),
     "reference": Parser(_reference, seeds.references, (InvalidReference, InvalidDigest)),
@@ -443,6 +562,8 @@ PARSERS = {
     "platform": Parser(_platform, seeds.platforms, (InvalidPlatform,)),
     "challenge": Parser(_challenge, seeds.challenges, (ProtocolError,)),
     "redirect": Parser(_redirect, seeds.locations, (ProtocolError,)),
+    "upload": Parser(_upload, seeds.uploads, (ProtocolError,)),
+    "referrers": Parser(_referrers, seeds.referrers),
     "cri-request": Parser(_cri_request, seeds.cri_requests, (InvalidArgument, NotFound)),
     "cri-user": Parser(_cri_user, lambda: [b"0:1", b"root:root", b"-9223372036854775808"], ()),
     "logins": Parser(_logins, seeds.logins, ()),

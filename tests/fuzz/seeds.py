@@ -12,12 +12,17 @@ from pathlib import Path
 import zstandard
 
 from imgvol.api.cri.generated import runtime_pb2 as pb
+from imgvol.content.chunk_catalogue import ChunkOwners, catalogue_bytes
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression
+from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy import estargz
+from imgvol.layers.lazy.chunks import ChunkTable
+from imgvol.layers.lazy.soci_twin import compress_ztoc
 from imgvol.layers.lazy.spans import unseal
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
 from support import images, soci, tars
+from support.stargz import Stargz
 from support.toc_blobs import Body, chunked_blob, legacy_footer, sha256, stargz_blob
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "lazy"
@@ -154,6 +159,15 @@ def ztocs() -> Sequence[bytes]:
     return [each.to_bytes() for each in (draft, plain_one, small)]
 
 
+def ztoc_twins() -> Sequence[bytes]:
+    return [compress_ztoc(ztocs()[0])]
+
+
+def gzip_blobs() -> Sequence[bytes]:
+    two = gzip.compress(soci_tar()[:9000], 1) + gzip.compress(soci_tar()[9000:], 9)
+    return [soci_blob(), two]
+
+
 def checkpoint_heads() -> Sequence[bytes]:
     points = soci.checkpoints_of(soci_blob(), 4000)
     packed = [struct.pack("<qqB", p.compressed, p.position, p.bits) for p in points]
@@ -213,8 +227,17 @@ def layer_indexes() -> Sequence[bytes]:
 
 @functools.cache
 def span_maps() -> Sequence[bytes]:
-    bits = b"\xff\x01" + bytes(11)
-    return [struct.pack("<8sQI", b"imgvolSM", 100, zlib.crc32(bits)) + bits]
+    bits = b"\xff\x01" + bytes(11) + b"\x0f" + bytes(12)
+    return [struct.pack("<8sQI", b"imgvolS2", 100, zlib.crc32(bits)) + bits]
+
+
+@functools.cache
+def chunk_catalogues() -> Sequence[bytes]:
+    files = [images.file(f"f{number}", b"x" * (number + 1)) for number in range(9)]
+    _, lazy = Stargz(files, chunk=4).opened()
+    assert isinstance(lazy.table, ChunkTable)
+    owners = ChunkOwners(lazy.table, LayerIndex(lazy.index))
+    return [catalogue_bytes(lazy.table, owners)]
 
 
 def manifests() -> Sequence[bytes]:
@@ -250,6 +273,27 @@ def configs() -> Sequence[bytes]:
     return [json.dumps(config).encode()]
 
 
+def traces() -> Sequence[bytes]:
+    files = [
+        {
+            "path": "usr/bin/a%0A%FF",
+            "size": 9000,
+            "first": 3,
+            "ranges": [[0, 4096, 4], [8192, 8, 9]],
+        },
+        {"path": "lib/x.so", "size": 5, "first": 12, "ranges": []},
+    ]
+    trace = {
+        "version": 1,
+        "image": DIGEST,
+        "platform": "linux/arm/v7",
+        "name": "docker.io/library/x:1",
+        "seconds": 1.5,
+        "files": files,
+    }
+    return [json.dumps(trace).encode()]
+
+
 def references() -> Sequence[bytes]:
     texts = [
         "alpine",
@@ -277,6 +321,25 @@ def challenges() -> Sequence[bytes]:
 
 def locations() -> Sequence[bytes]:
     return [b"https://cdn.example:8443/a?b=%20c#d", b"../x", b"//other/x", b"http://[::1]/", b"?q"]
+
+
+def uploads() -> Sequence[bytes]:
+    return [each + b"\n0-1048575" for each in locations()] + [b"/u?_state=a%3D\nbytes=0-0", b"u\n"]
+
+
+def referrers() -> Sequence[bytes]:
+    entries = [
+        {
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": f"sha256:{letter * 64}",
+            "size": 7,
+            "artifactType": "application/x.example",
+            "annotations": {"key": "value"},
+        }
+        for letter in "abc"
+    ]
+    index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json"}
+    return [json.dumps({**index, "manifests": entries[:n]}).encode() for n in (0, 1, 3)]
 
 
 def logins() -> Sequence[bytes]:

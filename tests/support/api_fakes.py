@@ -8,19 +8,32 @@ import contextlib
 import os
 import sys
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import sentinel
 
 import trio
 
+from fuzz import seeds
 from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts, CallTallies
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import DaemonInfo, Services, Statistics
+from imgvol.config import SpaceLimits
 from imgvol.content.check import Finding, Remedy
+from imgvol.content.eviction import Eviction
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import LeaseRecord
+from imgvol.content.records import (
+    EvictedImage,
+    IndexedBlob,
+    IndexRecord,
+    LayerIndexRecord,
+    LeaseRecord,
+    Origin,
+    TraceRecord,
+)
+from imgvol.content.space import SpaceLevel
 from imgvol.content.store import StoreUsage
 from imgvol.errors import Conflict, DigestMismatch, InvalidArgument, NotFound
 from imgvol.images.collection import CollectionReport, Fate
@@ -33,10 +46,20 @@ from imgvol.images.inspection import LayerUsage, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.scrubbing import ScrubFault
 from imgvol.images.service import PullStatistics
+from imgvol.images.space import EvictionReport, SpaceStatistics, SpaceStatus
 from imgvol.images.status import LayerStatus
 from imgvol.images.views import ViewStatistics
 from imgvol.layers.index import NodeType
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
+from imgvol.publish.conversion import (
+    ConversionReport,
+    ConvertedImage,
+    ConvertedLayer,
+    LayerProgress,
+)
+from imgvol.publish.indexes import IndexingLayer
+from imgvol.publish.pushing import Pushed
 from imgvol.tallies import (
     LOOP_BOUNDS,
     PULL_BOUNDS,
@@ -49,6 +72,70 @@ from imgvol.tallies import (
 )
 from imgvol.volumes.plan import answer
 from imgvol.volumes.sandboxes import LeaseDeletion
+
+INDEX = IndexRecord(
+    manifest=Digest.of(b"manifest"),
+    target=Digest.of(b"manifest"),
+    name="registry.example.com/app:1",
+    platform="linux/amd64",
+    origin=Origin(
+        argument="registry.example.com/app:1", plain_http=False, insecure=False, ca_file=None
+    ),
+    layers=(
+        LayerIndexRecord(
+            digest=Digest.of(b"layer"),
+            diff_id=Digest.of(b"diff"),
+            media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+            size=60_000_000,
+            span_size=4 << 20,
+            spans=41,
+            ztoc=IndexedBlob(digest=Digest.of(b"ztoc"), size=2_300_000),
+            twin=IndexedBlob(digest=Digest.of(b"twin"), size=370_000),
+        ),
+        LayerIndexRecord(
+            digest=Digest.of(b"small"),
+            diff_id=Digest.of(b"diff"),
+            media_type="application/vnd.oci.image.layer.v1.tar",
+            size=1000,
+            reason="small: sooner fetched than looked up",
+        ),
+    ),
+    documents=frozenset(),
+    created_at=1_700_000_000.0,
+)
+
+
+class FakeIndexes:
+    """One index; the image `empty` has no layer worth one."""
+
+    registries = None
+
+    def __init__(self):
+        self.requests = []
+
+    async def create(self, request, progress):
+        self.requests.append(request)
+        progress.layers = [
+            IndexingLayer(layer.digest, layer.size, "done", layer.size) for layer in INDEX.layers
+        ]
+        if "empty" in request.image:
+            return replace(INDEX, layers=INDEX.layers[1:])
+        return INDEX
+
+    async def kept(self, image=None):
+        if image is not None and "app" not in image:
+            raise NotFound("there is no index of this image here", image=image)
+        return [INDEX]
+
+    async def remove(self, image):
+        return await self.kept(image)
+
+    async def push_referrers(self, image, pusher, progress):
+        return Pushed(digest=INDEX.manifest, name=f"{image}@{INDEX.manifest}", uploaded=3)
+
+    async def push_image(self, image, pusher, tag, progress):
+        await self.kept(image)
+        return Pushed(digest=INDEX.manifest, name=f"{pusher.repository}:{tag}", existing=4)
 
 
 def cri_calls() -> CallCounts:
@@ -131,6 +218,11 @@ def store_usage() -> StoreUsage:
         layers=5,
         blobs_size=12_345,
         layers_size=123_456_789,
+        linked_size=1_000_000,
+        copied_spans=300,
+        copied_bytes=8_000_000,
+        shared_layers=2,
+        shared_bytes=50_000_000,
         disk_size=100_000_000_000,
         disk_free=40_000_000_000,
     )
@@ -168,6 +260,7 @@ def statistics(**changes: object) -> Statistics:
             looked_into=1,
             lingering=0,
             complete=3,
+            settled=1,
             lazy=2,
             bad=0,
             missing=1_000_000,
@@ -200,6 +293,14 @@ def statistics(**changes: object) -> Statistics:
         "disk": QueueLength(0, 0),
         "volumes": 3,
         "is_serving": True,
+        "space": SpaceStatistics(
+            level=SpaceLevel(used=70, low=80, high=90, hard=100, seconds_above=1.5),
+            rounds=2,
+            images=1,
+            evicted=4_000,
+            spans=5,
+            given_back=6_000,
+        ),
         "cri": cri_calls(),
         "loop_blocked": observed(LOOP_BOUNDS, 7.0),
     }
@@ -311,6 +412,17 @@ class FakeImages:
     async def list(self):
         return list(self.images.values())
 
+    async def evicted(self):
+        return [
+            EvictedImage(
+                id=Digest.of(b"gone"),
+                manifest=Digest.of(b"gone manifest"),
+                platform="linux/amd64",
+                names=("docker.io/library/gone:1",),
+                size=5_000_000,
+            )
+        ]
+
     async def remove(self, image):
         self.calls.append(("remove", image))
         found = await self.find(image)
@@ -336,6 +448,11 @@ class FakeImages:
     async def documents(self, image):
         config = {"Env": ["PATH=/bin", "EVIL=\x1b[2J"], "Cmd": ["/bin/sh", "-c", "echo hi"]}
         return {"schemaVersion": 2}, {"os": "linux", "config": config}
+
+    async def descriptor(self, record):
+        return Descriptor(
+            media_type=record.media_type, digest=Digest.parse(record.manifest), size=700
+        )
 
     def open_view(self, record):
         @contextlib.asynccontextmanager
@@ -420,6 +537,7 @@ class FakeVolumes:
             path=target or "/run/imgvol/views/333",
             options=habits["bind"],
             patience=habits["patience"],
+            trace=None,
             layers=(
                 LayerStatus(
                     digest=Digest.parse(digest(0xABC000)),
@@ -444,6 +562,12 @@ class FakeVolumes:
 
     async def list(self):
         return list(self.volumes.values())
+
+    def find(self, target_or_id):
+        for volume in self.volumes.values():
+            if target_or_id in {volume.id, volume.target}:
+                return SimpleNamespace(record=volume, image=make_image(), view=object())
+        raise NotFound("no such volume", volume=target_or_id)
 
 
 class FakeSandboxes:
@@ -492,6 +616,63 @@ class FakeSandboxes:
         ]
 
 
+class FakeTraces:
+    def __init__(self) -> None:
+        self.traces = [make_trace()]
+        self.document_bytes = seeds.traces()[0]
+        self.ended = trio.Event()
+
+    async def record(self, image, view, *, progress, seconds):
+        progress.recording, progress.is_recording, progress.files = "0123456789ab", True, 2
+        with trio.move_on_after(seconds):
+            await self.ended.wait()
+        return make_trace()
+
+    def finish(self, recording):
+        if recording != "0123456789ab":
+            raise NotFound("no such recording", recording=recording)
+        self.ended.set()
+
+    async def list(self):
+        return self.traces
+
+    async def find(self, image):
+        if not self.traces:
+            raise NotFound("the image has no trace", image=image.names[0])
+        return self.traces[0]
+
+    async def document(self, record):
+        return self.document_bytes
+
+    async def remove(self, image):
+        return await self.find(image)
+
+    async def push(self, pusher, subject, document, progress):
+        self.pushed = (str(pusher.repository), subject, document)
+        progress.stage = "done"
+        return Pushed(
+            digest=Digest.parse(digest(7)),
+            name="example.com/x@sha256:7",
+            uploaded=2,
+            uploaded_bytes=len(document),
+        )
+
+
+def make_trace() -> TraceRecord:
+    return TraceRecord(
+        manifest=Digest.parse(digest(5)),
+        document=Digest.parse(digest(6)),
+        platform="linux/amd64",
+        repository="docker.io/library/alpine",
+        name="docker.io/library/alpine:3.20",
+        source="recorded",
+        files=2,
+        read_bytes=4104,
+        seconds=1.5,
+        recorded_at=1_700_000_000.0,
+    )
+
+
 class FakeEvents:
     """Everything has happened already, and more than anybody could take; then the daemon ends."""
 
@@ -508,6 +689,81 @@ class FakeEvents:
         yield subscription
 
 
+class FakeConverter:
+    """Converts nothing, and says that it has."""
+
+    def __init__(self):
+        self.requests = []
+
+    async def convert(self, request, progress):
+        self.requests.append(request)
+        before = blob("before")
+        progress.layers.append(LayerProgress(before.digest, 2000))
+        for stage in ("pull", "convert", "write"):
+            progress.stage = stage
+            progress.layers[0].done += 500
+            await trio.sleep(0.03)
+        converted = ConvertedLayer(
+            before=before,
+            after=blob("after"),
+            diff_id=before.digest,
+            unpacked_size=2000,
+            files=3,
+            prioritized=1,
+            seconds=1.25,
+        )
+        kept = ConvertedLayer(
+            before=before, after=before, diff_id=before.digest, reason="eStargz already"
+        )
+        image = ConvertedImage(
+            platform="linux/amd64",
+            manifest=Digest.of(b"m"),
+            id=Digest.of(b"i"),
+            layers=(converted, kept),
+            missing=2,
+        )
+        return ConversionReport(
+            name=request.target,
+            digest=Digest.of(b"top"),
+            images=(image,),
+            left_out=("linux/s390x: an artifact",),
+        )
+
+
+def blob(name: str) -> Descriptor:
+    data = name.encode()
+    return Descriptor(
+        media_type="application/vnd.oci.image.layer.v1.tar+gzip",
+        digest=Digest.of(data),
+        size=1000 * len(data),
+    )
+
+
+class FakeSpace:
+    """A store of 70 bytes that may have 100."""
+
+    async def status(self):
+        return SpaceStatus(
+            level=SpaceLevel(used=70, low=80, high=90, hard=100, seconds_above=1.5),
+            limits=SpaceLimits(quota=100),
+            layers=20,
+            spans=30,
+            kept={"mounted": 15, "pinned": 5},
+        )
+
+    async def plan(self, size):
+        return EvictionReport(used=70, evictions=self._evictions(), windows=2, given_back=size)
+
+    async def evict_to(self, size):
+        return EvictionReport(
+            used=70, collected=1, evictions=self._evictions(), windows=2, spans=3, given_back=size
+        )
+
+    def _evictions(self):
+        layers = frozenset({Digest.of(b"one"), Digest.of(b"two")})
+        return (Eviction(manifest=Digest.of(b"gone manifest"), layers=layers, size=20),)
+
+
 class FakeDaemon:
     """All fakes, the services made of them, and whether somebody asked to stop."""
 
@@ -517,18 +773,25 @@ class FakeDaemon:
         self.volumes = FakeVolumes(self.images)
         self.sandboxes = FakeSandboxes()
         self.events = FakeEvents()
+        self.traces = FakeTraces()
         self.stopped = False
         self.preload = None
         self.statistics = statistics()
         self.on_stop = lambda: None
+        self.indexes = FakeIndexes()
+        self.converter = FakeConverter()
         self.services = Services(
             images=self.images,
+            converter=self.converter,
             inspection=self.inspection,
             volumes=self.volumes,
             sandboxes=self.sandboxes,
             check=self.check,
             scrub=self.scrub,
             events=self.events,
+            traces=self.traces,
+            push_trace=self.traces.push,
+            indexes=self.indexes,
             info=lambda: DaemonInfo(
                 version=__version__,
                 pid=os.getpid(),
@@ -542,6 +805,7 @@ class FakeDaemon:
             ),
             statistics=lambda: self.statistics,
             stop=self.stop,
+            space=FakeSpace(),
             preload=lambda: self.preload,
         )
 

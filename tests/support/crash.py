@@ -25,6 +25,8 @@ from pathlib import Path
 from imgvol.content.ranges import Ranges
 
 KINDS = ("write", "sync", "name", "commit")
+# Parts of files that are given back: not many tests have any.
+PUNCH = "punch"
 _NAMES = ("rename", "replace", "link", "unlink", "rmdir", "mkdir", "ftruncate")
 
 
@@ -33,7 +35,7 @@ class Crash:
     """Which call kills.
 
     Attributes:
-        kind: One of KINDS.
+        kind: One of KINDS, or PUNCH.
         number: Which of that kind, from 1; 0 for none.
     """
 
@@ -62,6 +64,11 @@ def arm(kind: str, number: int, log: str) -> None:
     for name in _NAMES:
         setattr(os, name, functools.partial(watch.change_name, name, getattr(os, name)))
 
+    # Not before: it may find other calls than those that count.
+    from imgvol.content import punch
+
+    punch._fallocate = functools.partial(watch.punch, punch._fallocate)
+
     class DyingConnection(sqlite3.Connection):
         def __exit__(self, *exc_info):
             watch.pass_by("commit", "begin")
@@ -79,7 +86,7 @@ class _Watch:
         self._crash = crash
         self._write, self._pwrite = os.write, os.pwrite
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._counters = {kind: itertools.count(1) for kind in KINDS}
+        self._counters = {kind: itertools.count(1) for kind in (*KINDS, PUNCH)}
         self._tokens = itertools.count()
 
     def pwrite(self, fd: int, data, offset: int) -> int:
@@ -110,6 +117,13 @@ class _Watch:
                 if status.st_nlink == 1:
                     self._note("gone", status.st_ino)
         return original(*args, **options)
+
+    def punch(self, original, fd: int, mode: int, offset, length) -> int:
+        self.pass_by(PUNCH, _name_of(fd))
+        start, end = offset.value, offset.value + length.value
+        result = original(fd, mode, offset, length)
+        self._note("punched", os.fstat(fd).st_ino, start, end)
+        return result
 
     def pass_by(self, kind: str, what: str) -> None:
         if self._is_last(kind, what):
@@ -182,6 +196,10 @@ def _unsynced(log: Path) -> dict[int, list[tuple[int, int]]]:
             case ["synced", inode, token]:
                 for piece in covered[token]:
                     durable.setdefault(int(inode), Ranges()).add(*piece)
+            case ["punched", inode, start, end]:
+                # What is written there later has to be made durable again.
+                for ranges in (written, durable):
+                    ranges.setdefault(int(inode), Ranges()).discard(int(start), int(end))
             case ["gone", inode]:
                 written.pop(int(inode), None)
                 durable.pop(int(inode), None)

@@ -45,7 +45,16 @@ def reader(table: SpanTable, blob: bytes) -> Callable[[Extent], bytes]:
                 continue
             present.add(span)
             start, end = table.compressed_range(span)
-            for region in table.decode(span, blob[start:end]):
+            regions = table.decode(span, blob[start:end])
+            places = table.positions(span)
+            assert all(
+                any(
+                    first <= r.position and r.position + len(r.data) <= last
+                    for first, last in places
+                )
+                for r in regions
+            )
+            for region in regions:
                 place = slice(region.position, region.position + len(region.data))
                 assert place.stop <= table.data_size
                 buffer[place] = region.data

@@ -1,14 +1,18 @@
-"""Lazy layers made by other people's code: the programs of tests/peers, and podman."""
+"""Other people's code: the programs of tests/peers, and podman, which make lazy layers."""
 
+import contextlib
 import json
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from support.programs import require, run
+from support import guards
+from support.programs import require, run, stop
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,20 @@ def podman_layer(directory: Path, archive: bytes) -> PeerLayer:
     index = json.loads((layout / "index.json").read_bytes())
     (layer,) = json.loads(read(index["manifests"][0]))["layers"]
     return PeerLayer(read(layer), layer.get("annotations", {}))
+
+
+@contextlib.contextmanager
+def running_registry_peer() -> Iterator[str]:
+    """go-containerregistry's registry, in memory, with the API for referrers; gives its address."""
+    program = require_peer("registry")
+    process = subprocess.Popen(
+        [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    guards.shared_processes.add(process.pid)
+    try:
+        yield process.stdout.readline().decode().strip()
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        stop(process)
+        guards.shared_processes.discard(process.pid)

@@ -86,7 +86,11 @@ class Registry:
 
 @contextlib.contextmanager
 def running_registry(
-    directory: Path, *, with_password: bool = False, certificate: tuple[Path, Path] | None = None
+    directory: Path,
+    *,
+    with_password: bool = False,
+    certificate: tuple[Path, Path] | None = None,
+    settings: Mapping[str, Mapping] | None = None,
 ) -> Iterator[Registry]:
     """Starts `docker-registry serve` with its data and log in `directory`, waits until it answers,
     stops it.
@@ -95,10 +99,11 @@ def running_registry(
         directory: An existing directory, its own.
         with_password: Ask for Basic credentials USERNAME and PASSWORD.
         certificate: Files of a certificate chain and its key, to speak TLS.
+        settings: More sections of its configuration, or members of them.
     """
     for _ in range(5):  # another program may take the port between our asking and the registry's
         port = free_port()
-        process = _start(directory, port, with_password=with_password, certificate=certificate)
+        process = _start(directory, port, with_password, certificate, settings or {})
         try:
             if _answers(process, f"http{'s' if certificate else ''}://127.0.0.1:{port}/v2/"):
                 root, log = directory / "data", directory / "log"
@@ -109,7 +114,7 @@ def running_registry(
     raise AssertionError(f"docker-registry does not start:\n{(directory / 'log').read_text()}")
 
 
-def _start(directory, port, *, with_password, certificate):
+def _start(directory, port, with_password, certificate, settings):
     config = {
         "version": "0.1",
         "log": {"level": "info", "formatter": "json", "accesslog": {"disabled": True}},
@@ -126,6 +131,8 @@ def _start(directory, port, *, with_password, certificate):
     if with_password:
         (directory / "htpasswd").write_text(HTPASSWD)
         config["auth"] = {"htpasswd": {"realm": "tests", "path": str(directory / "htpasswd")}}
+    for section, members in settings.items():
+        config[section] = {**config.get(section, {}), **members}
     # JSON is YAML.
     (directory / "config.yml").write_text(json.dumps(config))
     with (directory / "log").open("ab") as log:

@@ -19,6 +19,7 @@ import trio
 
 from imgvol.content.layout import StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.space import SpaceLedger
 from imgvol.errors import DigestMismatch, ImgvolError, RegistryUnavailable
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.lazy.spans import Region, SpanTable
@@ -43,10 +44,10 @@ class PlainTable(SpanTable):
         blob_size: int | None = None,
     ):
         self.ranges = [tuple(each) for each in ranges]
-        self.positions = list(accumulate((end - start for start, end in ranges), initial=0))
+        self.positions_of = list(accumulate((end - start for start, end in ranges), initial=0))
         self.digests = digests or [hashlib.sha256(blob[s:e]).hexdigest() for s, e in ranges]
         self.blob_size = len(blob) if blob_size is None else blob_size
-        self.data_size = self.positions[-1]
+        self.data_size = self.positions_of[-1]
         self.span_count = len(ranges)
         self.prefetch = list(prefetch)
 
@@ -54,15 +55,20 @@ class PlainTable(SpanTable):
         start, end = max(position, 0), min(position + size, self.data_size)
         if start >= end:
             return ()
-        return range(bisect_right(self.positions, start) - 1, bisect_right(self.positions, end - 1))
+        return range(
+            bisect_right(self.positions_of, start) - 1, bisect_right(self.positions_of, end - 1)
+        )
 
     def compressed_range(self, span: int) -> tuple[int, int]:
         return self.ranges[span]
 
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        return [(self.positions_of[span], self.positions_of[span + 1])]
+
     def decode(self, span: int, data: bytes) -> list[Region]:
         if hashlib.sha256(data).hexdigest() != self.digests[span]:
             raise DigestMismatch("a span of a layer is not what its table says", span=span)
-        return [Region(self.positions[span], data)]
+        return [Region(self.positions_of[span], data)]
 
     def to_bytes(self) -> bytes:
         fields = [self.ranges, list(self.prefetch), self.digests, self.blob_size]
@@ -88,7 +94,11 @@ def index_of(*files: TarMember) -> bytes:
 
 
 def make_lazy_layer(
-    root: Path, table: SpanTable, *files: TarMember, digest: Digest | None = None
+    root: Path,
+    table: SpanTable,
+    *files: TarMember,
+    digest: Digest | None = None,
+    space: SpaceLedger | None = None,
 ) -> LazyLayerStore:
     """A lazy layer in a directory that has no store; without files, one with all content."""
     layout = StoreLayout(root)
@@ -101,13 +111,15 @@ def make_lazy_layer(
         index=index_of(*(files or [members.file(b"all", table.data_size, payload_offset=0)])),
         table=table,
     )
-    return reopen_lazy_layer(root, digest)
+    return reopen_lazy_layer(root, digest, space)
 
 
-def reopen_lazy_layer(root: Path, digest: Digest | None = None) -> LazyLayerStore:
+def reopen_lazy_layer(
+    root: Path, digest: Digest | None = None, space: SpaceLedger | None = None
+) -> LazyLayerStore:
     digest = digest or Digest.of(b"blob")
     directory = StoreLayout(root).lazy_layer(digest)
-    return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32))
+    return LazyLayerStore(directory, digest, 1, trio.CapacityLimiter(32), space)
 
 
 class FakeFetcher:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from imgvol.config import Config, LazyTrust, PreloadConfig, parse_rate, pulls_environment
+from imgvol.config import (
+    Config,
+    LazyTrust,
+    PreloadConfig,
+    SpaceLimits,
+    parse_rate,
+    pulls_environment,
+)
 from imgvol.errors import InvalidArgument
 
 
@@ -140,3 +147,21 @@ def test_the_prefix_of_what_is_meant_for_pulls_can_be_another():
 def test_only_proxies_are_the_same_in_other_letters():
     environ = {"Path": "1", "IMGVOL_ENV_PATH": "2"}
     assert pulls_environment(environ) == {"Path": "1", "PATH": "2"}
+
+
+def test_the_size_of_the_store_comes_from_the_environment_or_from_options():
+    environ = {
+        "HOME": "/home/ann",
+        "IMGVOL_QUOTA": "20G",
+        "IMGVOL_HIGH_WATERMARK": "70",
+        "IMGVOL_LOW_WATERMARK": "50",
+        "IMGVOL_MIN_FREE": "1.5G",
+    }
+    space = Config.from_environment(environ, 1000).space
+    assert space == SpaceLimits(quota=20 * 10**9, high=70, low=50, min_free=1_500_000_000)
+    chosen = space.with_chosen(quota="1M", high=None, low="60", min_free=None)
+    assert (chosen.quota, chosen.high, chosen.low) == (10**6, 70, 60)
+    assert not Config.from_environment({"HOME": "/home/ann"}, 1000).space.is_any
+    for name, value in [("QUOTA", "much"), ("HIGH_WATERMARK", "40"), ("LOW_WATERMARK", "0")]:
+        with pytest.raises(InvalidArgument):
+            Config.from_environment({**environ, f"IMGVOL_{name}": value}, 1000)

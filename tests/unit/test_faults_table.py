@@ -10,7 +10,7 @@ WANTED = [
     *(f"F{number:02}" for number in range(1, 17)),
     *(f"F{number}" for number in range(20, 34)),
     *(f"F{number}" for number in range(70, 89)),
-    *(f"F{number}" for number in range(90, 97)),
+    *(f"F{number}" for number in range(90, 99)),
 ]
 ROWS = {row.id: row for row in read_table(TABLE.read_text())}
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from imgvol.api.services import DaemonInfo
 from imgvol.content.check import Finding
 from imgvol.content.reachability import Thing
-from imgvol.content.records import ImageRecord, LayerFault, LayerRecord, LeaseRecord
+from imgvol.content.records import EvictedImage, ImageRecord, LayerFault, LayerRecord, LeaseRecord
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Event
 from imgvol.images.ingest import LayerProgress
@@ -14,6 +14,7 @@ from imgvol.images.inspection import EntryInfo
 from imgvol.images.local import RemovalReport
 from imgvol.images.preload.status import PreloadedFile, PreloadStatus
 from imgvol.images.pull import PullProgress
+from imgvol.images.space import EvictionReport, SpaceStatus
 from imgvol.images.status import LayerStatus
 from imgvol.oci.digest import Digest
 from imgvol.volumes.options import BindOptions
@@ -69,6 +70,56 @@ def encode_image(image: ImageRecord) -> Document:
         "size": image.size,
         "created": image.created,
         "pulled_at": image.pulled_at,
+    }
+
+
+def encode_evicted(image: EvictedImage) -> Document:
+    """`EvictedImage`."""
+    return {
+        "id": str(image.id),
+        "manifest": str(image.manifest),
+        "platform": image.platform,
+        "names": list(image.names),
+        "size": image.size,
+    }
+
+
+def encode_space(status: SpaceStatus) -> Document:
+    """`Space`."""
+    level, wanted = status.level, status.limits
+    return {
+        "used": level.used,
+        "quota": wanted.quota,
+        "min_free": wanted.min_free,
+        "high_watermark": wanted.high,
+        "low_watermark": wanted.low,
+        "low": level.low,
+        "high": level.high,
+        "hard": level.hard,
+        "seconds_above": level.seconds_above,
+        "evictable_layers": status.layers,
+        "evictable_spans": status.spans,
+        "kept": dict(status.kept),
+    }
+
+
+def encode_eviction(report: EvictionReport) -> Document:
+    """`Eviction`."""
+    return {
+        "used": report.used,
+        "collected": report.collected,
+        "evicted": [
+            {
+                "manifest": str(eviction.manifest),
+                "layers": [str(layer) for layer in sorted(eviction.layers)],
+                "size": eviction.size,
+            }
+            for eviction in report.evictions
+        ],
+        "spans": report.spans,
+        "windows": report.windows,
+        "given_back": report.given_back,
+        "freed": report.freed,
     }
 
 
@@ -164,6 +215,7 @@ def encode_volume(volume: Volume) -> Document:
         "options": encode_bind_options(volume.options),
         "patience": volume.patience,
         "layers": [encode_layer_status(layer) for layer in volume.layers],
+        "trace": None if volume.trace is None else encode_numbers(volume.trace),
     }
 
 

@@ -70,7 +70,13 @@ async def get_preload(services: Services, _values: Values) -> Response:
 async def list_images(services: Services, _values: Values) -> Response:
     """All images."""
     images = await services.images.list()
-    return json_response({"images": [encoding.encode_image(image) for image in images]})
+    evicted = await services.images.evicted()
+    return json_response(
+        {
+            "images": [encoding.encode_image(image) for image in images],
+            "evicted": [encoding.encode_evicted(image) for image in evicted],
+        }
+    )
 
 
 async def inspect_image(services: Services, values: Values) -> Response:
@@ -97,7 +103,7 @@ async def pull_image(services: Services, values: Values) -> Stream:
         image = await services.images.pull(
             values.text("image"),
             platform=values.optional("platform"),
-            options=_options_with_login(values),
+            options=options_with_login(values),
             progress=progress,
         )
         return {"image": encoding.encode_image(image)}
@@ -119,12 +125,13 @@ async def mount_volume(services: Services, values: Values) -> Stream:
             sandbox=values.text("sandbox"),
             platform=values.optional("platform"),
             pull=cast("PullPolicy", values.text("pull")),  # one of the field's choices
-            options=_options_with_login(values),
+            options=options_with_login(values),
             bind=bind,
             patience=values.number("patience"),
             readiness=Readiness.of(
                 lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
             ),
+            follows_trace=not values.flag("no_trace"),
             progress=progress,
         )
         return {"volume": encoding.encode_volume(volume)}
@@ -225,7 +232,8 @@ def _options(values: Values) -> PullOptions:
     )
 
 
-def _options_with_login(values: Values) -> PullOptions:
+def options_with_login(values: Values) -> PullOptions:
+    """How a registry is reached, and whom to be there."""
     login = parse_auth_config(
         username=values.optional("username") or "",
         password=values.optional("password") or "",

@@ -169,6 +169,32 @@ def _fetches(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _copies(statistics: Statistics) -> Iterator[Metric]:
+    copies, pulls = statistics.fetching.copies, statistics.pulls
+    yield _counter(
+        "copied_spans",
+        "Spans of lazy layers that were copied from other layers instead of fetched.",
+        (),
+        [((), copies.spans)],
+    )
+    yield _counter(
+        "copied_bytes", "Their bytes, as the registry stores them.", (), [((), copies.size)]
+    )
+    yield _counter(
+        "copies_refused",
+        "Pieces that were to be copied and had other bytes.",
+        ("reason",),
+        [(("unlike",), copies.unlike), (("damaged",), copies.damaged)],
+    )
+    yield _counter(
+        "shared_layers",
+        "Layers that were not fetched: they were here under another blob's digest.",
+        (),
+        [((), pulls.shared_layers)],
+    )
+    yield _counter("shared_bytes", "Bytes of their blobs.", (), [((), pulls.shared_bytes)])
+
+
 def _pulls(statistics: Statistics) -> Iterator[Metric]:
     pulls = statistics.pulls
     results = {"ok": pulls.succeeded, "failed": pulls.failed, "cancelled": pulls.cancelled}
@@ -192,7 +218,12 @@ def _pulls(statistics: Statistics) -> Iterator[Metric]:
 
 def _layers(statistics: Statistics) -> Iterator[Metric]:
     views, lazy = statistics.views, statistics.lazy
-    states = {"complete": views.complete, "lazy": views.lazy, "bad": views.bad}
+    states = {
+        "complete": views.complete,
+        "here": views.settled,
+        "lazy": views.lazy,
+        "bad": views.bad,
+    }
     yield _gauge(
         "layers",
         "Layers of open views.",
@@ -250,6 +281,36 @@ def _queues(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _space(statistics: Statistics) -> Iterator[Metric]:
+    space = statistics.space
+    level = space.level
+    yield _gauge(
+        "store_used_bytes", "What the store takes, as it was counted last.", (), [((), level.used)]
+    )
+    lines = {"low": level.low, "high": level.high, "hard": level.hard}
+    yield _gauge(
+        "store_limit_bytes",
+        "Where eviction ends and begins, and where nothing is written any more; none: no limit.",
+        ("line",),
+        [((line,), at) for line, at in lines.items() if at is not None],
+    )
+    yield _counter(
+        "store_above_high_seconds",
+        "How long the store was above its high watermark.",
+        (),
+        [((), level.seconds_above)],
+    )
+    yield _counter("evictions", "Rounds that freed something.", (), [((), space.rounds)])
+    yield _counter(
+        "evicted_bytes",
+        "Bytes evicted: of whole layers, and of parts of lazy ones that are mounted.",
+        ("what",),
+        [(("layers",), space.evicted), (("spans",), space.given_back)],
+    )
+    yield _counter("evicted_images", "Images that lost layers.", (), [((), space.images)])
+    yield _counter("spans_given_back", "Spans of mounted layers.", (), [((), space.spans)])
+
+
 def _cri(statistics: Statistics) -> Iterator[Metric]:
     methods = statistics.cri.methods
     yield _counter(
@@ -286,10 +347,12 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _requests,
     _demand,
     _fetches,
+    _copies,
     _pulls,
     _layers,
     _views,
     _queues,
+    _space,
     _cri,
     _loop,
 )

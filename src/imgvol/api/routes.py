@@ -5,6 +5,7 @@ from typing import Final
 from imgvol import limits
 from imgvol.api import handlers
 from imgvol.api.bundle_routes import BUNDLE_ROUTES
+from imgvol.api.convert_routes import CONVERT_ROUTES
 from imgvol.api.event_routes import EVENT_ROUTES
 from imgvol.api.fetching import FETCHING, LOGIN, PLATFORM
 from imgvol.api.fields import Field, Values, parse_body, parse_query
@@ -18,11 +19,14 @@ from imgvol.api.http import (
     Stream,
     json_response,
 )
+from imgvol.api.index_routes import INDEX_ROUTES
 from imgvol.api.pin_routes import PIN_ROUTES
 from imgvol.api.problems import RequestError
 from imgvol.api.route import PREFIX, Route
 from imgvol.api.sandbox_routes import SANDBOX_ROUTES
 from imgvol.api.services import Services
+from imgvol.api.space_routes import SPACE_ROUTES
+from imgvol.api.trace_routes import TRACE_ROUTES
 
 _EXAMPLE: Final = "docker.io/library/alpine:3.20"
 
@@ -112,6 +116,11 @@ _MOUNTING = (
         "only after every layer's digest and diff ID have been checked over every byte.",
         default="lazy",
         choices=("lazy", "full"),
+    ),
+    Field(
+        name="no_trace",
+        kind="boolean",
+        description="Do not bring first what a trace of the image names.",
     ),
 )
 _PULL_ERRORS = (403, 404, 422, 429, 502, 503, 507)
@@ -372,9 +381,13 @@ ROUTES: Final[tuple[Route, ...]] = (
         errors=(404, 409),
     ),
     *PIN_ROUTES,
+    *TRACE_ROUTES,
+    *INDEX_ROUTES,
     *BUNDLE_ROUTES,
+    *CONVERT_ROUTES,
     *SANDBOX_ROUTES,
     *EVENT_ROUTES,
+    *SPACE_ROUTES,
 )
 
 

@@ -2,7 +2,10 @@
 
 from typing import Final
 
+from imgvol.api.pushing import PUSH_PROGRESS, PUSHED
+from imgvol.content.records.traces import FOUND, RECORDED
 from imgvol.images.events import KINDS
+from imgvol.images.traces.run import RunState
 
 Schema = dict[str, object]
 
@@ -101,6 +104,46 @@ _IMAGE = record(
     }
 )
 
+_COUNT_OR_NULL: Final[Schema] = {**_COUNT, "type": ["integer", "null"]}
+
+_SPACE: Final = record(
+    {
+        "used": {**_COUNT, "description": "Bytes that the store takes."},
+        "quota": _COUNT_OR_NULL,
+        "min_free": _COUNT_OR_NULL,
+        "high_watermark": {**_COUNT, "description": "Percent of the quota."},
+        "low_watermark": {**_COUNT, "description": "Percent of the quota."},
+        "low": {**_COUNT_OR_NULL, "description": "Eviction ends here; null: no limit."},
+        "high": {**_COUNT_OR_NULL, "description": "It begins above this."},
+        "hard": {**_COUNT_OR_NULL, "description": "Nothing is written beyond this."},
+        "seconds_above": {
+            "type": "number",
+            "description": "How long it was above `high` since the daemon started.",
+        },
+        "evictable_layers": {**_COUNT, "description": "Of images that nobody uses."},
+        "evictable_spans": {**_COUNT, "description": "Of lazy layers that are mounted."},
+        "kept": {
+            "type": "object",
+            "additionalProperties": _COUNT,
+            "description": "Bytes of layers that cannot be evicted as a whole, by reason.",
+        },
+    }
+)
+
+_EVICTION: Final = record(
+    {
+        "used": {**_COUNT, "description": "Bytes that the store took before."},
+        "collected": {**_COUNT, "description": "Bytes of what nobody needed."},
+        "evicted": array_of(
+            record({"manifest": _DIGEST, "layers": array_of(_DIGEST), "size": _COUNT})
+        ),
+        "spans": _COUNT,
+        "windows": {**_COUNT, "description": "Parts of mounted layers."},
+        "given_back": {**_COUNT, "description": "Bytes of those parts."},
+        "freed": {**_COUNT, "description": "Bytes in all."},
+    }
+)
+
 _THING: Final[dict[str, Schema]] = {
     "kind": {"enum": ["image", "layer", "document", "view", "file"]},
     "digest": _DIGEST,
@@ -113,7 +156,8 @@ _FATE = record(
         "reasons": {
             **array_of(record({"kind": _TEXT, "name": _TEXT})),
             "description": "Everything that keeps it: a name, a pin, a lease, a volume, an open"
-            " view, a mount or a pull under way. None: it would be collected.",
+            " view, a mount or a pull under way, a layer that is copied from it. None: it would be"
+            " collected.",
         },
     }
 )
@@ -137,6 +181,10 @@ _VOLUME = record(
         "options": reference("BindOptions"),
         "patience": {"type": "number", "description": "Seconds that reads wait for a registry."},
         "layers": array_of(reference("LayerStatus")),
+        "trace": {
+            "anyOf": [reference("TraceUse"), {"type": "null"}],
+            "description": "What a trace has done for it; null: nothing.",
+        },
     }
 )
 
@@ -195,7 +243,11 @@ _LAYER_STATUS = record(
     {
         "digest": _DIGEST,
         "format": _TEXT,
-        "state": {"enum": ["complete", "lazy", "bad"]},
+        "state": {
+            "enum": ["complete", "here", "lazy", "bad"],
+            "description": "`complete`: all at hand and verified. `here`: all at hand, each part by"
+            " a digest of its table of contents, the whole not proven.",
+        },
         "size": _COUNT,
         "present": _COUNT,
         "fetched": _COUNT,
@@ -280,13 +332,58 @@ _STATS: Final[Schema] = {
     "description": "`<stage>_seconds` and `<stage>_bytes` belong together; others are counts.",
 }
 
+_INDEX_LAYER = record(
+    {
+        "digest": _DIGEST,
+        "media_type": _TEXT,
+        "size": _COUNT,
+        "span_size": {**_COUNT, "description": "Plain bytes of a span; 0: not indexed."},
+        "spans": _COUNT,
+        "ztoc": {"oneOf": [{"type": "null"}, reference("IndexBlob")]},
+        "twin": {
+            "oneOf": [{"type": "null"}, reference("IndexBlob")],
+            "description": "The same, compressed.",
+        },
+        "reason": {"type": "string", "description": "Why it is left out; else empty."},
+    }
+)
+
+_INDEX = record(
+    {
+        "image": _TEXT,
+        "manifest": _DIGEST,
+        "platform": _TEXT,
+        "created_at": _SECONDS,
+        "layers": array_of(reference("IndexLayer")),
+    }
+)
+
 COMPONENTS: Final[dict[str, Schema]] = {
     "Problem": record({"error": reference("Error")}),
     "Error": _ERROR,
     "Version": _VERSION,
     "Layer": _LAYER,
     "Image": _IMAGE,
-    "ImageList": record({"images": array_of(reference("Image"))}),
+    "ImageList": record(
+        {
+            "images": array_of(reference("Image")),
+            "evicted": {
+                **array_of(reference("EvictedImage")),
+                "description": "Those that are not here for want of room; a mount fetches them.",
+            },
+        }
+    ),
+    "EvictedImage": record(
+        {
+            "id": _DIGEST,
+            "manifest": _DIGEST,
+            "platform": _TEXT,
+            "names": array_of(_TEXT),
+            "size": _COUNT,
+        }
+    ),
+    "Space": _SPACE,
+    "Eviction": _EVICTION,
     "ImageDetails": record(
         {
             "image": reference("Image"),
@@ -346,6 +443,48 @@ COMPONENTS: Final[dict[str, Schema]] = {
     "SandboxMount": _SANDBOX_MOUNT,
     "SandboxMounts": record({"sandbox": _TEXT, "mounts": array_of(reference("SandboxMount"))}),
     "VolumeList": record({"volumes": array_of(reference("Volume"))}),
+    "TraceUse": record(
+        {
+            "image": {**_DIGEST, "description": "The manifest of the image that was traced."},
+            "source": {"enum": [RECORDED, FOUND]},
+            "traced": _COUNT,
+            "matched": {**_COUNT, "description": "Files of the trace that the image has."},
+            "planned": {**_COUNT, "description": "Bytes that were missing of them."},
+            "launched": {**_COUNT, "description": "Bytes that were asked for, so far."},
+            "state": {"enum": [str(state) for state in RunState]},
+        }
+    ),
+    "Trace": _OPEN_OBJECT,
+    "TraceSummary": record(
+        {
+            "manifest": _DIGEST,
+            "document": _DIGEST,
+            "platform": _TEXT,
+            "repository": {"type": "string", "description": "Empty: of this image only."},
+            "name": _TEXT,
+            "source": {"enum": [RECORDED, FOUND]},
+            "files": _COUNT,
+            "read_bytes": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "recorded_at": _SECONDS,
+        }
+    ),
+    "TraceList": record({"traces": array_of(reference("TraceSummary"))}),
+    "RecordingEvent": _event(
+        "progress",
+        {
+            "recording": {"type": "string", "description": "What finishing takes."},
+            "is_recording": {**_FLAG, "description": "Reads are noted from now on."},
+            "files": _COUNT,
+            "read_bytes": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+            "dropped": {**_COUNT, "description": "Reads that were too many to note."},
+        },
+    ),
+    "PushEvent": _event("progress", {**PUSH_PROGRESS}),
+    "PushedEvent": _event("done", {**PUSHED}),
+    "RecordedEvent": _event("done", {"trace": reference("TraceSummary")}),
+    "Finishing": record({"finishing": {"const": True}}),
     "TreeUsage": _numbers(
         {
             "entries": _COUNT,
@@ -357,7 +496,17 @@ COMPONENTS: Final[dict[str, Schema]] = {
     ),
     "LayerUsage": _numbers({"layer": _DIGEST, "entries": _COUNT, "bytes": _COUNT}),
     "StoreUsage": _numbers(
-        {"images": _COUNT, "layers": _COUNT, "layers_size": _COUNT, "disk_free": _COUNT}
+        {
+            "images": _COUNT,
+            "layers": _COUNT,
+            "layers_size": _COUNT,
+            "linked_size": _COUNT,
+            "copied_spans": _COUNT,
+            "copied_bytes": _COUNT,
+            "shared_layers": _COUNT,
+            "shared_bytes": _COUNT,
+            "disk_free": _COUNT,
+        }
     ),
     "Stopping": record({"stopping": {"const": True}}),
     "OpenAPI": _OPEN_OBJECT,
@@ -376,8 +525,15 @@ COMPONENTS: Final[dict[str, Schema]] = {
         {"checked": _COUNT, "faults": array_of(reference("ScrubFault"))},
     ),
     "ScrubFault": record(
-        {"subject": _TEXT, "problem": _TEXT, "is_repaired": _FLAG, "outcome": _TEXT}
+        {
+            "subject": _TEXT,
+            "problem": _TEXT,
+            "is_repaired": _FLAG,
+            "outcome": _TEXT,
+            "places": array_of(reference("DamagedPlace")),
+        }
     ),
+    "DamagedPlace": record({"offset": _COUNT, "size": _COUNT, "files": array_of(_TEXT)}),
     "ImportedEvent": _event(
         "done",
         {
@@ -404,11 +560,66 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "is_changed": {**_FLAG, "description": "The ID is not the one that it has here."},
         }
     ),
+    "ConvertEvent": _event(
+        "progress",
+        {
+            "stage": {"enum": ["pull", "convert", "write"]},
+            "layers": array_of(record({"digest": _DIGEST, "size": _COUNT, "done": _COUNT})),
+        },
+    ),
+    "ConvertedEvent": _event(
+        "done",
+        {
+            "name": _TEXT,
+            "digest": _DIGEST,
+            "images": array_of(reference("ConvertedImage")),
+            "left_out": array_of(_TEXT),
+        },
+    ),
+    "ConvertedImage": record(
+        {
+            "platform": _TEXT,
+            "manifest": _DIGEST,
+            "id": _DIGEST,
+            "missing": {**_COUNT, "description": "Files of the trace that it does not have."},
+            "layers": array_of(reference("ConvertedLayer")),
+        }
+    ),
+    "ConvertedLayer": record(
+        {
+            "before": reference("LayerBlob"),
+            "after": reference("LayerBlob"),
+            "diff_id": _DIGEST,
+            "reason": {
+                "type": "string",
+                "description": "Why it was taken over as it is; empty: it was not.",
+            },
+            "unpacked_size": _COUNT,
+            "files": _COUNT,
+            "prioritized": _COUNT,
+            "seconds": {"type": "number", "minimum": 0},
+        }
+    ),
+    "LayerBlob": record({"digest": _DIGEST, "size": _COUNT, "media_type": _TEXT}),
     "PulledEvent": _event("done", {"image": reference("Image"), "stats": _STATS}),
     "MountedEvent": _event("done", {"volume": reference("Volume"), "stats": _STATS}),
     "HappenedEvent": _HAPPENED,
     "AliveEvent": _event("alive", {}),
     "LostEvent": _event("lost", {"count": _COUNT}),
+    "Index": _INDEX,
+    "IndexLayer": _INDEX_LAYER,
+    "IndexBlob": record({"digest": _DIGEST, "size": _COUNT}),
+    "IndexList": record({"indexes": array_of(reference("Index"))}),
+    "IndexEvent": _event("progress", {"layers": array_of(reference("IndexingLayer"))}),
+    "IndexingLayer": record(
+        {
+            "digest": _DIGEST,
+            "size": _COUNT,
+            "state": {"enum": ["waiting", "indexing", "exists", "done", "left out"]},
+            "done": {**_COUNT, "description": "Bytes of the blob."},
+        }
+    ),
+    "IndexedEvent": _event("done", {"index": reference("Index"), "kept": _FLAG}),
     "FarewellEvent": _event("done", {}),
     "ErrorEvent": _event("error", {"error": reference("Error")}),
     "EntryEvent": _ENTRY,

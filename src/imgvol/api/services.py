@@ -22,7 +22,13 @@ import trio
 
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.content.check import Finding
-from imgvol.content.records import ImageRecord, LeaseRecord
+from imgvol.content.records import (
+    EvictedImage,
+    ImageRecord,
+    IndexRecord,
+    LeaseRecord,
+    TraceRecord,
+)
 from imgvol.content.store import StoreUsage
 from imgvol.images.collection import CollectionReport, Fate
 from imgvol.images.events import Subscription
@@ -37,14 +43,23 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
+from imgvol.images.space import EvictionReport, SpaceStatistics, SpaceStatus
+from imgvol.images.traces.service import RecordingProgress
 from imgvol.images.views import OpenView, ViewStatistics
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.json import JSONValue
+from imgvol.publish.conversion import ConversionProgress, ConversionReport, ConversionRequest
+from imgvol.publish.indexes import IndexProgress, IndexRequest
+from imgvol.publish.pushing import Pushed, PushProgress
+from imgvol.publish.traces import push_trace
+from imgvol.registry.push import Pusher
+from imgvol.registry.registries import Registries
 from imgvol.tallies import Distribution, QueueLength, RequestCounts
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions
 from imgvol.volumes.plan import MountRequest
 from imgvol.volumes.sandboxes import LeaseDeletion
-from imgvol.volumes.volume import Volume
+from imgvol.volumes.volume import HeldVolume, Volume
 
 
 class Imports(Protocol):
@@ -78,6 +93,15 @@ class Exports(Protocol):
         """Writes an archive into an open file; raises NotFound, Conflict."""
 
 
+class Conversions(Protocol):
+    """`publish.converting.Converter`."""
+
+    async def convert(
+        self, request: ConversionRequest, progress: ConversionProgress
+    ) -> ConversionReport:
+        """Writes an image in another format; raises what is wrong with it, or with the target."""
+
+
 class Images(Protocol):
     """`images.service.ImageService`."""
 
@@ -100,6 +124,9 @@ class Images(Protocol):
     async def list(self) -> Sequence[ImageRecord]:
         """Every local image."""
 
+    async def evicted(self) -> Sequence[EvictedImage]:
+        """The images that went for want of room."""
+
     async def remove(self, image: str) -> RemovalReport:
         """Drops a name, and the image with its last name; raises NotFound, Conflict."""
 
@@ -115,6 +142,9 @@ class Images(Protocol):
     async def documents(self, image: ImageRecord) -> tuple[JSONValue, JSONValue]:
         """The manifest and the config, as stored."""
 
+    async def descriptor(self, image: ImageRecord) -> Descriptor:
+        """What points at the image's manifest."""
+
     def open_view(self, image: ImageRecord) -> AbstractAsyncContextManager[OpenView]:
         """The merged tree of an image, held open."""
 
@@ -126,6 +156,19 @@ class Images(Protocol):
 
     async def explain_collection(self) -> Sequence[Fate]:
         """Why each thing that is stored stays, or that it would go."""
+
+
+class Space(Protocol):
+    """`images.space.SpaceKeeper`."""
+
+    async def status(self) -> SpaceStatus:
+        """How full the store is, what could go, and what could not."""
+
+    async def plan(self, size: int) -> EvictionReport:
+        """What `evict_to` would do."""
+
+    async def evict_to(self, size: int) -> EvictionReport:
+        """Evicts until the store takes no more than so many bytes."""
 
 
 class Inspection(Protocol):
@@ -156,6 +199,7 @@ class Volumes(Protocol):
         bind: BindOptions,
         patience: float,
         readiness: Readiness,
+        follows_trace: bool,
         progress: PullProgress,
     ) -> Volume:
         """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""
@@ -165,6 +209,9 @@ class Volumes(Protocol):
 
     async def list(self) -> Sequence[Volume]:
         """Every volume."""
+
+    def find(self, target_or_id: str) -> HeldVolume:
+        """One volume with what it keeps open; raises NotFound."""
 
 
 class Scrub(Protocol):
@@ -186,6 +233,31 @@ class Events(Protocol):
 
     def subscribe(self, kinds: Collection[str] = ()) -> AbstractAsyncContextManager[Subscription]:
         """Follows what happens inside of the block; raises Conflict."""
+
+
+class Indexes(Protocol):
+    """`publish.indexes.Indexes`."""
+
+    @property
+    def registries(self) -> Registries | None:
+        """Where images of registries come from."""
+
+    async def create(self, request: IndexRequest, progress: IndexProgress) -> IndexRecord:
+        """Makes and keeps the index of an image."""
+
+    async def kept(self, image: str | None = None) -> Sequence[IndexRecord]:
+        """The indexes that are kept, or an image's; raises NotFound."""
+
+    async def remove(self, image: str) -> Sequence[IndexRecord]:
+        """Removes an image's; raises NotFound."""
+
+    async def push_referrers(self, image: str, pusher: Pusher, progress: PushProgress) -> Pushed:
+        """Pushes an image's to the image; raises NotFound."""
+
+    async def push_image(
+        self, image: str, pusher: Pusher, tag: str, progress: PushProgress
+    ) -> Pushed:
+        """Pushes the image with its indexes; raises NotFound, Conflict."""
 
 
 class Sandboxes(Protocol):
@@ -243,6 +315,35 @@ class CriService(Server, Protocol):
         """What has been asked."""
 
 
+class Traces(Protocol):
+    """`images.traces.service.Traces`."""
+
+    async def record(
+        self,
+        image: ImageRecord,
+        view: OpenView,
+        *,
+        progress: RecordingProgress,
+        seconds: float,
+    ) -> TraceRecord:
+        """Notes what is read of an open view, and keeps it; raises Conflict."""
+
+    def finish(self, recording: str) -> None:
+        """Ends a recording; raises NotFound."""
+
+    async def list(self) -> Sequence[TraceRecord]:
+        """All of them, the latest first."""
+
+    async def find(self, image: ImageRecord) -> TraceRecord:
+        """The one that mounts of an image follow; raises NotFound."""
+
+    async def document(self, record: TraceRecord) -> bytes:
+        """The document itself; raises NotFound."""
+
+    async def remove(self, image: ImageRecord) -> TraceRecord:
+        """Forgets the one that mounts of an image follow; raises NotFound."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonInfo:
     """Who answers.
@@ -284,6 +385,7 @@ class Statistics:
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
         loop_blocked: For how long the event loop did not turn, each time that was too long.
+        space: How full the store is, and what was evicted.
         cri: What has been asked of the Container Runtime Interface, if it is served.
     """
 
@@ -296,6 +398,7 @@ class Statistics:
     volumes: int
     is_serving: bool
     loop_blocked: Distribution
+    space: SpaceStatistics
     cri: CallCounts = field(default_factory=CallCounts)
 
 
@@ -311,10 +414,16 @@ class Services:
         scrub: Reads the data of images again, and compares it with its digests.
         sandboxes: Leases, and the volumes of sandboxes.
         events: What happens to images.
+        traces: What starts of images read.
+        indexes: SOCI indexes.
         info: Tells who answers.
         statistics: What has been counted; from memory, whatever else is stuck.
         stop: Asks the daemon to end; returns at once.
+        converter: Writes images in formats that can be mounted lazily.
+        space: Keeps the store within its size.
         preload: What has become of the preload directory, from memory; None: there is none.
+        registries: How registries are reached; None: by themselves.
+        push_trace: `publish.traces.push_trace`.
     """
 
     images: Images
@@ -324,7 +433,13 @@ class Services:
     scrub: Scrub
     sandboxes: Sandboxes
     events: Events
+    traces: Traces
+    indexes: Indexes
     info: Callable[[], DaemonInfo]
     statistics: Callable[[], Statistics]
     stop: Callable[[], None]
+    converter: Conversions
+    space: Space
     preload: Callable[[], PreloadStatus | None] = lambda: None
+    registries: Registries | None = None
+    push_trace: Callable[[Pusher, Descriptor, bytes, PushProgress], Awaitable[Pushed]] = push_trace

@@ -27,8 +27,8 @@ _ID_DIGITS: Final = 12
     "kinds",
     metavar="KIND",
     multiple=True,
-    help="Only events of this kind: image.created, image.updated, image.removed, pull.progress, "
-    "pull.failed. May be repeated.",
+    help="Only events of this kind: image.created, image.updated, image.removed, image.evicted, "
+    "pull.progress, pull.failed. May be repeated.",
 )
 @json_option("Print each event as a line of JSON.")
 @verbose_option()

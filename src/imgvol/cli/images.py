@@ -76,7 +76,8 @@ def pull_command(
 @pass_session
 def images_command(session: Session, /) -> None:
     """List the images that are here."""
-    images = session.client.call("GET", "/images")["images"]
+    answer = session.client.call("GET", "/images")
+    images = answer["images"]
     if session.is_json:
         echo_json(images)
     elif session.is_quiet:
@@ -91,14 +92,14 @@ def images_command(session: Session, /) -> None:
             Column("SIZE", is_number=True),
             Column("PULLED"),
         ]
-        rows = _image_rows(images)
+        rows = sorted(_image_rows(images) + _evicted_rows(answer["evicted"]))
         if any(image["pinned"] for image in images):
             columns.append(Column("PINNED BY"))
         echo_table(columns, [row[: len(columns)] for row in rows])
 
 
 def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    rows = [
+    return [
         [
             familiar(name),
             short_id(image["id"]),
@@ -111,7 +112,23 @@ def _image_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         for image in images
         for name in image["names"] or ["<none>"]
     ]
-    return sorted(rows)
+
+
+def _evicted_rows(images: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Those that are not here for want of room: a mount fetches them."""
+    return [
+        [
+            familiar(name),
+            short_id(image["id"]),
+            image["platform"] or _ANY_PLATFORM,
+            "",
+            units.size(image["size"]),
+            "evicted",
+            "",
+        ]
+        for image in images
+        for name in image["names"]
+    ]
 
 
 @click.command(

@@ -66,6 +66,11 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "fsck": Entry("upkeep", "Check the store, and repair it."),
         "scrub": Entry("upkeep", "Read stored data again and compare it with its digests."),
     },
+    "Make images lazy, and start sooner": {
+        "index": Entry("index", "Index plain images, so that their layers are read lazily."),
+        "convert": Entry("convert", "Write an image so that others can mount it lazily."),
+        "trace": Entry("traces", "Learn what a start reads, and bring that first."),
+    },
     "For container runtimes": {
         "hook": Entry("hook", "Mount images in containers, as a hook of an OCI runtime."),
     },

@@ -27,8 +27,14 @@ def image_argument(function: F) -> F:
 
 def fetch_options(function: F) -> F:
     """Which variant of an image, and how its registry is reached."""
+    help_text = "Another platform than this machine's."
+    option = click.option("--platform", metavar="OS/ARCH", help=help_text)
+    return option(registry_options(function))
+
+
+def registry_options(function: F) -> F:
+    """How a registry is reached."""
     options = [
-        click.option("--platform", metavar="OS/ARCH", help="Another platform than this machine's."),
         click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS."),
         click.option("--insecure", is_flag=True, help="Do not check the registry's certificate."),
         click.option(
@@ -103,8 +109,15 @@ def fetching(
     *, platform: str | None, plain_http: bool, insecure: bool, ca_file: str | None
 ) -> dict[str, str | bool | None]:
     """Members of a request's body; left out where they are the default."""
+    reached = reaching(plain_http=plain_http, insecure=insecure, ca_file=ca_file)
+    return {"platform": platform, **reached}
+
+
+def reaching(
+    *, plain_http: bool, insecure: bool, ca_file: str | None
+) -> dict[str, str | bool | None]:
+    """Those of `registry_options`."""
     return {
-        "platform": platform,
         "plain_http": plain_http or None,
         "insecure": insecure or None,
         "ca_file": None if ca_file is None else os.path.abspath(ca_file),

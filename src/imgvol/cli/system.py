@@ -53,6 +53,19 @@ _POLL: Final = 0.05
     "Off by default: such layers are pulled first [IMGVOL_MISSING_DIGESTS].",
 )
 @click.option(
+    "--traces/--no-traces",
+    "follows_traces",
+    default=None,
+    help="Whether mounts bring first what a trace of the image names. On by default "
+    "[IMGVOL_NO_TRACES].",
+)
+@click.option(
+    "--trace-referrers/--no-trace-referrers",
+    default=None,
+    help="Ask registries for traces of images that have none here: some more requests for each, "
+    "and whoever may push can say what is fetched first. Off by default [IMGVOL_TRACE_REFERRERS].",
+)
+@click.option(
     "--background-rate",
     metavar="RATE",
     help="How fast to fetch what nobody waits for of mounted images, all together, in bytes per "
@@ -154,6 +167,27 @@ _POLL: Final = 0.05
     default=None,
     help="Keep images of a file pinned that is removed, until the next start [IMGVOL_KEEP_PINS].",
 )
+@click.option(
+    "--quota",
+    metavar="SIZE",
+    help="How much disk the store may take: 20G. What was used longest ago and can be fetched again"
+    " goes when it is nearly full. Any, by default [IMGVOL_QUOTA].",
+)
+@click.option(
+    "--high-watermark",
+    metavar="PERCENT",
+    help="Evict when it is fuller than this. 90 by default [IMGVOL_HIGH_WATERMARK].",
+)
+@click.option(
+    "--low-watermark",
+    metavar="PERCENT",
+    help="Evict down to this. 80 by default [IMGVOL_LOW_WATERMARK].",
+)
+@click.option(
+    "--min-free",
+    metavar="SIZE",
+    help="Also evict when less is free on the store's filesystem [IMGVOL_MIN_FREE].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -177,6 +211,8 @@ def serve_command(
     idle_exit: float | None,
     soci_referrers: bool | None,
     missing_digests: bool | None,
+    follows_traces: bool | None,
+    trace_referrers: bool | None,
     background_rate: str | None,
     max_downloads: int | None,
     pull_progress_timeout: float,
@@ -194,6 +230,10 @@ def serve_command(
     preload_wait: bool | None,
     retag_registries: tuple[str, ...],
     keep_pins: bool | None,
+    quota: str | None,
+    high_watermark: str | None,
+    low_watermark: str | None,
+    min_free: str | None,
     ready_fd: int | None,
     log_level: str,
     log_file: str | None,
@@ -221,7 +261,9 @@ def serve_command(
         trust = replace(trust, soci_referrers=soci_referrers)
     if missing_digests is not None:
         trust = replace(trust, missing_digests=missing_digests)
-    config = replace(config, trust=trust)
+    habits_of_traces = {"follows": follows_traces, "referrers": trace_referrers}
+    chosen = {name: value for name, value in habits_of_traces.items() if value is not None}
+    config = replace(config, trust=trust, traces=replace(config.traces, **chosen))
     if background_rate is not None:
         config = replace(config, background_rate=parse_rate(background_rate))
     if cri_socket is not None and no_cri:
@@ -247,6 +289,10 @@ def serve_command(
         **{name: value for name, value in given.items() if value is not None},
     )
     config = replace(config, preload=habits)
+    space = config.space.with_chosen(
+        quota=quota, high=high_watermark, low=low_watermark, min_free=min_free
+    )
+    config = replace(config, space=space)
     log_path = Path(os.path.abspath(log_file)) if log_file else None
     return daemon.run(config, ready_fd=ready_fd, log_level=log_level, log_file=log_path)
 
@@ -313,17 +359,52 @@ def _wait_until_gone(path: str, process: int | None) -> None:
 def df_command(session: Session, /) -> None:
     """Show what the store holds, and what is left on its disk."""
     usage = session.client.call("GET", "/usage")
+    space = session.client.call("GET", "/space")
     if session.is_json:
-        echo_json(usage)
+        echo_json({**usage, "space": space})
         return
-    echo_facts([("store", str(session.config.root)), *_usage_facts(usage)])
+    facts = [("store", str(session.config.root)), *_usage_facts(usage), *_space_facts(space)]
+    echo_facts(facts)
+
+
+def _space_facts(space: dict[str, Any]) -> list[tuple[str, str]]:
+    """The limits, and what could be evicted and what could not."""
+    facts = [("in use", units.size(space["used"]))]
+    if space["quota"] is not None:
+        facts.append(("quota", units.size(space["quota"])))
+    if space["min_free"] is not None:
+        facts.append(("to be left free", units.size(space["min_free"])))
+    if space["high"] is not None:
+        lines = f"above {units.size(space['high'])}, down to {units.size(space['low'])}"
+        facts.append(("evicts", lines))
+    facts += [
+        ("could be evicted", f"{units.size(space['evictable_layers'])} of unused images"),
+        ("could be given back", f"{units.size(space['evictable_spans'])} of mounted lazy layers"),
+    ]
+    facts += [(f"stays, {why}", units.size(size)) for why, size in space["kept"].items()]
+    return facts
+
+
+# What was saved: the number of bytes, what it is called, and of how many it is.
+_SAVINGS: Final = {
+    "copied_bytes": ("copied, not fetched", "copied_spans", "pieces"),
+    "shared_bytes": ("shared, not fetched", "shared_layers", "layers"),
+    "linked_size": ("linked, not stored", "", ""),
+}
 
 
 def _usage_facts(usage: dict[str, Any]) -> list[tuple[str, str]]:
     """Numbers by name: what says bytes or disk is a size, the rest are counts."""
     facts = []
+    counted = {count for _, count, _ in _SAVINGS.values()}
     for key, value in usage.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if key in counted:
+            continue
+        if key in _SAVINGS:
+            label, count, what = _SAVINGS[key]
+            number = f" ({units.count(usage[count])} {what})" if count else ""
+            facts.append((label, f"{units.size(value)}{number}"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             is_size = "bytes" in key or "size" in key or key.startswith("disk")
             shown = units.size(value) if is_size else units.count(int(value))
             facts.append((key.replace("_", " "), shown))

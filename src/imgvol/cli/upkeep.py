@@ -19,25 +19,36 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
+from imgvol.config import parse_size
 from imgvol.errors import Conflict
 
 if TYPE_CHECKING:
     from imgvol.content.check import Finding
 
 
-@click.command("gc", epilog=examples("imgvol gc --dry-run", "imgvol gc"))
+@click.command("gc", epilog=examples("imgvol gc --dry-run", "imgvol gc", "imgvol gc --to 20G"))
 @click.option(
     "--dry-run", is_flag=True, help="Remove nothing: show why each thing stays, or that it goes."
+)
+@click.option(
+    "--to",
+    "wanted",
+    metavar="SIZE",
+    help="Also evict images that nobody uses, and parts of mounted lazy ones, those used longest "
+    "ago first, until the store takes no more than SIZE: 20G. They are fetched again when needed.",
 )
 @json_option()
 @quiet_option("Print nothing.")
 @verbose_option()
 @pass_session
-def gc_command(session: Session, /, *, dry_run: bool) -> None:
+def gc_command(session: Session, /, *, dry_run: bool, wanted: str | None) -> None:
     """Remove from the store what no name, pin, lease, volume, open view or pull needs.
 
     The daemon does this by itself every hour, when an image is removed, and when the disk is full.
     """
+    if wanted is not None:
+        _evict(session, parse_size(wanted), dry_run=dry_run)
+        return
     if dry_run:
         _echo_plan(session, session.client.call("GET", "/gc")["things"])
         return
@@ -48,6 +59,29 @@ def gc_command(session: Session, /, *, dry_run: bool) -> None:
         for thing in report["removed"]:
             click.echo(f"{thing['kind']:8}  {thing['digest']}")
         echo_note(f"Freed {units.size(report['freed'])}.")
+
+
+def _evict(session: Session, size: int, *, dry_run: bool) -> None:
+    if dry_run:
+        report = session.client.call("POST", "/space/plan", body={"to": size})
+    else:
+        report = session.client.call("POST", "/space/evict", body={"to": size})
+    if session.is_json:
+        echo_json(report)
+        return
+    if session.is_quiet:
+        return
+    verb = "would go" if dry_run else "evicted"
+    for each in report["evicted"]:
+        layers = units.plural(len(each["layers"]), "layer")
+        click.echo(f"{verb}  {each['manifest']}  {units.size(each['size'])} in {layers}")
+    if report["given_back"]:
+        parts = units.plural(report["windows"], "part")
+        click.echo(f"{verb}  {units.size(report['given_back'])} in {parts} of mounted lazy layers")
+    left = units.size(max(0, report["used"] - report["freed"]))
+    would = "would free" if dry_run else "freed"
+    taken = units.size(report["used"])
+    echo_note(f"The store took {taken}; this {would} {units.size(report['freed'])}: {left}.")
 
 
 def _echo_plan(session: Session, things: Sequence[Mapping[str, Any]]) -> None:
@@ -157,8 +191,8 @@ def scrub_command(
 ) -> int:
     """Read the data of images again and compare it with its digests; exit with 1 if it is damaged.
 
-    Without IMAGE, of all. It gives way to everything else. A damaged layer gives errors from then
-    on, until it has been pulled again.
+    Without IMAGE, of all. It gives way to everything else. What is damaged gives errors from then
+    on, until its image has been pulled again; everything else is served.
     """
     faults: list[Mapping[str, Any]] = []
     checked = 0
@@ -192,4 +226,13 @@ def _echo_progress(event: Mapping[str, Any]) -> None:
 def _echo_faults(faults: Sequence[Mapping[str, Any]]) -> None:
     if faults:
         columns = [Column("WHAT"), Column("PROBLEM", shrinks=True), Column("OUTCOME")]
-        echo_table(columns, [[f["subject"], f["problem"], f["outcome"]] for f in faults])
+        rows = []
+        for fault in faults:
+            rows.append([fault["subject"], fault["problem"], fault["outcome"]])
+            rows += [["", _place_text(place), ""] for place in fault["places"]]
+        echo_table(columns, rows)
+
+
+def _place_text(place: Mapping[str, Any]) -> str:
+    files = ", ".join(place["files"]) or "no file that is shown"
+    return f"{units.size(place['size'])} at {place['offset']}: {files}"

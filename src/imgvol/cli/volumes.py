@@ -77,6 +77,7 @@ from imgvol.errors import ImgvolError
     show_default=True,
     help="How long blocked readers wait before they get the error after all.",
 )
+@click.option("--no-trace", is_flag=True, help="Do not bring first what a trace names.")
 @pulling.fetch_options
 @pulling.login_options
 @pulling.stats_option
@@ -95,6 +96,7 @@ def mount_command(
     verify: str,
     on_outage: str,
     outage_deadline: float,
+    no_trace: bool,
     show_stats: bool,
     username: str | None,
     password_stdin: bool,
@@ -112,6 +114,7 @@ def mount_command(
         "lazy": "off" if wait or lazy == "off" else None,
         "verify": "full" if verify == "full" else None,
         "patience": outage_deadline if on_outage == "block" else None,
+        "no_trace": no_trace or None,
         **binding.take(options),
         **pulling.fetching(**options),
         **pulling.logging_in(username=username, password_stdin=password_stdin),
@@ -214,6 +217,7 @@ def ps_command(session: Session, /, *, show_layers: bool) -> None:
     if show_layers and rows:
         click.echo()
         _echo_layers(volumes)
+        _echo_traces(volumes)
     if not rows and text.has_terminal():
         echo_note("Nothing is mounted. Mount something with: imgvol mount IMAGE DIR")
 
@@ -231,12 +235,40 @@ def _echo_losses(volumes: list[dict[str, Any]]) -> None:
 
 
 def _here(layers: list[dict[str, Any]]) -> str:
-    """How much of an image is here; a lazy one is complete only when it has been verified."""
+    """How much of an image is here; of a lazy one all is, once nothing of it will be fetched."""
     size = sum(layer["size"] for layer in layers)
     present = sum(layer["present"] for layer in layers)
-    if all(layer["state"] == "complete" for layer in layers) or not size:
+    if all(layer["state"] in {"complete", "here"} for layer in layers) or not size:
         return "100 %"
     return f"{min(99, present * 100 // size)} %"
+
+
+def _echo_traces(volumes: list[dict[str, Any]]) -> None:
+    columns = [
+        Column("VOLUME"),
+        Column("TRACE OF"),
+        Column("FROM"),
+        Column("FILES", is_number=True),
+        Column("MISSING", is_number=True),
+        Column("ASKED FOR", is_number=True),
+        Column("STATE"),
+    ]
+    rows = [
+        [
+            volume["id"],
+            short_id(trace["image"]),
+            "here" if trace["source"] == "recorded" else "registry",
+            f"{trace['matched']}/{trace['traced']}",
+            units.size(trace["planned"]),
+            units.size(trace["launched"]),
+            trace["state"],
+        ]
+        for volume in volumes
+        if (trace := volume["trace"]) is not None
+    ]
+    if rows:
+        click.echo()
+        echo_table(columns, rows)
 
 
 def _echo_layers(volumes: list[dict[str, Any]]) -> None:

@@ -7,7 +7,9 @@ import contextlib
 import os
 import secrets
 import shutil
+from pathlib import Path
 
+from imgvol import limits
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.layout import StoreLayout
 from imgvol.content.open_file import read_whole
@@ -48,6 +50,29 @@ class BlobStore:
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+            sync_directory(final.parent)
+
+    def adopt(self, digest: Digest, path: Path) -> None:
+        """Stores a file of the same filesystem, which is gone from its place afterwards.
+
+        Raises:
+            DigestMismatch: Its bytes are not what the digest names.
+            StoreFull: No room.
+        """
+        hasher = digest.hasher()
+        final = self._layout.blob(digest)
+        with translate_os_errors("store a document"):
+            with open(path, "rb") as file:
+                while piece := file.read(limits.MIB):
+                    hasher.update(piece)
+                os.fsync(file.fileno())
+            if Digest.from_hasher(hasher) != digest:
+                raise DigestMismatch("document does not match its digest", digest=digest)
+            if not final.parent.exists():
+                final.parent.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(final.parent.parent)
+            os.chmod(path, 0o600)
+            os.replace(path, final)
             sync_directory(final.parent)
 
     def read(self, digest: Digest) -> bytes:

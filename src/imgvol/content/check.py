@@ -139,7 +139,7 @@ def _layer_problems(
     if not directory.is_dir() or directory.is_symlink():
         yield "its files are gone"
         return
-    if record.is_refused:
+    if record.is_damaged or record.is_refused:
         assert record.fault is not None
         yield f"it was found to be bad: {record.fault.reason}"
         return

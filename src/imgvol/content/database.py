@@ -26,7 +26,7 @@ from imgvol.errors import LocalError, StoreDamaged, StoreFull
 
 T = TypeVar("T")
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 _SCHEMA = """
 CREATE TABLE image (
@@ -44,7 +44,7 @@ CREATE TABLE image (
 CREATE TABLE image_layer (
     manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
     position    INTEGER NOT NULL,   -- 0 is the lowest
-    digest      TEXT NOT NULL,      -- of the blob
+    digest      TEXT NOT NULL,      -- of the layer's blob, or of another one with its diff ID
     PRIMARY KEY (manifest, position)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX image_layer_digest ON image_layer (digest);
@@ -79,6 +79,8 @@ CREATE TABLE layer (
     reason      TEXT                               -- of the fault, or why it is not lazy
 ) STRICT;
 
+CREATE INDEX layer_diff_id ON layer (diff_id);
+
 CREATE TABLE origin (                              -- where to fetch the rest of a lazy layer
     digest      TEXT PRIMARY KEY REFERENCES layer (digest) ON DELETE CASCADE,
     argument    TEXT NOT NULL,                     -- as a user would name the image
@@ -96,6 +98,19 @@ CREATE TABLE place (                               -- where a layer lies that is
     ctime_ns    INTEGER NOT NULL,
     inode       TEXT NOT NULL,                     -- decimal: may need all of 64 bits
     device      TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE trace (                -- which files a start reads, and in which order
+    manifest    TEXT PRIMARY KEY,   -- of the image that it is of, which may be gone
+    document    TEXT NOT NULL,      -- digest of the trace, which is among the documents
+    platform    TEXT NOT NULL,      -- as image.platform
+    repository  TEXT NOT NULL,      -- whose newer images may use it, too; empty: none
+    name        TEXT NOT NULL,      -- what the image was called; may be empty
+    source      TEXT NOT NULL,      -- recorded, referrer
+    files       INTEGER NOT NULL,
+    read_bytes  INTEGER NOT NULL,
+    seconds     REAL NOT NULL,      -- how long was traced
+    recorded_at REAL NOT NULL       -- seconds since the epoch
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE chain (
@@ -132,6 +147,30 @@ CREATE TABLE volume (
 
 CREATE INDEX volume_sandbox ON volume (sandbox);
 
+CREATE TABLE saving (               -- what was not fetched, because it was here
+    kind        TEXT PRIMARY KEY,   -- copied, shared
+    pieces      INTEGER NOT NULL,   -- spans, layers
+    size        INTEGER NOT NULL    -- bytes of blobs
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE image_use (            -- what was used longest ago goes first when room is needed
+    manifest    TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE,
+    used_at     REAL NOT NULL       -- seconds since the epoch; a record, never a deadline
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE pulled_name (          -- what a registry has answered: it can be had there again
+    name        TEXT NOT NULL,      -- as name.name
+    platform    TEXT NOT NULL,
+    manifest    TEXT NOT NULL REFERENCES image ON DELETE CASCADE,
+    PRIMARY KEY (name, platform, manifest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX pulled_name_manifest ON pulled_name (manifest);
+
+CREATE TABLE evicted (              -- layers that went for want of room, and are not here again
+    digest      TEXT PRIMARY KEY,   -- of the blob
+    at          REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE named_volume (          -- what container engines call a volume
     name        TEXT PRIMARY KEY,
     image       TEXT NOT NULL,      -- as the user named it, canonical
@@ -145,6 +184,26 @@ CREATE TABLE named_mount (
     user        TEXT NOT NULL,      -- the ID that the engine gave its use
     PRIMARY KEY (name, user)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE soci_index (
+    manifest    TEXT PRIMARY KEY,   -- of which manifest; the image need not be here
+    target      TEXT NOT NULL,      -- digest of the image index that lists it, or the manifest's
+    name        TEXT NOT NULL,      -- the image, as it was named
+    platform    TEXT NOT NULL,
+    origin      TEXT NOT NULL,      -- how its source is reached: a JSON object, as table origin
+    layers      TEXT NOT NULL,      -- a JSON array: what there is of each layer, or why not
+    created_at  REAL NOT NULL       -- seconds since the epoch
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE soci_index_document (  -- what the store keeps for it: zTOCs, and the image's own
+    manifest    TEXT NOT NULL REFERENCES soci_index ON DELETE CASCADE,
+    digest      TEXT NOT NULL,
+    PRIMARY KEY (manifest, digest)
+) STRICT, WITHOUT ROWID;
+
+-- The index of an image that is here goes with it.
+CREATE TRIGGER soci_index_goes AFTER DELETE ON image
+    BEGIN DELETE FROM soci_index WHERE manifest = old.manifest; END;
 """
 
 # What an image's record is made of, and how a changed row leads to the manifests of the images that

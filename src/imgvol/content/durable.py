@@ -9,10 +9,12 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from imgvol.errors import LocalError, StoreFull
 
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What a system call says that finds no space, no quota, or too small a limit.
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def translate_os_errors(what: str) -> Iterator[None]:
         yield
     except OSError as exc:
         reason = exc.strerror or str(exc)
-        if exc.errno in _NO_ROOM:
+        if exc.errno in NO_ROOM:
             raise StoreFull(
                 f"no room to {what}: {reason}",
                 hint="Free space where the store lives, or remove images: imgvol rmi IMAGE.",
@@ -66,6 +68,19 @@ def sync_directory(path: Path) -> None:
 def write_file(path: Path, data: bytes) -> None:
     """Writes a new file and makes its content durable (not yet its name)."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, data, 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def overwrite_file(path: Path, data: bytes) -> None:
+    """Writes new content over that of a file of the same size, durably, without needing room.
+
+    Cut off in the middle, it leaves something of both: only for content that tells.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         write_all(fd, data, 0)
         os.fsync(fd)

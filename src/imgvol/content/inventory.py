@@ -102,6 +102,23 @@ def sweep_shared_files(layout: StoreLayout) -> list[str]:
     return removed
 
 
+def shared_usage(top: Path) -> int:
+    """Bytes of disk that hard links below a directory save: each after the first of a file."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    for directory, _, files in os.walk(top):
+        for name in files:
+            try:
+                status = os.lstat(os.path.join(directory, name))
+            except FileNotFoundError:  # replaced or removed in this moment
+                continue
+            if status.st_nlink > 1:
+                file = (status.st_dev, status.st_ino)
+                total += status.st_blocks * 512 if file in seen else 0
+                seen.add(file)
+    return total
+
+
 def tree_usage(top: Path, *, shared_links: int | None = None) -> int:
     """Bytes of disk below a directory; hard links count once, holes not at all.
 

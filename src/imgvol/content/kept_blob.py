@@ -28,6 +28,8 @@ class KeptBlob:
         self._ranges = Ranges()
         # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
         self._lock = threading.Lock()
+        # Held while bytes are written, or given back: never by the event loop.
+        self.writing = threading.Lock()
 
     @property
     def file(self) -> OpenFile | None:
@@ -50,15 +52,16 @@ class KeptBlob:
         Raises:
             StoreFull: No room; the range has to be fetched again.
         """
-        file = self._file
-        end = start + len(data)
-        holes = self.holes(start, end)
-        if file is not None:
-            with translate_os_errors("store a part of a layer"):
-                for first, last in holes:
-                    write_all(file.fd, data[first - start : last - start], first)
-        with self._lock:
-            self._ranges.add(start, end)
+        with self.writing:
+            file = self._file
+            end = start + len(data)
+            holes = self.holes(start, end)
+            if file is not None:
+                with translate_os_errors("store a part of a layer"):
+                    for first, last in holes:
+                        write_all(file.fd, data[first - start : last - start], first)
+            with self._lock:
+                self._ranges.add(start, end)
 
     def drop(self, start: int, end: int) -> None:
         """Forgets a range that turned out to be damaged. Does not block."""

@@ -5,10 +5,14 @@ A read first asks the page cache without waiting, on the event loop, in microsec
 microseconds away. Both give exactly the bytes asked for, cut at the end of the file, or raise: a
 short answer would be silent truncation.
 
+What a scrub has found to be damaged gives errors, and the rest is served. A read that meets such a
+part looks whether a pull has put a whole layer in the place of this one, and goes on with that.
+
 Descriptors of large files are kept in a small cache. A descriptor closes when its last user drops
 it, so that evicting one never pulls it from under a reader in another thread.
 """
 
+import contextlib
 import os
 import threading
 from collections import OrderedDict
@@ -16,6 +20,7 @@ from typing import Final
 
 import trio
 
+from imgvol.content.damage import DamagedParts
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.passed_pages import PassedPages
@@ -30,6 +35,9 @@ OPEN_FILES: Final = 128
 class LayerStore:
     """A complete `Layer`. Opening blocks: do it in a thread.
 
+    Attributes:
+        damaged: What of it must not be shown; None while all is well.
+
     Raises:
         StoreDamaged: Files are missing, or the index does not match its checksum.
     """
@@ -43,10 +51,12 @@ class LayerStore:
         # scrub finds that it is not what it was.
         self.failure: ImgvolError | None = None
         self._disk_reads = disk_reads
+        self._layout = layout
         self._directory = layout.layer(digest)
         try:
             self.index = LayerIndex(read_whole(self._directory / INDEX_NAME))
             self._data = OpenFile(self._directory / DATA_NAME, os.O_RDONLY)
+            self.damaged = DamagedParts.load(self._directory, digest)
         except OSError as exc:
             raise StoreDamaged(
                 "a stored layer cannot be opened",
@@ -62,19 +72,49 @@ class LayerStore:
         """See `Layer.read`.
 
         Raises:
-            StoreDamaged: The stored bytes end before the file does, or the disk fails.
+            StoreDamaged: The stored bytes end before the file does, are known not to be what they
+                were, or the disk fails.
         """
         if self.failure is not None:
             raise self.failure.with_traceback(None)
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
+        if self._is_damaged(node, offset, size):
+            await trio.to_thread.run_sync(self._renew, limiter=self._disk_reads)
+            self._refuse_damaged(node, offset, size)
         data = self._read_cached(node, offset, size)
         if data is not None:
             return data
         return await trio.to_thread.run_sync(
             self.read_blocking, node, offset, size, limiter=self._disk_reads
         )
+
+    def _is_damaged(self, node: int, offset: int, size: int) -> bool:
+        damaged = self.damaged
+        return damaged is not None and damaged.touches_content(self.index, node, offset, size)
+
+    def _refuse_damaged(self, node: int, offset: int, size: int) -> None:
+        if self._is_damaged(node, offset, size):
+            raise StoreDamaged(
+                "a part of a stored layer has changed since it was verified",
+                hint="Pull the image again: imgvol pull IMAGE.",
+                digest=self.digest,
+                offset=offset,
+            )
+
+    def _renew(self) -> None:
+        """Takes what a pull has put in the place of a damaged layer, if it has. Blocks."""
+        with contextlib.suppress(StoreDamaged, OSError):
+            if DamagedParts.load(self._directory, self.digest) == self.damaged:
+                return  # nobody has
+            found = LayerStore(self._layout, self.digest, self.slot, self._disk_reads)
+            if found.index.data != self.index.data:
+                return
+            with self._lock:
+                self._files.clear()
+            self._data = found._data
+            self.damaged = found.damaged
 
     def _read_cached(self, node: int, offset: int, size: int) -> bytearray | None:
         """The bytes, if that takes no waiting for the disk."""
@@ -90,25 +130,28 @@ class LayerStore:
             return data
         extents = self.index.extents(node)
         if len(extents) == 1 and extents[0].offset == 0 and extents[0].size >= offset + size:
-            return pread_nowait(self._data.fd, extents[0].position + offset, size)
+            descriptor = self._data  # held: it may be replaced meanwhile
+            return pread_nowait(descriptor.fd, extents[0].position + offset, size)
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """As `read`, without asking the page cache first. Blocks."""
         size = min(size, self.index.record(node).size - offset)
+        self._refuse_damaged(node, offset, size)
         number = self.index.own_file(node)
         if number is not None:
             descriptor = self._open_file(number)
             data = self._pread(descriptor.fd, offset, size)
             self._passed.note(number, descriptor.fd, offset, size)
             return data
+        descriptor = self._data  # held: it may be replaced meanwhile
         out = bytearray(size)
         for extent in self.index.extents(node):
             begin = max(extent.offset, offset)
             end = min(extent.offset + extent.size, offset + size)
             if begin < end:
                 at = extent.position + begin - extent.offset
-                out[begin - offset : end - offset] = self._pread(self._data.fd, at, end - begin)
+                out[begin - offset : end - offset] = self._pread(descriptor.fd, at, end - begin)
         return out
 
     def _pread(self, fd: int, position: int, size: int) -> bytes:

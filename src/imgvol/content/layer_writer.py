@@ -4,7 +4,8 @@ Theory of operation. The pulling thread hands over pieces of the uncompressed ta
 after the parser has seen it, so that every large payload that begins inside a piece is announced
 (`expect`) before the piece is written. A piece goes into the data file at its own offset, except
 for the parts that belong to announced payloads: these go to `files/<n>`, and stay holes in the
-data file. Everything lies in one directory below `ingest/` until `publish` has made it durable and
+data file. On the way each piece of the tar gets a digest of its own (`pieces`). Everything lies in
+one directory below `ingest/` until `publish` has made it durable and
 renamed it: a crash leaves either nothing or a complete layer.
 
 Everything here blocks; one thread at a time uses a writer.
@@ -32,24 +33,35 @@ from imgvol.content.durable import (
 )
 from imgvol.content.exchange import put_directory
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.open_file import OpenFile
+from imgvol.content.pieces import PIECES_NAME, PieceHasher
 from imgvol.content.records.layers import LayerRecord
+from imgvol.content.space import SpaceLedger
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
 
 # Dirty data that may pile up before the kernel is asked to begin writing.
 WRITEBACK_STEP: Final = 16 << 20
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class LayerWriter:
-    """One layer in the making; a context manager that removes what was not published."""
+    """One layer in the making; a context manager that removes what was not published.
 
-    def __init__(self, layout: StoreLayout) -> None:
+    Args:
+        layout: Of the store.
+        space: Counts what is written; None: nobody does.
+    """
+
+    def __init__(self, layout: StoreLayout, space: SpaceLedger | None = None) -> None:
         self._layout = layout
+        self._space = space or SpaceLedger()
+        self._taken = 0
         self._directory = layout.ingest / f"layer-{secrets.token_hex(8)}"
         self._expected: deque[_LargeFile] = deque()
         self._own_files: dict[int, OwnFile] = {}
+        self._pieces = PieceHasher()
         self._length = 0
         self._written_back = 0
         with translate_os_errors("begin a layer"):
@@ -70,6 +82,7 @@ class LayerWriter:
         for large in self._expected:
             large.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+        self._space.give(self._taken)
 
     def expect(self, number: int, member: TarMember) -> None:
         """Announces that a member's payload goes to `files/<number>`."""
@@ -79,10 +92,17 @@ class LayerWriter:
         self._finish_passed()
 
     def write(self, piece: bytes | memoryview, position: int) -> None:
-        """Writes a piece of the uncompressed tar, which begins at `position`."""
+        """Writes a piece of the uncompressed tar, which begins at `position`.
+
+        Raises:
+            StoreFull: No room.
+        """
         view = memoryview(piece)
+        self._space.take(len(view))
+        self._taken += len(view)
         end = position + len(view)
         self._length = end
+        self._pieces.update(view)
         with translate_os_errors("write a layer"):
             cursor = position
             while self._expected and self._expected[0].start < end:
@@ -127,6 +147,8 @@ class LayerWriter:
             write_file(self._directory / INDEX_NAME, index)
             card = self._card(record, is_whole=not dropped)
             write_file(self._directory / CARD_NAME, card.to_bytes())
+            pieces = self._pieces.finish()
+            write_file(self._directory / PIECES_NAME, pieces.to_bytes(record.digest))
             for number in sorted(referenced):
                 _sync_file(files / str(number))
                 if content := self._own_files[number].content:
@@ -137,8 +159,31 @@ class LayerWriter:
             # as good as any, and whole.
             replaced = put_directory(self._directory, self._layout.layer(record.digest))
             sync_directory(self._layout.layers)
+        self._taken = 0
         if replaced is not None:
             shutil.rmtree(replaced, ignore_errors=True)
+
+    def share_data(self, twin: Digest) -> None:
+        """One data file for this layer and a stored one, if theirs are the same.
+
+        That is so of layers with one diff ID; but theirs may have changed since it was verified,
+        and is compared byte by byte. Call it before `publish`, when all has been written.
+        """
+        self._finish_passed()
+        # Gone meanwhile, no hard links here, or too many: sharing is a saving, not a promise.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._data, self._length)
+            path = self._layout.layer(twin) / DATA_NAME
+            theirs = OpenFile(path, os.O_RDONLY)
+            if _is_same(self._data, theirs.fd):
+                link = self._directory / f"{DATA_NAME}.link"
+                os.link(path, link)
+                # What was compared, or what has been put in its place since?
+                if os.path.samestat(os.fstat(theirs.fd), os.lstat(link)):
+                    os.replace(link, self._directory / DATA_NAME)
+                    os.ftruncate(self._data, 0)  # nobody's any more: nothing to be written back
+                else:
+                    link.unlink()
 
     def _card(self, record: LayerRecord, *, is_whole: bool) -> LayerCard:
         own_files = tuple(sorted(self._own_files.values(), key=lambda file: file.position))
@@ -146,8 +191,10 @@ class LayerWriter:
         if is_whole:
             return card
         hasher = record.diff_id.hasher()
+        self._pieces = PieceHasher()
         for piece in card.iter_pieces(self._directory):
             hasher.update(piece)
+            self._pieces.update(piece)
         return replace(card, proof=Digest.from_hasher(hasher))
 
     def _share(self, path: Path, content: str) -> None:
@@ -175,6 +222,15 @@ class LayerWriter:
         self._own_files[large.number] = OwnFile(
             number=large.number, position=large.start, pieces=large.pieces, content=large.content
         )
+
+
+def _is_same(one: int, other: int) -> bool:
+    """Whether two files hold the same."""
+    size = os.fstat(one).st_size
+    return os.fstat(other).st_size == size and all(
+        os.pread(one, WRITEBACK_STEP, at) == os.pread(other, WRITEBACK_STEP, at)
+        for at in range(0, size, WRITEBACK_STEP)
+    )
 
 
 @dataclass(slots=True)

@@ -7,8 +7,11 @@
       layers/<hex>/          one complete, verified layer
         index                its LayerIndex
         layer.json           what it is, and how its bytes are proven again (card.py)
+        pieces               our own digests of its tar, one for each MiB (pieces.py)
+        damaged              which parts a scrub found not to be what they were (damage.py)
         data                 its uncompressed tar, sparse: the payloads of large files are holes
         files/<n>            large files, each a file of its own
+        chunks               where digests of its table of contents are (chunk_catalogue.py)
       lazy/<hex>/            a layer that is partly here (lazy_layer.py)
       places/<hex>/          a layer that is read where it lies, elsewhere (in_place_layer.py)
       files/sha256/<hex>     hard links to complete large files, by content
@@ -26,6 +29,7 @@ from imgvol.oci.digest import Digest
 INDEX_NAME = "index"
 DATA_NAME = "data"
 FILES_NAME = "files"
+CHUNKS_NAME = "chunks"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,25 @@
       table    the SpanTable: where each byte of the content comes from
       data     the content, sparse, in the address space of the span table
       blob     the compressed spans that have been fetched, at their places in the blob, sparse
-      spans    which of them are present
+      spans    which of them are present, and of which the compressed bytes are not
+      chunks   where each digest of its table is, for other layers (chunk_catalogue.py); a hint
 
 Readers see bytes of a span only after it has been verified and written. The compressed bytes are
 kept until the whole layer has been verified, so that this fetches nothing twice; then the layer
 moves to `layers/` in its final form, and readers of this object are served from there: the two
 indexes number the same files alike.
+
+A span may also come from another layer of this machine that has the same bytes. It is checked
+against the same digests; but its compressed bytes are not here then, and without all of them the
+whole cannot be verified. Such a layer *forgoes its proof*: nothing is fetched for the sake of that
+alone, and it stays as it is, each part covered by a digest of its table, until it is pulled.
 """
 
 import contextlib
+import hashlib
 import os
 import secrets
 import shutil
-import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,15 +38,32 @@ from imgvol.content.durable import (
     write_all,
     write_file,
 )
+from imgvol.content.giving_back import GivenBack
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
+<<<<<<< HEAD
+from imgvol.content.ranges import Ranges, joined
+=======
+from imgvol.content.punch import BLOCK
 from imgvol.content.ranges import Ranges
+>>>>>>> work-f
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
+from imgvol.content.reclaiming import LayerLocks, SpanReclaimer
+from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
-from imgvol.errors import ContentError, ImgvolError, InternalError, StoreDamaged
+from imgvol.content.span_uses import SpanUses
+from imgvol.content.spare_spans import Spared, SpareSpans
+from imgvol.errors import (
+    ContentError,
+    ImgvolError,
+    InternalError,
+    LocalError,
+    StoreDamaged,
+    StoreFull,
+)
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
@@ -119,10 +142,17 @@ class LazyLayerStore:
         fetcher: Brings the others.
         demand: Counts the reads that waited; shared by the layers of one engine.
         on_complete: Called when the final form has taken over, `index` included.
+        uses: Which spans are read, and were.
+        reclaimer: Gives spans back for which there is no room.
     """
 
     def __init__(
-        self, directory: Path, digest: Digest, slot: int, disk_reads: trio.CapacityLimiter
+        self,
+        directory: Path,
+        digest: Digest,
+        slot: int,
+        disk_reads: trio.CapacityLimiter,
+        space: SpaceLedger | None = None,
     ) -> None:
         self.digest = digest
         self.slot = slot
@@ -135,8 +165,10 @@ class LazyLayerStore:
         self._complete: LayerStore | None = None
         self._has_lost_writes = False
         self._readahead = ReadaheadTracker()
-        # Held for bookkeeping only, never while the disk works: the event loop takes it, too.
-        self._lock = threading.Lock()
+        self._locks = LayerLocks()
+        self._lock = self._locks.bookkeeping
+        self._space = space or SpaceLedger()
+        self._spare = SpareSpans(self._space)
         try:
             self.index = LayerIndex(read_whole(directory / INDEX_NAME))
             self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
@@ -148,10 +180,49 @@ class LazyLayerStore:
                 "a stored layer cannot be opened", digest=digest, reason=exc.strerror
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
-        self._saved_count = self.present.present_count
         self.kept = KeptBlob(blob, digest)
+        # Bytes of the blob that stand for content which is here without them.
+        self._unkept_size = 0
         for span in self.present:
-            self.kept.note(*self.table.compressed_range(span))
+            start, end = self.table.compressed_range(span)
+            if self.present.is_kept(span):
+                self.kept.note(start, end)
+            else:
+                self._unkept_size += end - start
+        self.uses = SpanUses(self.table)
+        self.reclaimer = SpanReclaimer(
+            present=self.present,
+            discard=self._discard,
+            kept=self.kept,
+            uses=self.uses,
+            locks=self._locks,
+            space=self._space,
+            data=lambda: self._data,
+        )
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are, unless it is complete."""
+        return self._directory
+
+    @property
+    def forgoes_proof(self) -> bool:
+        """Whether the background leaves the blob as it is, with compressed bytes missing.
+
+        So it is once content of it was copied from elsewhere, or compressed bytes were given back,
+        and until these come over the line after all.
+        """
+        return self.present.unkept_count > 0 and not self.is_complete
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all content is here, by digests of the table, and no proof is to come."""
+        return self.forgoes_proof and self.present.is_full
+
+    @property
+    def present_size(self) -> int:
+        """Bytes of the blob of which the content is here, or will not be fetched. From memory."""
+        return self.table.blob_size if self.is_settled else self.kept.size + self._unkept_size
 
     @property
     def is_complete(self) -> bool:
@@ -159,13 +230,27 @@ class LazyLayerStore:
         return self._complete is not None
 
     @property
+    def final(self) -> LayerStore | None:
+        """What it is read from since it is complete."""
+        return self._complete
+
+    @property
+    def stays_lazy(self) -> bool:
+        """Whether it is not completed while it is open.
+
+        Spans were given back: fetching all of it for the sake of the proof would push out what is
+        read.
+        """
+        return self.reclaimer.has_given_back
+
+    @property
     def has_lost_writes(self) -> bool:
         """Whether the disk failed to keep what it had taken."""
         return self._has_lost_writes
 
     def missing(self, spans: Sequence[int]) -> list[int]:
-        """Those of some spans that are not here."""
-        return [span for span in spans if span not in self.present]
+        """Those of some spans that are not here, nor in memory for want of room."""
+        return [span for span in spans if span not in self.present and span not in self._spare]
 
     def has(self, node: int, offset: int, size: int) -> bool:
         """Whether a range of a file can be read without fetching anything."""
@@ -174,6 +259,10 @@ class LazyLayerStore:
             self.missing(self.table.spans_of(position, length))
             for _, position, length in self._pieces(node, offset, size)
         )
+
+    def spans_of(self, node: int, offset: int, size: int) -> list[int]:
+        """The spans that hold a range of a file; none once the layer is complete."""
+        return self._spans_of(self._pieces(node, offset, size))
 
     async def read(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """See `Layer.read`; what is missing is fetched.
@@ -193,13 +282,44 @@ class LazyLayerStore:
             return b""
         pieces = self._pieces(node, offset, size)
         spans = self._spans_of(pieces)
+        # From here on they stay, until this has read them.
+        with self._lock:
+            self.uses.enter(spans)
+        self.uses.note(spans)
+        try:
+            return await self._read_spans(node, offset, size, pieces, spans, data)
+        finally:
+            self._leave(spans)
+
+    def _leave(self, spans: Sequence[int]) -> None:
+        with self._lock:
+            for span in self.uses.leave(spans):
+                self._spare.drop(span)
+
+    async def _read_spans(
+        self,
+        node: int,
+        offset: int,
+        size: int,
+        pieces: list[tuple[int, int, int]],
+        spans: Sequence[int],
+        data: OpenFile,
+    ) -> bytes | bytearray:
         wanted = self.missing(spans)
         if self.fetcher is not None:
             self.fetcher.note_wanted(spans)
         if wanted:
             assert self.fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
-                await self.fetcher.ensure(wanted)
+                try:
+                    await self.fetcher.ensure(wanted)
+                except StoreFull as exc:
+                    # Programs that read know nothing of rooms.
+                    raise LocalError(
+                        "no room for a part of a layer, nor memory",
+                        hint=exc.hint,
+                        digest=self.digest,
+                    ) from exc
             if self.failure is not None:
                 raise self.failure.with_traceback(None)
             if self._data is None:
@@ -209,6 +329,10 @@ class LazyLayerStore:
             self.demand.bytes += size
         if self.fetcher is not None:
             self._read_ahead(self.fetcher, node, offset, size)
+        if self._spare and any(span in self._spare for span in spans):
+            return await trio.to_thread.run_sync(
+                self._gather_spare, data, pieces, size, spans, limiter=self._disk_reads
+            )
         if len(pieces) == 1 and pieces[0][2] == size:
             cached = pread_nowait(data.fd, pieces[0][1], size)
             if cached is not None:
@@ -261,6 +385,21 @@ class LazyLayerStore:
             out[place : place + length] = self._pread(file, position, length)
         return out
 
+    def _gather_spare(
+        self,
+        file: OpenFile,
+        pieces: list[tuple[int, int, int]],
+        size: int,
+        spans: Sequence[int],
+    ) -> bytearray:
+        """As `_gather`, with those spans that are only in memory."""
+        out = self._gather(file, pieces, size)
+        for place, position, length in pieces:
+            piece = memoryview(out)[place : place + length]
+            with self._lock:
+                self._spare.fill(position, piece, spans)
+        return out
+
     def _pread(self, file: OpenFile | None, position: int, size: int) -> bytes:
         if file is None:
             raise InternalError("a lazy layer is complete already", digest=self.digest)
@@ -279,8 +418,14 @@ class LazyLayerStore:
         for span in list(self.present):
             start, end = self.table.compressed_range(span)
             progress(end - start)
-            if not self._is_sound(span):
-                damaged.append(span)
+            # Not given back before we have looked.
+            with self._lock:
+                self.uses.enter([span])
+            try:
+                if span in self.present and not self._is_sound(span):
+                    damaged.append(span)
+            finally:
+                self._leave([span])
         return damaged
 
     def _is_sound(self, span: int) -> bool:
@@ -289,6 +434,8 @@ class LazyLayerStore:
             return True  # completed meanwhile, hence verified as a whole
         start, end = self.table.compressed_range(span)
         try:
+            if not self.present.is_kept(span):
+                return self._has_parts(data, span)
             regions = self.table.decode(span, self.kept.read(start, end - start))
             return all(
                 self._pread(data, region.position, len(region.data)) == region.data
@@ -299,6 +446,16 @@ class LazyLayerStore:
         except InternalError:
             return True  # completed in this moment
 
+    def _has_parts(self, data: OpenFile, span: int) -> bool:
+        """Whether a span's content is what its digests say; there is nothing to decode it from."""
+        parts = self.table.parts(span)
+        if parts is None:
+            return self.is_complete  # in this moment: its table has gone
+        return all(
+            hashlib.sha256(self._pread(data, part.position, part.size)).digest() == part.digest
+            for part in parts
+        )
+
     def forget_spans(self, spans: Collection[int]) -> None:
         """Counts damaged spans as missing: they are fetched again. Blocks; durable on return.
 
@@ -307,31 +464,100 @@ class LazyLayerStore:
         """
         with self._lock:
             for span in spans:
-                self.present.discard(span)
+                self._discard(span)
                 self.kept.drop(*self.table.compressed_range(span))
-        with translate_os_errors("mark what is damaged of a layer"):
-            self.present.save(self.present.snapshot())
+        with self._locks.saving, translate_os_errors("mark what is damaged of a layer"):
+            self.present.save_missing()
 
-    def put_span(self, span: int, regions: Sequence[Region]) -> None:
+    def _discard(self, span: int) -> None:
+        """Counts a span as missing. For whoever holds the lock."""
+        start, end = self.table.compressed_range(span)
+        if span in self.present and not self.present.is_kept(span):
+            self._unkept_size -= end - start
+        self.present.discard(span)
+
+    def put_span(
+        self, span: int, regions: Sequence[Region], compressed: bytes = b"", *, is_kept: bool = True
+    ) -> None:
         """Stores a verified span and shows it to readers. Blocks; safe in any thread.
+
+        Args:
+            span: Its number.
+            regions: What it decodes to.
+            compressed: Its bytes in the blob, which are kept if they are not yet.
+            is_kept: Whether these are here: not if it was copied.
 
         Raises:
             StoreFull: No room; the span stays missing.
         """
-        data = self._data
-        if data is not None:
-            with translate_os_errors("store a part of a layer"):
-                for region in regions:
-                    write_all(data.fd, region.data, region.position)
+        if self._data is None:
+            return  # all of it is here by now
+        start, end = self.table.compressed_range(span)
+        # With the blocks at its ends, which may be new.
+        size = BLOCK + sum(len(region.data) for region in regions)
+        if not self.kept.covers(start, end):
+            size += BLOCK + len(compressed)
+        self._space.take(size)
+        try:
+            with self._locks.storing:
+                if compressed:
+                    self.kept.put(start, compressed)
+                data = self._data
+                if data is not None:
+                    with translate_os_errors("store a part of a layer"):
+                        for region in regions:
+                            write_all(data.fd, region.data, region.position)
+                with self._lock:
+                    if span not in self.present:  # else another thread has been as quick
+                        self._unkept_size += 0 if is_kept else end - start
+                        self.present.add(span, is_kept=is_kept)
+        except ImgvolError:
+            self._space.give(size)
+            raise
+        self.uses.note([span])
+
+    def keep(self, start: int, piece: bytes) -> bool:
+        """Keeps bytes of the blob that have come, if there is room to spare. Blocks.
+
+        Returns:
+            False: they come with their spans, or not at all.
+        """
+        if self.stays_lazy or not self._space.take_spare_room(len(piece)):
+            return False
+        try:
+            self.kept.put(start, piece)
+        except StoreFull:
+            self._space.give(len(piece))
+            return False
+        return True
+
+    def put_spare(self, span: int, regions: Sequence[Region]) -> Spared:
+        """Shows a verified span, for which there is no room, to those who wait for it."""
         with self._lock:
-            self.present.add(span)
+            if not self.uses.is_read(span):
+                return Spared.UNWANTED
+            return Spared.KEPT if self._spare.put(span, regions) else Spared.REFUSED
+
+    def give_back(self, windows: Collection[int]) -> GivenBack:
+        """Gives back the spans of some windows that nobody reads now; see `giving_back`. Blocks.
+
+        Raises:
+            LocalError: The disk fails, or cannot give back parts of files.
+        """
+        return self.reclaimer.give_back(windows)
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.
 
-        Missing spans are in one part each; parts that are near to each other are one.
+        Missing spans are in one part each; parts that are near to each other are one. A layer that
+        forgoes its proof lacks nothing but spans, and parts are joined sparingly.
         """
         wanted = Ranges()
+        if self.forgoes_proof:
+            for span in self.missing(spans):
+                wanted.add(*self.table.compressed_range(span))
+            budget = int(wanted.size * limits.FETCH_ALONG_SHARE)
+            return joined(wanted, gap=limits.FETCH_GAP, budget=budget)
         for hole in self.kept.holes(start, end):
             wanted.add(*hole)
         for span in self.missing(spans):
@@ -350,11 +576,15 @@ class LazyLayerStore:
             StoreFull: No room.
             LocalError: The disk failed: the map stays behind, for good, which is safe.
         """
+        with self._locks.saving:
+            self._flush()
+
+    def _flush(self) -> None:
         # Bytes are written before their bit is set: what the snapshot speaks of is in the files.
         with self._lock:
-            bits, count = self.present.snapshot(), self.present.present_count
+            bits = self.present.snapshot()
         data, blob = self._data, self.kept.file
-        if count == self._saved_count or self._has_lost_writes or data is None or blob is None:
+        if bits == self.present.saved or self._has_lost_writes or data is None or blob is None:
             return
         with translate_os_errors("store a part of a layer"):
             try:
@@ -374,7 +604,6 @@ class LazyLayerStore:
             # A layer that was completed meanwhile has no lazy form any more.
             with contextlib.suppress(FileNotFoundError):
                 self.present.save(bits)
-        self._saved_count = count
 
     def complete(self, store: LayerStore) -> None:
         """From now on reads are answered by the layer's final form.
@@ -382,13 +611,16 @@ class LazyLayerStore:
         What only the lazy form needs is dropped. The index is the final form's: it numbers the same
         files alike, and only the positions of their content differ.
         """
-        self._complete = store
-        self._data = None
+        with self._lock:
+            self._complete = store
+            self._data = None
         self.kept.close()
         self.index = store.index
         self.table = NoSpans(self.table.blob_size)
+        self.uses.close()
         # Whoever waits for a span that is still on its way need not any more.
-        self.present.fill()
+        with self._lock:
+            self.present.fill()
         self.on_complete()
 
 

@@ -63,3 +63,26 @@ class Ranges:
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._starts, self._ends, strict=True)
+
+
+def joined(ranges: Ranges, *, gap: int, budget: int) -> list[tuple[int, int]]:
+    """Ranges, with those made one that are near to each other, the nearest first.
+
+    Args:
+        gap: What may lie between two of them, at most.
+        budget: What may lie between them in all.
+    """
+    parts = list(ranges)
+    gaps = sorted((parts[i + 1][0] - parts[i][1], i) for i in range(len(parts) - 1))
+    bridged = set()
+    for size, place in gaps:
+        budget -= size
+        if size > gap or budget < 0:
+            break
+        bridged.add(place)
+    result: list[tuple[int, int]] = []
+    for place, (start, end) in enumerate(parts):
+        if place - 1 in bridged:
+            start = result.pop()[0]  # noqa: PLW2901 - joined
+        result.append((start, end))
+    return result

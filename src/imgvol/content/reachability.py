@@ -7,7 +7,9 @@ long as a root leads to it, directly or over other things:
     name ────────────────────────┼───────> document (the index that the name resolved to)
                                  ├───────> document (manifest, config)
                                  └───────> view
-    open view, mount, pull, import, export ──> whatever they hold in memory
+    trace ─────────────────────────────────> document (the trace; its record goes by itself)
+    index ─────────────────────────────────> document (zTOCs, and what they are pushed with)
+    open view, mount, pull, import, export, conversion, copy ──> whatever they hold in memory
 
 The reasons of a thing are all roots that lead to it, not only the first that was found: only when
 the last of them has gone does the thing go.
@@ -31,7 +33,7 @@ class ThingKind(StrEnum):
     """A layer in any form, by its blob's digest."""
 
     DOCUMENT = "document"
-    """An index, manifest or config."""
+    """An index, manifest, config or zTOC."""
 
     VIEW = "view"
     """The number of a view in inode numbers."""
@@ -47,11 +49,16 @@ class RootKind(StrEnum):
     PIN = "pin"
     LEASE = "lease"
     VOLUME = "volume"
+    TRACE = "trace"
     VIEW = "open view"
     MOUNT = "mount"
     PULL = "pull"
     IMPORT = "import"
     EXPORT = "export"
+    CONVERSION = "conversion"
+    COPY = "copy"
+    """A lazy layer that is being filled from other ones."""
+    INDEX = "index"
 
 
 class Thing(NamedTuple):

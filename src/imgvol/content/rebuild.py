@@ -155,9 +155,15 @@ def _record_of(
     diff_ids: tuple[DiffID, ...] = (),
 ) -> ImageRecord | None:
     """What was recorded when it was pulled; None if a layer is missing."""
-    if any(layer.digest not in layers for layer in wanted):
+    by_diff_id = {layer.diff_id: layer for layer in layers.values() if layer.is_complete}
+    promised = diff_ids or (None,) * len(wanted)
+    found = tuple(
+        layer
+        for descriptor, diff_id in zip(wanted, promised, strict=True)
+        if (layer := layers.get(descriptor.digest) or (diff_id and by_diff_id.get(diff_id)))
+    )
+    if len(found) < len(wanted):
         return None
-    found = tuple(layers[layer.digest] for layer in wanted)
     return ImageRecord(
         id=image_id,
         manifest=manifest.digest,

@@ -31,11 +31,12 @@ from imgvol.content.database import Database, open_database
 from imgvol.content.durable import sync_directory, translate_os_errors, write_file
 from imgvol.content.exchange import put_directory
 from imgvol.content.files import StoreFiles
+from imgvol.content.image_uses import ImageUses
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.known_images import KnownImages
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
-from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.layout import CHUNKS_NAME, DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.lazy_layer import (
     BLOB_NAME,
     SPANS_NAME,
@@ -46,7 +47,8 @@ from imgvol.content.lazy_layer import (
 from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place
-from imgvol.content.records import LayerRecord, Origin, Records
+from imgvol.content.records import LayerRecord, Origin, Records, Saving
+from imgvol.content.space import SpaceLedger
 from imgvol.content.turns import Turns
 from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.layers.lazy.spans import LazyLayer
@@ -63,12 +65,26 @@ DISK_READS: Final = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUsage:
-    """What the store takes and holds; sizes in bytes."""
+    """What the store takes and holds, and what it has saved; sizes in bytes.
+
+    Attributes:
+        linked_size: What layers would take besides if they did not share files.
+        copied_spans: Spans of lazy layers that were copied from other layers, since the store was
+            made.
+        copied_bytes: What they have in their blobs: it was not fetched.
+        shared_layers: Layers that were not fetched because they were here under another digest.
+        shared_bytes: Of their blobs.
+    """
 
     images: int
     layers: int
     blobs_size: int
     layers_size: int
+    linked_size: int
+    copied_spans: int
+    copied_bytes: int
+    shared_layers: int
+    shared_bytes: int
     disk_size: int
     disk_free: int
 
@@ -89,6 +105,9 @@ class Store:
         self.pins = Pins()
         # Documents are here for a moment before the record that needs them.
         self.naming = trio.Lock()
+        # How much it takes, and may.
+        self.space = SpaceLedger()
+        self.uses = ImageUses()
         self._limiter = trio.CapacityLimiter(STORE_THREADS)
         self._disk_reads = trio.CapacityLimiter(DISK_READS)
         self._layer_turns = Turns[Digest]()
@@ -127,9 +146,18 @@ class Store:
         """
         return await trio.to_thread.run_sync(self.blobs.read, digest, limiter=self._limiter)
 
+    async def adopt_blob(self, digest: Digest, path: Path) -> None:
+        """Stores a file of the spool directory durably, which moves.
+
+        Raises:
+            DigestMismatch: It is not what the digest names.
+            StoreFull: No room.
+        """
+        await trio.to_thread.run_sync(self.blobs.adopt, digest, path, limiter=self._limiter)
+
     def new_layer(self) -> LayerWriter:
         """A writer for one layer. Blocks: call it in the pulling thread."""
-        return LayerWriter(self._layout)
+        return LayerWriter(self._layout, self.space)
 
     async def add_lazy_layer(
         self, record: LayerRecord, lazy: LazyLayer, origin: Origin
@@ -167,6 +195,7 @@ class Store:
             record.digest,
             record.slot,
             self._disk_reads,
+            self.space,
             limiter=self._limiter,
         )
 
@@ -243,8 +272,11 @@ class Store:
         shutil.rmtree(self._layout.place(digest), ignore_errors=True)
         # Out of the way first: an open layer may be writing its map there in this moment.
         discarded = self._layout.ingest / f"lazy-{secrets.token_hex(8)}"
+        lazy, final = self._layout.lazy_layer(digest), self._layout.layer(digest)
+        with contextlib.suppress(OSError):  # a hint, that others can do without
+            os.rename(lazy / CHUNKS_NAME, final / CHUNKS_NAME)
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self._layout.lazy_layer(digest), discarded)
+            os.rename(lazy, discarded)
         shutil.rmtree(discarded, ignore_errors=True)
 
     async def open_layer(self, record: LayerRecord) -> LayerStore:
@@ -288,6 +320,8 @@ class Store:
         """Sizes of what is stored. Walks the layers' directories: not for a hot path."""
         images = self.images
         layers = await self.records.layers()
+        savings = await self.records.savings()
+        copied, shared = savings[Saving.COPIED], savings[Saving.SHARED]
 
         def measure() -> StoreUsage:
             disk = os.statvfs(self._layout.root)
@@ -299,6 +333,11 @@ class Store:
                 layers_size=inventory.tree_usage(self._layout.layers)
                 + inventory.tree_usage(self._layout.lazy_layers)
                 + inventory.tree_usage(self._layout.places),
+                linked_size=inventory.shared_usage(self._layout.layers),
+                copied_spans=copied.pieces,
+                copied_bytes=copied.size,
+                shared_layers=shared.pieces,
+                shared_bytes=shared.size,
                 disk_size=disk.f_blocks * disk.f_frsize,
                 disk_free=disk.f_bavail * disk.f_frsize,
             )

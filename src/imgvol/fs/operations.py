@@ -176,7 +176,10 @@ class Operations(pyfuse3.Operations):
         """The handle is the inode; pages stay valid, as no file ever changes."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise failure(errno.EROFS)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+        recordings = self._views.recordings
+        # What the kernel has of the file would be read unseen.
+        is_recorded = recordings is not None and recordings.note_open(inode)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=not is_recorded)
 
     def _read_deadline(self, fh: int, *_: object) -> float:
         meaning = decode(fh)
@@ -188,6 +191,8 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Exactly `size` bytes, fewer only at the end of the file, or an error."""
         store, node = self._layer_node(fh)
+        if self._views.recordings is not None:
+            self._views.recordings.note_read(fh, off, size)
         data = await store.read(node, off, size)
         self.requests.bytes_read += len(data)
         # pyfuse3 takes anything that has a buffer, whatever its stub says: no copy is made.

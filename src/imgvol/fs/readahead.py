@@ -33,7 +33,9 @@ class KernelReadahead:
 
     async def adjust(self, views: Views) -> None:
         """Makes it what the open layers want."""
-        wanted = limits.READAHEAD_SLOW_KIB if views.has_slow_layers else limits.READAHEAD_KIB
+        # Whoever traces wants to know what was asked for, and not what lies around it.
+        is_short = views.has_slow_layers or views.recordings is not None
+        wanted = limits.READAHEAD_SLOW_KIB if is_short else limits.READAHEAD_KIB
         if wanted != self._current and self._setting is not None:
             self._current = wanted
             await trio.to_thread.run_sync(self._write, self._setting, wanted)

@@ -21,9 +21,17 @@ from imgvol.oci.json import JSONValue
 IMAGE_CREATED: Final = "image.created"
 IMAGE_UPDATED: Final = "image.updated"
 IMAGE_REMOVED: Final = "image.removed"
+IMAGE_EVICTED: Final = "image.evicted"
 PULL_PROGRESS: Final = "pull.progress"
 PULL_FAILED: Final = "pull.failed"
-KINDS: Final = (IMAGE_CREATED, IMAGE_UPDATED, IMAGE_REMOVED, PULL_PROGRESS, PULL_FAILED)
+KINDS: Final = (
+    IMAGE_CREATED,
+    IMAGE_UPDATED,
+    IMAGE_REMOVED,
+    IMAGE_EVICTED,
+    PULL_PROGRESS,
+    PULL_FAILED,
+)
 
 # Followers have so long to take what is left for them when the daemon ends.
 _FAREWELL: Final = 1.0

@@ -15,23 +15,15 @@ Everything is hashed as it is written. The lists of images come last: what was c
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from imgvol.content.card import LayerCard
-from imgvol.content.place import Place, PlacedFile
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
-from imgvol.content.records import ImageRecord, LayerRecord
+from imgvol.content.records import ImageRecord
 from imgvol.content.store import Store
-from imgvol.errors import (
-    Conflict,
-    InvalidArgument,
-    NotFound,
-    StoreDamaged,
-    Unsupported,
-)
+from imgvol.errors import InvalidArgument, NotFound, Unsupported
+from imgvol.images.layer_tar import LayerTar, find_layer_tar
 from imgvol.images.tar_output import TarOutput
 from imgvol.oci import media_types
 from imgvol.oci.descriptor import Descriptor
@@ -152,65 +144,8 @@ class Exporter:
         manifest = parse_manifest(raw, media_type=image.media_type, expected=image.manifest)
         assert isinstance(manifest, Manifest), "as it was when it was pulled"
         config = await self._store.read_blob(image.id)
-        layers = [await self._layer(layer) for layer in image.layers]
+        layers = [await find_layer_tar(self._store, layer, self._limiter) for layer in image.layers]
         return _Plan(image, names, manifest, config, layers)
-
-    async def _layer(self, record: LayerRecord) -> "_Layer":
-        if record.is_refused:
-            assert record.fault is not None
-            raise record.fault.refusal(record.digest)
-        if not record.is_complete:
-            raise Conflict(
-                "not all of the image is here",
-                hint="Fetch the rest first: imgvol pull IMAGE.",
-                layer=record.digest,
-            )
-        if record.is_in_place:
-            place = await self._store.records.place(record)
-            if place is None:
-                raise StoreDamaged("where a layer lies is not known any more", layer=record.digest)
-            return _Layer(record.diff_id, place.size, record.digest, place)
-        directory = self._store.layout.layer(record.digest)
-        card = await trio.to_thread.run_sync(
-            LayerCard.load, directory, record.digest, limiter=self._limiter
-        )
-        return _Layer(card.proof, record.unpacked_size, record.digest, card, directory)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """The uncompressed tar of a layer, as it can be had.
-
-    Attributes:
-        digest: Its own; the diff ID, unless something of it was not kept.
-        size: Bytes.
-        stored_as: What the layer is called in the store.
-        where: Where it lies, or how it is put together.
-        directory: Of the latter.
-    """
-
-    digest: Digest
-    size: int
-    stored_as: Digest
-    where: Place | LayerCard
-    directory: Path | None = None
-
-    def iter_pieces(self) -> Iterator[bytes]:
-        """The bytes, not verified. Blocks."""
-        if isinstance(self.where, LayerCard):
-            assert self.directory is not None
-            yield from self.where.iter_pieces(self.directory)
-            return
-        try:
-            file = PlacedFile(self.where.path, self.stored_as)
-        except OSError as exc:
-            raise StoreDamaged(
-                "the file that a layer is read from cannot be opened",
-                hint="Pull or import the image again.",
-                path=self.where.path,
-                reason=exc.strerror,
-            ) from exc
-        yield from file.iter_pieces(self.where.offset, self.where.size)
 
 
 class _Plan:
@@ -222,7 +157,7 @@ class _Plan:
         names: tuple[str, ...],
         manifest: Manifest,
         config: bytes,
-        layers: Sequence[_Layer],
+        layers: Sequence[LayerTar],
     ) -> None:
         self.layers = layers
         self._image = image
@@ -294,7 +229,7 @@ class _Writing:
         self,
         output: int,
         plans: Sequence[_Plan],
-        layers: Sequence[_Layer],
+        layers: Sequence[LayerTar],
         progress: ExportProgress,
     ) -> None:
         self._tar = TarOutput(output)
@@ -324,18 +259,14 @@ class _Writing:
         tar.file("manifest.json", _json([plan.item() for plan in self._plans]))
         tar.end()
 
-    def _iter_verified(self, layer: _Layer) -> Iterator[bytes]:
+    def _iter_verified(self, layer: LayerTar) -> Iterator[bytes]:
         hasher = layer.digest.hasher()
         for piece in layer.iter_pieces():
             hasher.update(piece)
             yield piece
             self._progress.written += len(piece)
         if Digest.from_hasher(hasher) != layer.digest:
-            raise StoreDamaged(
-                "a stored layer has changed",
-                hint="Find out more, and repair it: imgvol scrub --repair",
-                layer=layer.stored_as,
-            )
+            raise layer.changed()
 
 
 def _things(image: ImageRecord) -> list[Thing]:

@@ -38,6 +38,7 @@ from imgvol.layers.lazy.soci_index import (
     parse_soci_index,
     pinned_index,
 )
+from imgvol.layers.lazy.soci_twin import expand_twin
 from imgvol.layers.lazy.spans import LazyLayer
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.manifest import Manifest, parse_manifest
@@ -155,7 +156,7 @@ class LazyFinder:
     async def _find_indexed(
         self, descriptor: Descriptor, indexed: SociLayer, name: str
     ) -> FoundLayer:
-        ztoc = await self._source.read_document(indexed.ztoc, max_size=limits.ZTOC_SIZE)
+        ztoc = await self._read_ztoc(indexed)
         prefetch: tuple[SpanRange, ...] = ()
         if indexed.prefetch is not None:
             wanted = indexed.prefetch
@@ -172,6 +173,17 @@ class LazyFinder:
 
         layer = await trio.to_thread.run_sync(read, limiter=self._limiter)
         return FoundLayer(name, layer)
+
+    async def _read_ztoc(self, indexed: SociLayer) -> bytes:
+        """A zTOC, by its compressed twin if that is there and sound; its digest is checked."""
+        if indexed.twin is not None:
+            try:
+                twin = await self._source.read_document(indexed.twin, max_size=limits.ZTOC_SIZE)
+                expand = partial(expand_twin, twin, indexed.ztoc)
+                return await trio.to_thread.run_sync(expand, limiter=self._limiter)
+            except (ContentError, NotFound) as exc:
+                log.info("the compressed zTOC %s is not used: %s", indexed.twin.digest, exc)
+        return await self._source.read_document(indexed.ztoc, max_size=limits.ZTOC_SIZE)
 
 
 async def open_finder(

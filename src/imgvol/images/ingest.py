@@ -107,6 +107,7 @@ class LayerIngest:
         diff_id: What the uncompressed tar has to hash to; None: whatever it does, for nobody has
             said.
         progress: Told how far it is.
+        twin: A stored layer that has this diff ID, too: the data of both is one file.
         is_verified: Whether what `open_blob` gives has been verified, so that the descriptor's
             digest need not be its hash.
     """
@@ -120,6 +121,7 @@ class LayerIngest:
         compression: Compression | None,
         diff_id: DiffID | None,
         progress: LayerProgress,
+        twin: LayerRecord | None = None,
         is_verified: bool = False,
     ) -> None:
         self._open_blob = open_blob
@@ -128,6 +130,7 @@ class LayerIngest:
         self._compression = compression
         self._diff_id = diff_id
         self._progress = progress
+        self._twin = twin
         self._is_verified = is_verified
         self._pieces = _PieceQueue()
         self._reader: BlobReader | None = None
@@ -249,6 +252,8 @@ class LayerIngest:
                 unpacked_size=position,
                 entries=LayerIndex(index).entry_count,
             )
+            if self._twin is not None:
+                writer.share_data(self._twin.digest)
             writer.publish(record, index, builder.referenced_files)
             clock.lap("publish")
         return record

@@ -3,7 +3,8 @@
 Which layers are lazy, `finding` decides. Once attached, a layer has one task that looks after it
 until its last view closes: it fetches what the image's maker wants first, then, while readers are
 quiet, everything else; makes present spans durable every few seconds; and at the end sends the
-whole blob through the same pipeline as any pulled layer. Only that proves the blob's digest and the
+whole blob through the same pipeline as any pulled layer, unless content was copied from other
+layers (`fetch.copies`) and the blob is not whole. Only that proves the blob's digest and the
 diff ID. The tar's files are then compared, one by one, with what the table of contents had
 promised. A layer that fails this is condemned: its readers get errors from then on, and the store
 remembers why, so that nobody is shown it again. If only the table of contents lied, the next mount
@@ -93,6 +94,8 @@ class LazyLayers:
         self._attached: dict[LazyLayerStore, _Attached] = {}
         self._completing = trio.CapacityLimiter(1)
         self._verified = self._bad = 0
+        # What could not be written, and was told.
+        self._not_durable: set[LazyLayerStore] = set()
         # Called with each layer whose readers get errors from then on.
         self.on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
 
@@ -140,6 +143,10 @@ class LazyLayers:
         if attached is not None:
             attached.scope.cancel()
 
+    def attached(self) -> list[tuple[LazyLayerStore, LayerRecord]]:
+        """The lazy layers of open views."""
+        return [(each.layer, each.record) for each in self._attached.values()]
+
     def fetcher(self, layer: LazyLayerStore) -> LayerFetcher | None:
         """What brings a layer's spans, for whoever wants to show how far it is."""
         attached = self._attached.get(layer)
@@ -169,7 +176,8 @@ class LazyLayers:
             if is_open and layer.digest == record.digest:
                 attached.scope.cancel()
                 complete = await self._store.open_layer(record)
-                lie = await self._find_lie(layer, complete)
+                with layer.reclaimer.paused():
+                    lie = await self._find_lie(layer, complete)
                 if lie is None:
                     layer.complete(complete)
                 else:
@@ -189,7 +197,10 @@ class LazyLayers:
             # Also when the daemon stops: what is present serves the next one.
             with trio.CancelScope(shield=True):
                 await self._flush(layer)
+            if self._engine.copies is not None:
+                self._engine.copies.forget(layer)
             del self._attached[layer]
+            self._not_durable.discard(layer)
             attached.ended.set()
 
     async def _flush_regularly(self, layer: LazyLayerStore) -> None:
@@ -202,32 +213,54 @@ class LazyLayers:
             return
         try:
             await trio.to_thread.run_sync(layer.flush)
+            self._not_durable.discard(layer)
         except ImgvolError as exc:
             # What is not made durable is fetched again after a crash: no more than that.
-            log.warning("layer %s: %s", layer.digest, exc)
+            if layer not in self._not_durable:
+                log.warning("layer %s: %s", layer.digest, exc)
+            self._not_durable.add(layer)
         except Exception:  # in the daemon's nursery it would end every view
             log.exception("layer %s is not made durable: a defect", layer.digest)
 
     async def _complete(self, attached: _Attached) -> None:
         """Fetches the rest and verifies the whole, for as long as it takes."""
         was_told = False
+        layer = attached.layer
         while True:
+            if attached.layer.stays_lazy:
+                await trio.sleep_forever()
             try:
+                if self._engine.copies is not None:
+                    await self._engine.copies.fill(layer, self._engine.wait_room)
                 # A span that arrives damaged says something of the line: it is asked for again.
-                await fetch_rest(attached.layer, attached.fetcher)
-                await self._verify(attached)
-                return
+                await fetch_rest(layer, attached.fetcher)
+                if layer.forgoes_proof:
+                    # As it is until a pull brings it whole, or its last view closes.
+                    await trio.sleep_forever()
+                await self._engine.wait_room(attached.record.unpacked_size)
+                if await self._verify(attached):
+                    return
             except ImgvolError as exc:
                 # What the registry does is told by whoever fetches.
                 if not (was_told or isinstance(exc, RemoteError)):
-                    log.warning("layer %s waits to be completed: %s", attached.layer.digest, exc)
+                    log.warning("layer %s waits to be completed: %s", layer.digest, exc)
                 was_told = True
-                await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
+                if not attached.layer.stays_lazy:
+                    await attached.fetcher.wait_recovered(limits.FETCH_RETRY)
             except Exception:  # in the daemon's nursery it would end every view
-                log.exception("layer %s is not completed: a defect", attached.layer.digest)
+                log.exception("layer %s is not completed: a defect", layer.digest)
                 return
 
-    async def _verify(self, attached: _Attached) -> None:
+    async def _verify(self, attached: _Attached) -> bool:
+        """Verifies the whole; False: not all of it is here any more."""
+        layer = attached.layer
+        with layer.reclaimer.paused():
+            if not layer.kept.covers(0, layer.table.blob_size):
+                return False
+            await self._verify_whole(attached)
+            return True
+
+    async def _verify_whole(self, attached: _Attached) -> None:
         layer, record = attached.layer, attached.record
         compression = layer_compression(record.media_type)
         ingest = LayerIngest(
@@ -237,6 +270,7 @@ class LazyLayers:
             compression=Compression(compression) if compression else None,
             diff_id=record.diff_id,
             progress=LayerProgress(digest=str(record.digest), size=record.size),
+            twin=await self._store.records.stored_layer(record.diff_id),
         )
         try:
             verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)

@@ -8,7 +8,7 @@ from functools import partial
 import trio
 
 from imgvol import limits
-from imgvol.content.records import ImageRecord
+from imgvol.content.records import EvictedImage, ImageRecord
 from imgvol.content.records.pins import CONFIG, REBUILD, USER
 from imgvol.content.store import Store
 from imgvol.errors import Conflict, ImgvolError, NotFound
@@ -16,6 +16,7 @@ from imgvol.images.catalog import ID, Catalog, best_for, choose
 from imgvol.images.collection import CollectionReport, Collector
 from imgvol.images.leases import Leases
 from imgvol.images.resolve import wanted_platform
+from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.json import JSONValue, parse_json
 from imgvol.sources.parse import parse_image_argument
@@ -130,15 +131,42 @@ class LocalImages:
                 for record in found.images:
                     await self._store.records.remove_image(record.manifest)
             else:
-                if not ID.fullmatch(image):
-                    parse_image_argument(image)  # says what is wrong with it
-                raise NotFound("image is not in the store", image=image)
+                untagged = await self._evicted_names(image)
+                await self._store.records.remove_names(untagged)
             manifests = [record.manifest for record in found.images]
             gone = [manifest for manifest in manifests if not self._is_wanted(manifest)]
         collected = await self._forget(gone)
         return RemovalReport(
             untagged=untagged, deleted=tuple(map(str, gone)), freed=collected.freed
         )
+
+    async def evicted(self) -> Sequence[EvictedImage]:
+        """The images that went for want of room: their names stay, and a mount fetches them."""
+        return await self._store.records.evicted_images()
+
+    async def _evicted_names(self, image: str) -> tuple[str, ...]:
+        """The names of an evicted image that a name or an ID stands for.
+
+        Raises:
+            NotFound: There is none.
+        """
+        is_id = ID.fullmatch(image) is not None
+        # Says what is wrong with it.
+        wanted = image.rpartition(":")[2] if is_id else str(parse_image_argument(image))
+        evicted = await self._store.records.evicted_images()
+        names = tuple(
+            sorted(
+                {
+                    name
+                    for each in evicted
+                    for name in each.names
+                    if name == wanted or (is_id and each.id.encoded.startswith(wanted))
+                }
+            )
+        )
+        if not names:
+            raise NotFound("image is not in the store", image=image)
+        return names
 
     async def remove_image(self, text: str) -> RemovalReport:
         """Removes an image with all its names and pins, whatever uses it; not here is fine.
@@ -260,6 +288,11 @@ class LocalImages:
         if image.is_artifact:
             return manifest, None
         return manifest, await self._document(image.id, "config", limits.CONFIG_SIZE)
+
+    async def descriptor(self, image: ImageRecord) -> Descriptor:
+        """What points at an image's manifest."""
+        raw = await self._store.read_blob(image.manifest)
+        return Descriptor(media_type=image.media_type, digest=image.manifest, size=len(raw))
 
     async def _document(self, digest: Digest, what: str, max_size: int) -> JSONValue:
         raw = await self._store.read_blob(digest)

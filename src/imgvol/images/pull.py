@@ -25,6 +25,7 @@ from imgvol.images.finding import FoundLayer, LazyFinder, NotLazy, open_finder
 from imgvol.images.in_place import InPlaceIngest
 from imgvol.images.ingest import LayerIngest, LayerProgress
 from imgvol.images.resolve import ResolvedImage
+from imgvol.images.twins import Twins
 from imgvol.layers.artifact import Artifact
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
@@ -89,10 +90,12 @@ class _Laziness:
     Attributes:
         finder: Finds the tables of contents of layers; None: they are not wanted.
         in_place: Whether uncompressed layers in files of this machine may stay where they are.
+        twins: Finds layers that are here under other blobs' digests; None: every blob is read.
     """
 
     finder: LazyFinder | None
     in_place: bool
+    twins: Twins | None = None
 
     @property
     def is_any(self) -> bool:
@@ -119,6 +122,8 @@ class Puller:
         self._store = store
         self._trust = trust
         self._limiter = trio.CapacityLimiter(layers_at_once)
+        # Layers that were here under other digests, and their bytes, since the daemon started.
+        self.shared_layers = self.shared_bytes = 0
         # Asked, before a layer that was lazy is recorded as complete, whether what was shown of it
         # meanwhile was right; serves open views from the complete form, if so.
         self.adopt: Callable[[LayerRecord], Awaitable[LayerFault | None]] = _nothing_to_do
@@ -155,19 +160,29 @@ class Puller:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
         """
         manifest = resolved.manifest
-        with self._store.pins.holding(Root(RootKind.PULL, name), things_of(resolved)):
+        root = Root(RootKind.PULL, name)
+        is_new = self._store.images.get(manifest.digest) is None
+        with (
+            self._store.pins.holding(root, things_of(resolved)),
+            Twins(self._store, root) as twins,
+        ):
             finder = None
             # Without a diff ID nothing could tell, later, whether the layer was right.
             if lazy_origin is not None and resolved.diff_ids:
                 finder = await open_finder(
                     source, manifest, lazy_origin, self._limiter, self._trust
                 )
-            laziness = _Laziness(finder=finder, in_place=in_place)
+            laziness = _Laziness(finder=finder, in_place=in_place, twins=twins)
             try:
-                return await self._bring(source, resolved, name, progress, laziness)
+                image = await self._bring(source, resolved, name, progress, laziness)
             except StoreFull:
                 await self.make_room()
-            return await self._bring(source, resolved, name, progress, laziness)
+                image = await self._bring(source, resolved, name, progress, laziness)
+            if is_new:
+                self.shared_layers += twins.count
+                self.shared_bytes += twins.size
+                await twins.note()
+            return image
 
     async def _bring(
         self,
@@ -289,6 +304,11 @@ class Puller:
             if artifact is not None:
                 ingest = self._artifact_ingest(source, artifact, progress)
                 return await self._run(ingest, stored)
+            if laziness.twins is not None and stored is None and diff_id is not None:
+                twin = await laziness.twins.find(descriptor, diff_id)
+                if twin is not None:
+                    progress.state = "exists"
+                    return twin
             obstacle = ""
             if laziness.finder is not None and stored is None and diff_id is not None:
                 lazy = await self._try_lazy(laziness.finder, descriptor, diff_id)
@@ -311,6 +331,7 @@ class Puller:
                 compression=Compression(compression) if compression else None,
                 diff_id=diff_id,
                 progress=progress,
+                twin=await self._store.records.stored_layer(diff_id) if diff_id else None,
             )
             return await self._run(ingest, stored, obstacle)
 
@@ -343,7 +364,7 @@ class Puller:
         self, stored: LayerRecord, descriptor: Descriptor, laziness: _Laziness
     ) -> bool:
         """Whether a layer can stay as the store has it."""
-        if stored.is_refused:
+        if stored.is_refused or stored.is_damaged:
             return False
         if stored.is_in_place:
             return laziness.is_any and await self._store.is_intact(stored)

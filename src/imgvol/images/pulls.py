@@ -111,6 +111,8 @@ class PullStatistics:
         received: Bytes of blobs received, by all of them, so far.
         unpacked: Bytes of uncompressed layers stored by all of them, so far.
         under_way: How many have not ended.
+        shared_layers: Layers that were not received: they were here under another blob's digest.
+        shared_bytes: Of these blobs.
         layers: Layers that are being pulled, and those waiting for their turn.
     """
 
@@ -122,6 +124,8 @@ class PullStatistics:
     unpacked: int
     under_way: int
     layers: QueueLength
+    shared_layers: int = 0
+    shared_bytes: int = 0
 
 
 class Pulls:
@@ -190,6 +194,8 @@ class Pulls:
             unpacked=unpacked,
             under_way=self.under_way,
             layers=self.puller.queue,
+            shared_layers=self.puller.shared_layers,
+            shared_bytes=self.puller.shared_bytes,
         )
 
     async def pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:
@@ -273,7 +279,7 @@ class Pulls:
             progress.stats["resolve_seconds"] = time.perf_counter() - started
             is_lazy = is_remote and request.readiness is Readiness.LAZY
             async with self._leases.pull(resolved.manifest.digest, resolved.digests):
-                return await self.puller.pull(
+                record = await self.puller.pull(
                     source,
                     resolved,
                     str(argument),
@@ -281,6 +287,10 @@ class Pulls:
                     _origin(str(argument), options) if is_lazy else None,
                     in_place=not is_remote and request.readiness is not Readiness.STORED,
                 )
+                # Other servers' layers may not be there the next time.
+                if is_remote and not any(layer.urls for layer in resolved.layers):
+                    await self._store.records.note_pulled(str(argument), record)
+                return record
 
     def _keep_login(self, request: PullRequest, record: ImageRecord) -> None:
         """Keeps the login if something has yet to be fetched with it."""

@@ -1,10 +1,11 @@
 """Scrubbing: reads all stored bytes again, marks layers that have changed, has them pulled again.
 
 One layer after the other, in one thread that gives way to every other process and thread, for the
-processor as for the disk. A complete layer that is damaged is marked: from then on it is refused,
-and gives errors where it is open, until it has been pulled as a whole. Its files stay until then:
-most of them may still be good. Damaged spans of a lazy layer count as missing, which is all that
-they need.
+processor as for the disk. A complete layer of which some pieces are damaged is marked: from then on
+whoever reads these gets errors, until it has been pulled as a whole; the rest is served. One whose
+index or card is damaged, or that has no digests of its pieces, is refused altogether, and gives
+errors where it is open. Its files stay until then: most of them may still be good. Damaged spans of
+a lazy layer count as missing, which is all that they need.
 """
 
 import logging
@@ -13,14 +14,18 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Final, TypeVar
 
 import outcome
 import trio
 
+from imgvol.content.damage import DAMAGED_NAME, DamagedParts
+from imgvol.content.durable import translate_os_errors
+from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import FaultKind, ImageRecord, LayerFault, LayerRecord
-from imgvol.content.scrub import Damage, scrub_complete, scrub_place
+from imgvol.content.scrub import Damage, DamagedPlace, scrub_complete, scrub_place
 from imgvol.content.store import Store
 from imgvol.errors import ImgvolError, StoreDamaged
 from imgvol.images.pull import PullProgress
@@ -59,12 +64,14 @@ class ScrubFault:
         problem: What is wrong with it.
         is_repaired: Whether it is as it should be by now.
         outcome: What was done, or is to be done.
+        places: Which parts of a layer, if it is not all of it; the first ones.
     """
 
     subject: str
     problem: str
     is_repaired: bool
     outcome: str
+    places: tuple[DamagedPlace, ...] = ()
 
 
 class _Stopped(Exception):
@@ -138,7 +145,10 @@ class Scrubber:
             return _marked(layer.digest, layer.fault.reason)
         if layer.is_in_place or layer.is_complete:
             damage = await self._find_damage(layer, progress)
-            return None if damage is None else await self._mark(layer, damage)
+            if damage is None:
+                await self._set_damage(layer, None)
+                return None
+            return await self._mark(layer, damage)
         return await self._scrub_lazy(layer, progress)
 
     async def _find_damage(self, layer: LayerRecord, progress: ScrubProgress) -> Damage | None:
@@ -156,6 +166,8 @@ class Scrubber:
         )
 
     async def _mark(self, layer: LayerRecord, damage: Damage) -> ScrubFault | None:
+        if damage.parts is not None:
+            return await self._set_damage(layer, damage)
         fault = LayerFault(kind=FaultKind.DAMAGED, reason=damage.reason)
         async with self._store.layer_lock(layer.digest):
             if not await self._store.records.mark_damaged(layer, fault):
@@ -167,6 +179,40 @@ class Scrubber:
             opened.failure = fault.refusal(layer.digest)
         log.error("layer %s is damaged: %s", layer.digest, damage.reason)
         return _marked(layer.digest, damage.reason)
+
+    async def _set_damage(self, layer: LayerRecord, damage: Damage | None) -> ScrubFault | None:
+        """Makes some parts of a layer, and no others, give errors from now on."""
+        if damage is None and not layer.is_damaged:
+            return None
+        directory = self._store.layout.layer(layer.digest)
+        async with self._store.layer_lock(layer.digest):
+            if await self._store.records.layer(layer.digest) != layer:
+                return None  # removed or pulled again meanwhile
+            parts = None if damage is None else damage.parts
+            # Before the record: whatever it says, no damaged byte is shown.
+            await trio.to_thread.run_sync(_write_parts, directory, parts)
+            fault = None
+            if damage is not None:
+                fault = LayerFault(kind=FaultKind.DAMAGED, reason=damage.reason)
+            await self._store.records.set_damage(layer, fault)
+            if damage is not None:
+                await self._store.files.unshare(damage.shared)
+            opened = self._views.layer_by_slot(layer.slot)
+            stored = opened.final if isinstance(opened, LazyLayerStore) else opened
+            if isinstance(stored, LayerStore):
+                stored.damaged = parts
+        if damage is None:
+            return None
+        if opened is not None:
+            self._views.condemn(opened)
+        log.error("layer %s is damaged: %s", layer.digest, damage.reason)
+        return ScrubFault(
+            subject=f"layer {layer.digest}",
+            problem=damage.reason,
+            is_repaired=False,
+            outcome="reading that gives errors until its image is pulled again",
+            places=damage.places,
+        )
 
     async def _scrub_lazy(self, layer: LayerRecord, progress: ScrubProgress) -> ScrubFault | None:
         opened = self._views.layer_by_slot(layer.slot)
@@ -240,7 +286,7 @@ class Scrubber:
         digest = Digest.parse(text)
         if kind == "layer":
             layer = await self._store.records.layer(digest)
-            is_repaired = layer is None or not layer.is_refused
+            is_repaired = layer is None or not (layer.is_refused or layer.is_damaged)
         else:
             is_repaired = await self._has_document(digest)
         return replace(fault, is_repaired=True, outcome="pulled again") if is_repaired else fault
@@ -260,6 +306,14 @@ def _marked(digest: Digest, reason: str) -> ScrubFault:
         is_repaired=False,
         outcome="it is refused until its image is pulled again",
     )
+
+
+def _write_parts(directory: Path, parts: DamagedParts | None) -> None:
+    with translate_os_errors("write down what is damaged of a layer"):
+        if parts is not None:
+            parts.save(directory)
+        else:
+            (directory / DAMAGED_NAME).unlink(missing_ok=True)
 
 
 def _in_the_background(work: Callable[[], T]) -> T:

@@ -15,9 +15,10 @@ class LayerStatus:
 
     Attributes:
         format: How its files are known: "tar" (all of it was pulled), "in place", or a lazy format.
-        state: "complete" (all at hand and verified), "lazy" or "bad".
+        state: "complete" (all at hand and verified), "here" (all at hand, each part by a digest of
+            its table of contents, but the whole is not proven), "lazy" or "bad".
         size: Bytes of the blob.
-        present: Bytes of it that are here.
+        present: Bytes of it that are here, or whose content is.
         fetched: Bytes fetched since the view was opened, whatever for.
         needed: Bytes of them that readers were waiting for.
         reason: Why it is bad, why the rest does not come, or why the layer was pulled as a whole,
@@ -46,15 +47,21 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
             present=record.size,
             reason=str(layer.failure or record.obstacle),
         )
-    state = "complete" if layer.is_complete else "lazy"
+    state = "complete" if layer.is_complete else "here" if layer.is_settled else "lazy"
     fetcher = layer.fetcher
     return LayerStatus(
         digest=layer.digest,
         format=record.format,
         state="bad" if layer.failure else state,
         size=record.size,
-        present=record.size if layer.is_complete else layer.kept.size,
+        present=record.size if layer.is_complete else layer.present_size,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
-        reason=str(layer.failure or (fetcher and fetcher.failure) or ""),
+        reason=str(layer.failure or (fetcher and fetcher.failure) or _why_lazy(layer)),
     )
+
+
+def _why_lazy(layer: LazyLayerStore) -> str:
+    if layer.stays_lazy and not layer.is_complete:
+        return "parts of it were given back, for want of room: it is not completed"
+    return ""

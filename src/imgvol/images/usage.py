@@ -95,6 +95,7 @@ class UsageMeter:
     _measures: dict[_Part, _Measure] = field(default_factory=dict)
     _round: int = 0
     _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    _turn: trio.Lock = field(default_factory=trio.Lock)
     _usage: FilesystemUsage = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,12 +127,19 @@ class UsageMeter:
         Raises:
             LocalError: The store's directories cannot be read; what was measured stays.
         """
+        async with self._turn:
+            await self._measure_all()
+
+    async def _measure_all(self) -> None:
+        mark = self.store.space.begin_measuring()
         parts = await self._in_thread(self._parts)
         self._round += 1
         now = time.time_ns()
         for start in range(0, len(parts), _PARTS_AT_ONCE):
             await self._in_thread(self._measure, parts[start : start + _PARTS_AT_ONCE], now)
         await self._in_thread(self._sum_up, now)
+        free = await self._in_thread(_free_bytes, str(self.store.layout.root))
+        self.store.space.settle(self._usage.used_bytes, mark, free)
 
     def _parts(self) -> list[_Part]:
         layout = self.store.layout
@@ -178,6 +186,12 @@ class UsageMeter:
             used_bytes=sum(measure.size for measure in measures) + sum(linked.values()),
             inodes_used=sum(measure.inodes for measure in measures) + len(linked),
         )
+
+
+def _free_bytes(path: str) -> int:
+    with translate_os_errors("look at what is free"):
+        disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
 
 
 def _layers_in(home: Path, *, is_final: bool) -> Iterator[_Part]:

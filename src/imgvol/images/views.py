@@ -22,6 +22,8 @@ from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.content.store import Store
 from imgvol.errors import NotFound, StoreDamaged
 from imgvol.images.status import LayerStatus, layer_status
+from imgvol.images.traces.recording import Recordings
+from imgvol.images.traces.run import TraceUse
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView, NodeID
 
@@ -46,6 +48,7 @@ class ViewStatistics:
         looked_into: Other views that somebody on our side holds.
         lingering: Views that only the kernel still refers to.
         complete: Layers that are here and verified.
+        settled: Layers that are here by digests of their tables, without a proof of the whole.
         lazy: Layers of which a part may be missing.
         bad: Layers that turned out not to be what they had promised.
         missing: Bytes of lazy layers, as the registry stores them, that are not here.
@@ -57,6 +60,7 @@ class ViewStatistics:
     looked_into: int
     lingering: int
     complete: int
+    settled: int
     lazy: int
     bad: int
     missing: int
@@ -78,6 +82,7 @@ class OpenView:
             for a registry that fails.
         kernel_references: Lookups of its directories that the kernel has not forgotten.
         things: What it keeps from being collected.
+        trace: What a trace has done for it; None: nothing.
     """
 
     id: Digest
@@ -89,6 +94,7 @@ class OpenView:
     patience: list[float] = field(default_factory=list)
     kernel_references: int = 0
     things: frozenset[Thing] = frozenset()
+    trace: TraceUse | None = None
 
     @property
     def name(self) -> bytes:
@@ -120,7 +126,10 @@ class Views:
         on_opened: Called when the layers of a view have been opened, before anybody reads them.
         on_lazy_layer: Called with each lazy layer that is opened, to give it its fetcher.
         on_lazy_layer_closed: Called when its last view has closed.
-        on_condemned: Called when a layer turns out to be bad, to drop what is cached of it.
+        on_condemned: Called when a layer turns out to be bad, or damaged, to drop what is cached
+            of it.
+        on_mounted: Called when a view has been mounted anew, with its image.
+        recordings: What is recorded of reads at this moment; None: nothing is.
         closing_of: What to wait for before a layer is opened that was open just now, if anything.
     """
 
@@ -129,7 +138,9 @@ class Views:
     on_opened: Callable[[], Awaitable[None]] = _nothing_to_do
     on_lazy_layer: Callable[[LazyLayerStore, LayerRecord], Awaitable[None]] = _no_fetcher
     on_lazy_layer_closed: Callable[[LazyLayerStore], None] = lambda _layer: None
-    on_condemned: Callable[[LazyLayerStore], None] = lambda _layer: None
+    on_condemned: Callable[[Layer], None] = lambda _layer: None
+    on_mounted: Callable[[OpenView, ImageRecord], None] = lambda _view, _image: None
+    recordings: Recordings | None = None
     closing_of: Callable[[Digest], trio.Event | None] = lambda _digest: None
     _by_slot: dict[int, OpenView] = field(default_factory=dict)
     _published: dict[bytes, OpenView] = field(default_factory=dict)
@@ -176,6 +187,7 @@ class Views:
                     for layer in view.layers:
                         _refuse_failed(layer)
                 view.holders += 1
+                self.store.uses.note(image.manifest)
                 self._hold(view, needed)
                 return view
 
@@ -284,8 +296,8 @@ class Views:
         shared = self._layers.get(slot)
         return shared.store if shared else None
 
-    def condemn(self, layer: LazyLayerStore) -> None:
-        """A layer has turned out to be bad: nobody shall read what was shown of it before."""
+    def condemn(self, layer: Layer) -> None:
+        """A layer has turned out to be bad, or damaged: nobody shall read what was shown before."""
         self.on_condemned(layer)
 
     def trees_of(self, layer: Layer) -> list[tuple[ChainView, int]]:
@@ -311,9 +323,10 @@ class Views:
             looked_into=len(self._by_slot) - len(self._published) - lingering,
             lingering=lingering,
             complete=len(stores) - len(lazy),
-            lazy=len(wanted),
+            settled=sum(store.is_settled for store in wanted),
+            lazy=sum(not store.is_settled for store in wanted),
             bad=bad,
-            missing=sum(store.table.blob_size - store.kept.size for store in wanted),
+            missing=sum(store.table.blob_size - store.present_size for store in wanted),
             waiting=sum(
                 store.fetcher is not None and store.fetcher.failure is not None for store in wanted
             ),
@@ -408,6 +421,9 @@ class Views:
     def _close_if_unused(self, view: OpenView) -> None:
         if view.holders == 0 and view.kernel_references == 0:
             del self._by_slot[view.slot]
+            for thing in view.things:
+                if thing.kind is ThingKind.IMAGE:
+                    self.store.uses.note(thing.digest)
             self.store.pins.release(Root(RootKind.VIEW, str(view.id)), view.things)
             for store in view.layers:
                 self._release_layer(store)

@@ -127,6 +127,11 @@ class LayerIndex:
     def __repr__(self) -> str:
         return f"<LayerIndex of {self.entry_count} entries>"
 
+    @property
+    def data(self) -> bytes:
+        """All of it, as it is stored."""
+        return self._data
+
     # --- names ------------------------------------------------------------------------------
 
     def child(self, directory: int, name: bytes) -> int | None:

@@ -79,7 +79,7 @@ class Descriptor:
         if self.data is not None:
             document["data"] = base64.b64encode(self.data).decode("ascii")
         if self.platform:
-            document["platform"] = _platform_to_json(self.platform)
+            document["platform"] = platform_to_json(self.platform)
         if self.artifact_type:
             document["artifactType"] = self.artifact_type
         return document
@@ -142,7 +142,8 @@ def parse_platform(node: Node) -> Platform:
     )
 
 
-def _platform_to_json(platform: Platform) -> dict[str, JSONValue]:
+def platform_to_json(platform: Platform) -> dict[str, JSONValue]:
+    """The `platform` member of a descriptor."""
     document: dict[str, JSONValue] = {
         "architecture": platform.architecture,
         "os": platform.os,

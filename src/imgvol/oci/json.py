@@ -168,6 +168,14 @@ class Node:
             raise self.error(f"the number is not between {minimum} and {maximum}")
         return self.value
 
+    def number(self, *, minimum: float = 0, maximum: float) -> float:
+        """A number, whole or not."""
+        if not isinstance(self.value, int | float) or isinstance(self.value, bool):
+            raise self._mismatch("a number")
+        if not minimum <= self.value <= maximum:
+            raise self.error(f"the number is not between {minimum:g} and {maximum:g}")
+        return float(self.value)
+
     def boolean(self) -> bool:
         """True or false."""
         if not isinstance(self.value, bool):

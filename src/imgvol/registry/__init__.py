@@ -1,10 +1,13 @@
-"""The distribution API over httpx: auth, redirects, ranges, retries.
+"""The distribution API over httpx: auth, redirects, ranges, uploads, retries.
 
 The layers, each knowing only those below it:
 
     client      coroutines for documents, readers for blobs
+    push        the same for pushing, to no mirror           origin: the registry itself
     fallback    blobs from the first place that delivers     foreign: places that images name
     stations    the endpoints of a registry, one after another
+    uploads     blobs to a registry, taken up again         upload_places, sending, push_failures
+    storing     manifests to a registry, lists of referrers
     documents   manifests, configs: whole and verified      body   blobs: resumed by range
     referrers   what lists of referrers say
     session     a request to one endpoint, with the authorisation it needs
@@ -17,8 +20,8 @@ The layers, each knowing only those below it:
 Which endpoints there are, is said by `registries`, from `hosts_file` and `registries_file`
 (`rewrites`); `health` knows who has failed lately.
 
-Nothing below the client is asynchronous. Errors become ours in `failures`; what may be shown of a
-URL, or of a registry's words, is decided in `redaction`.
+Nothing below `client` and `push` is asynchronous. Errors become ours in `failures`; what may be
+shown of a URL, or of a registry's words, is decided in `redaction`.
 """
 
 from imgvol.registry import lean_httpx  # noqa: F401 - before anything that imports httpx

@@ -10,11 +10,11 @@ others wait for what it brings, be it a token or an error.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from imgvol.errors import ImgvolError, Unauthorized
 from imgvol.registry.challenge import Challenge, choose_challenge
@@ -26,6 +26,19 @@ from imgvol.registry.tokens import Realm, bearer, fetch_token
 
 # A token is renewed a little early: it must still be good when it arrives.
 _FRESH: Final = 0.9
+
+# What is asked of a token service for a repository, beside what the registry names: its scopes.
+Scopes: TypeAlias = Callable[[str], Sequence[str]]
+
+
+def pull_scopes(repository: str) -> tuple[str, ...]:
+    """To read from it."""
+    return (f"repository:{repository}:pull",)
+
+
+def push_scopes(repository: str) -> tuple[str, ...]:
+    """To read from it and to write to it."""
+    return (f"repository:{repository}:pull,push",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +60,18 @@ class Authorizer:
         domain: The registry's name in references; logins are kept under it.
         hops: How to reach token services.
         credentials: Where logins come from.
+        scopes: What is to be done.
     """
 
-    def __init__(self, domain: str, hops: Hops, credentials: CredentialSource) -> None:
+    def __init__(
+        self,
+        domain: str,
+        hops: Hops,
+        credentials: CredentialSource,
+        scopes: Scopes = pull_scopes,
+    ) -> None:
         self._domain = domain
+        self._scopes = scopes
         self._hops = hops
         self._credentials = credentials
         self._lock = threading.Lock()
@@ -159,9 +180,7 @@ class Authorizer:
             return _Grant(self._basic(found.credential, repository), float("inf"))
         if found.credential is not None and found.credential.registry_token:
             return _Grant(bearer(found.credential.registry_token), float("inf"))
-        realm = Realm.of(
-            challenge, registry=self._hops.registry, scope=f"repository:{repository}:pull"
-        )
+        realm = Realm.of(challenge, registry=self._hops.registry, scopes=self._scopes(repository))
         begun = time.monotonic()
         token = fetch_token(
             self._hops, channel, realm, found.credential, hint=self.hint(repository)

@@ -22,6 +22,8 @@ class Bounds:
     retry_first_delay: float = limits.RETRY_FIRST_DELAY
     retry_delay: float = limits.RETRY_DELAY
     retry_after: float = limits.RETRY_AFTER
+    push_chunk: int = limits.PUSH_CHUNK
+    push_answer: float = limits.PUSH_ANSWER
     manifest_size: int = limits.MANIFEST_SIZE
     token_size: int = limits.TOKEN_SIZE
 

@@ -8,7 +8,7 @@ simple: its deadline, its cancel button and its guard are those of that user.
 import contextlib
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from ipaddress import ip_address
 from typing import Final, TypeAlias
@@ -40,16 +40,17 @@ class Channel:
 
     def __init__(self, tls: TLS, bounds: Bounds, proxies: ProxySelector) -> None:
         self.line = Line()
+        self._timeout = httpx.Timeout(
+            connect=bounds.connect_timeout,
+            read=bounds.read_timeout,
+            write=bounds.read_timeout,
+            pool=bounds.connect_timeout,
+        )
         self._http = httpx.Client(
             transport=_Transport(self.line, tls, proxies),
             headers=_HEADERS,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
-            timeout=httpx.Timeout(
-                connect=bounds.connect_timeout,
-                read=bounds.read_timeout,
-                write=bounds.read_timeout,
-                pool=bounds.connect_timeout,
-            ),
+            timeout=self._timeout,
             trust_env=False,
             follow_redirects=False,
         )
@@ -66,20 +67,39 @@ class Channel:
         *,
         headers: Mapping[str, str],
         form: Mapping[str, str] | None = None,
+        content: Iterable[bytes] | None = None,
+        patience: float | None = None,
         guard: Guard | None = None,
     ) -> httpx.Response:
         """Send one request, follow nothing; the answer's body is yet to be read, and to be closed.
 
         Args:
-            method: GET, HEAD or POST.
+            method: GET, HEAD, POST, and to push PUT, PATCH and DELETE.
             url: Where to.
             headers: Beside our own few.
             form: A body to post.
+            content: Another body, as long as `headers` say.
+            patience: Seconds until the answer begins; None: as usual.
             guard: What checks the address; None to go wherever the name leads.
         """
         self.line.guard = guard
-        request = self._http.build_request(method, url, headers=headers, data=form)
+        request = self._http.build_request(
+            method,
+            url,
+            headers=headers,
+            data=form,
+            content=content,
+            timeout=self._timeout_for(patience),
+        )
         return self._http.send(request, stream=True)
+
+    def _timeout_for(self, patience: float | None) -> httpx.Timeout:
+        if patience is None:
+            return self._timeout
+        usual = self._timeout
+        return httpx.Timeout(
+            connect=usual.connect, read=patience, write=usual.write, pool=usual.pool
+        )
 
     def close(self) -> None:
         """Close every connection."""

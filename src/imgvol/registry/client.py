@@ -6,7 +6,6 @@ when its thread has let go. Blobs are received in the thread that asks for them,
 a layer ever passes through the event loop.
 """
 
-import dataclasses
 import functools
 import logging
 import os
@@ -23,21 +22,19 @@ from imgvol import limits
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.oci.reference import Reference
-from imgvol.registry.auth import Authorizer
 from imgvol.registry.body import BlobReader, RemoteBlobReader
 from imgvol.registry.bounds import DEFAULT_BOUNDS, Bounds
 from imgvol.registry.channel import Channel, ChannelPool
-from imgvol.registry.credentials import CredentialChain, CredentialSource
+from imgvol.registry.credentials import CredentialSource
 from imgvol.registry.documents import Documents
 from imgvol.registry.fallback import FallbackReader
 from imgvol.registry.foreign import Stranger, foreign_urls
-from imgvol.registry.hops import Hops, Request
+from imgvol.registry.hops import Request
 from imgvol.registry.hosts import Capability, Endpoint, RegistryOptions, TLSFiles, tls_context
 from imgvol.registry.operation import Operation
-from imgvol.registry.proxies import ProxySelector, proxies_from
+from imgvol.registry.proxies import proxies_from
 from imgvol.registry.registries import Registries
-from imgvol.registry.session import Session
-from imgvol.registry.stations import Station, Stations
+from imgvol.registry.stations import Station, Stations, make_station
 from imgvol.threads import run_cancellable
 
 T = TypeVar("T")
@@ -76,7 +73,7 @@ async def open_registry_client(
         InvalidArgument: The name, the options, or a proxy variable cannot be used.
         BadConfiguration: A file of `registries` cannot be used.
     """
-    _keep_quiet()
+    keep_quiet()
     registries = registries or Registries()
     proxies = proxies_from(environ)
     endpoints = await trio.to_thread.run_sync(registries.endpoints, reference_domain, options)
@@ -84,7 +81,7 @@ async def open_registry_client(
     others_tls = TLSFiles(authorities=_authority(endpoints).tls.authorities)
     others = ChannelPool(functools.cache(partial(tls_context, others_tls)), bounds, proxies)
     makes_station = partial(
-        _station,
+        make_station,
         reference_domain,
         credentials=credentials,
         kept_logins=kept_logins,
@@ -106,32 +103,6 @@ async def open_registry_client(
 
 def _authority(endpoints: Sequence[Endpoint]) -> Endpoint:
     return next(endpoint for endpoint in reversed(endpoints) if endpoint.is_authority)
-
-
-def _station(
-    domain: str,
-    endpoint: Endpoint,
-    *,
-    credentials: CredentialSource | None,
-    kept_logins: CredentialSource | None,
-    bounds: Bounds,
-    proxies: ProxySelector,
-    random: Random,
-) -> Station:
-    """What is needed to ask an endpoint. Blocks: it reads certificates."""
-    name = domain if endpoint.is_registry else endpoint.server
-    sources = (credentials if endpoint.is_registry else None, endpoint.login, kept_logins)
-    logins = CredentialChain([source for source in sources if source is not None])
-    if endpoint.dial_timeout is not None:
-        bounds = dataclasses.replace(bounds, connect_timeout=endpoint.dial_timeout)
-    tls = functools.cache(partial(tls_context, endpoint.tls))
-    if endpoint.tls:
-        # Now rather than at the first request: files that cannot be used are an error here.
-        tls()
-    hops = Hops(endpoint.origin, bounds, random)
-    session = Session(endpoint, hops, Authorizer(name, hops, logins))
-    documents = Documents(endpoint, session)
-    return Station(endpoint, session, documents, ChannelPool(tls, bounds, proxies))
 
 
 class RegistryClient:
@@ -286,7 +257,7 @@ class RegistryClient:
         return await run_cancellable(work, operation.cancel, limiter=self._threads)
 
 
-def _keep_quiet() -> None:
+def keep_quiet() -> None:
     """Keep URLs and headers of requests out of the log: signatures and tokens are in them."""
     for name in ("httpx", "httpcore"):
         logger = logging.getLogger(name)

@@ -63,6 +63,10 @@ class Documents:
         """The bytes of a manifest or an index, checked against all that is known of it."""
         return self._get(channel, reference, descriptor).raw
 
+    def read_manifest(self, channel: Channel, reference: Reference) -> Manifest | Index:
+        """The same as a document; what a digest names is checked against it."""
+        return self._get(channel, reference, None)
+
     def fetch_blob(
         self, channel: Channel, reference: Reference, descriptor: Descriptor, *, max_size: int
     ) -> bytes:

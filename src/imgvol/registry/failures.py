@@ -7,7 +7,7 @@ are quoted only where they are about bytes that came in.
 import socket
 import ssl
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpcore
 import httpx
@@ -150,6 +150,22 @@ def _is_early_end(error: Exception) -> bool:
 
 
 # --- answers --------------------------------------------------------------------------------------
+
+
+class Judge(Protocol):
+    """Says what an answer means that is not the one we want: see `failure_of_status`."""
+
+    def __call__(
+        self,
+        response: httpx.Response,
+        *,
+        what: str,
+        who: str = ...,
+        words: str = ...,
+        hint: str = ...,
+    ) -> Failure:
+        """What it means; its body is not touched."""
+        ...
 
 
 def failure_of_status(

@@ -6,10 +6,10 @@ know of the registry: its origin, and the address that it was last reached at.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import httpx
 
@@ -20,6 +20,7 @@ from imgvol.registry.bounds import Bounds
 from imgvol.registry.channel import Channel, peer_of
 from imgvol.registry.failures import (
     NETWORK_ERRORS,
+    Judge,
     failure_of_status,
     registry_words,
     translate,
@@ -27,10 +28,33 @@ from imgvol.registry.failures import (
 from imgvol.registry.locations import Locations
 from imgvol.registry.operation import Operation, OperationCancelled
 from imgvol.registry.redaction import Secret, quote_remote, redact_url
-from imgvol.registry.redirects import REDIRECT_STATUSES, Origin, next_hop
+from imgvol.registry.redirects import FAITHFUL_REDIRECTS, REDIRECT_STATUSES, Origin, next_hop
 from imgvol.registry.retry import RETRIED_STATUSES, Attempts, Failure, RetryBudget
 
 T = TypeVar("T")
+
+# What asks for something, and changes nothing.
+_READING: Final = frozenset(("GET", "HEAD"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A body to send.
+
+    Attributes:
+        size: Its bytes.
+        pieces: Gives them, from the beginning, each time that it is iterated over.
+        media_type: What they are.
+    """
+
+    size: int
+    pieces: Iterable[bytes]
+    media_type: str = "application/octet-stream"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What describes it."""
+        return {"Content-Length": str(self.size), "Content-Type": self.media_type}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +62,16 @@ class Request:
     """What to ask for.
 
     Attributes:
-        method: GET, HEAD or POST.
+        method: GET, HEAD, POST, and to push PUT, PATCH and DELETE.
         url: Where to begin; redirects may lead elsewhere.
         what: In words, for messages: `manifest docker.io/library/alpine:3`.
         who: Who is asked, for messages.
         headers: Sent on every hop, to every host.
         form: A body to post; such a request is never redirected.
+        content: Another body; sent again to where a redirect leads that keeps the method.
+        patience: Seconds until the answer begins, if that may be long; None: as usual. What
+            comes after its head is short, and has the deadline of documents.
+        judge: What an answer means that is not the one we want.
         authorization: Sent to `trusted` only.
         private: Headers that are sent to `trusted` only, too.
         trusted: The one origin that may see `authorization` and `private`.
@@ -57,6 +85,9 @@ class Request:
     who: str = "the registry"
     headers: Mapping[str, str] = field(default_factory=dict)
     form: Mapping[str, str] | None = field(default=None, repr=False)
+    content: Content | None = None
+    patience: float | None = None
+    judge: Judge = failure_of_status
     authorization: Secret | None = None
     private: tuple[tuple[str, Secret], ...] = ()
     secrets: tuple[Secret, ...] = ()
@@ -117,13 +148,20 @@ class Hops:
             if response.status_code in RETRIED_STATUSES:
                 words = words_of(response, request)
                 raise TryAgain(
-                    failure_of_status(response, what=request.what, who=request.who, words=words)
+                    request.judge(response, what=request.what, who=request.who, words=words)
                 )
             if response.status_code not in REDIRECT_STATUSES:
                 return response
             discard(response)
             if request.form is not None:
                 raise ProtocolError("refused to be redirected with a login", url=redact_url(url))
+            if request.method not in _READING and response.status_code not in FAITHFUL_REDIRECTS:
+                raise ProtocolError(
+                    f"{request.who} redirects {request.what} in a way that would drop it",
+                    hint="Is this the registry's own address, with the right scheme and port?",
+                    status=response.status_code,
+                    url=redact_url(url),
+                )
             url = next_hop(url, response.headers.get("location"))
         raise ProtocolError(
             "too many redirects", url=redact_url(request.url), allowed=self.bounds.redirects
@@ -169,13 +207,37 @@ class Hops:
         if request.authorization is not None and origin == request.trusted:
             headers["Authorization"] = request.authorization.reveal()
         if origin == self.registry:
-            response = channel.send(request.method, url, headers=headers, form=request.form)
+            response = self._transmit(channel, request, url, headers, None)
             self._registry_address = peer_of(response)
             return response
         guard = Guard(self._registry_address)
         if url.host != self.registry.host:
             guard.check_host(url.host)
-        return channel.send(request.method, url, headers=headers, form=request.form, guard=guard)
+        return self._transmit(channel, request, url, headers, guard)
+
+    def _transmit(
+        self,
+        channel: Channel,
+        request: Request,
+        url: httpx.URL,
+        headers: httpx.Headers,
+        guard: Guard | None,
+    ) -> httpx.Response:
+        content = request.content
+        if content is not None:
+            headers.update(content.headers)
+        response = channel.send(
+            request.method,
+            url,
+            headers=headers,
+            form=request.form,
+            content=content.pieces if content is not None else None,
+            patience=request.patience,
+            guard=guard,
+        )
+        if request.patience is not None:
+            channel.operation.allow_within(self.bounds.document_deadline)
+        return response
 
 
 @contextlib.contextmanager

@@ -147,10 +147,14 @@ class Endpoint:
         """The URL of a blob."""
         return self._at(f"{repository}/blobs/{digest}")
 
+    def uploads(self, repository: str) -> httpx.URL:
+        """The URL that begins uploads of blobs."""
+        return self._at(f"{repository}/blobs/uploads/")
+
     def referrers(self, repository: str, manifest: Digest, artifact_type: str) -> httpx.URL:
-        """The URL of the first page of what refers to a manifest, of one type."""
+        """The URL of the first page of what refers to a manifest, of one type; empty: of any."""
         url = self._at(f"{repository}/referrers/{manifest}")
-        return url.copy_merge_params({"artifactType": artifact_type})
+        return url.copy_merge_params({"artifactType": artifact_type}) if artifact_type else url
 
     def _at(self, path: str) -> httpx.URL:
         url = self.base.copy_with(path=f"{self.base.path.rstrip('/')}/{path}")

@@ -21,6 +21,8 @@ from imgvol.registry.redaction import redact_url
 
 # 300 and 304 to 306 are no redirects that a registry has a use for.
 REDIRECT_STATUSES: Final = frozenset((301, 302, 303, 307, 308))
+# Those after which the same request is sent (RFC 9110, 15.4); after the others it becomes a GET.
+FAITHFUL_REDIRECTS: Final = frozenset((307, 308))
 # A name in its wire form, or an address; httpx quotes whatever else it is given.
 _HOST: Final = re.compile(r"[A-Za-z0-9._:-]+", re.ASCII)
 _PORTS: Final = {"http": 80, "https": 443}
@@ -39,28 +41,29 @@ class Origin(NamedTuple):
         return cls(url.scheme, url.host, url.port or _PORTS.get(url.scheme, 0))
 
 
-def next_hop(current: httpx.URL, location: str | None) -> httpx.URL:
+def next_hop(current: httpx.URL, location: str | None, *, what: str = "a redirect") -> httpx.URL:
     """The URL that a redirect leads to.
 
     Args:
         current: The URL that was asked.
         location: The answer's `Location` header.
+        what: What it is, for messages: uploads are sent somewhere, too.
 
     Raises:
         ProtocolError: There is none, it cannot be read, or it leads where we do not go.
     """
     if not location:
-        raise _refused("without a target", current)
+        raise _refused(what, "without a target", current)
     if len(location) > limits.LOCATION_LENGTH:
-        raise _refused("to a URL that is too long", current)
+        raise _refused(what, "to a URL that is too long", current)
     try:
         target = current.join(location).copy_with(fragment=None)
     except (httpx.InvalidURL, ValueError) as error:
-        raise _refused("to what is not a URL", current) from error
+        raise _refused(what, "to what is not a URL", current) from error
     if problem := url_problem(target):
-        raise _refused(f"to a URL {problem}", current, target)
+        raise _refused(what, f"to a URL {problem}", current, target)
     if current.scheme == "https" and target.scheme == "http":
-        raise _refused("from https to http", current, target)
+        raise _refused(what, "from https to http", current, target)
     return target
 
 
@@ -81,9 +84,11 @@ def url_problem(url: httpx.URL) -> str:
     return ""
 
 
-def _refused(problem: str, current: httpx.URL, target: httpx.URL | None = None) -> ProtocolError:
+def _refused(
+    what: str, problem: str, current: httpx.URL, target: httpx.URL | None = None
+) -> ProtocolError:
     return ProtocolError(
-        f"refused a redirect {problem}",
+        f"refused {what} {problem}",
         url=redact_url(current),
         target=redact_url(target) if target is not None else None,
     )

@@ -9,7 +9,6 @@ from imgvol.errors import ImgvolError
 from imgvol.registry.auth import Authorizer
 from imgvol.registry.challenge import parse_challenges
 from imgvol.registry.channel import Channel
-from imgvol.registry.failures import failure_of_status
 from imgvol.registry.hops import Hops, Request, discard, words_of
 from imgvol.registry.hosts import Endpoint
 from imgvol.registry.redaction import Secret
@@ -53,7 +52,7 @@ class Session:
     def refusal(self, response: httpx.Response, request: Request, repository: str) -> ImgvolError:
         """The error that an answer means which is not the one we want; the answer is closed."""
         is_registry, who = self.hops.is_registry(response), self._endpoint.who
-        return failure_of_status(
+        return request.judge(
             response,
             what=request.what,
             who=who if is_registry else f"the server that {who} sent us to",

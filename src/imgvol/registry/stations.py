@@ -6,18 +6,26 @@ digest, so that it does not matter who delivers; who may say what a tag means is
 choice (`Capability.RESOLVE`).
 """
 
+import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import TypeVar
 
 from imgvol.errors import BadConfiguration, ImgvolError, NotFound, RegistryUnavailable, Unauthorized
+from imgvol.registry.auth import Authorizer, Scopes, pull_scopes
+from imgvol.registry.bounds import Bounds
 from imgvol.registry.channel import Channel, ChannelPool
+from imgvol.registry.credentials import CredentialChain, CredentialSource
 from imgvol.registry.documents import Documents
 from imgvol.registry.health import Health
-from imgvol.registry.hops import public_errors
-from imgvol.registry.hosts import Capability, Endpoint
+from imgvol.registry.hops import Hops, public_errors
+from imgvol.registry.hosts import Capability, Endpoint, tls_context
 from imgvol.registry.operation import Operation
+from imgvol.registry.proxies import ProxySelector
 from imgvol.registry.redaction import redact_url
 from imgvol.registry.session import Session
 
@@ -34,6 +42,37 @@ class Station:
     session: Session
     documents: Documents
     pool: ChannelPool
+
+
+def make_station(
+    domain: str,
+    endpoint: Endpoint,
+    *,
+    credentials: CredentialSource | None,
+    kept_logins: CredentialSource | None,
+    bounds: Bounds,
+    proxies: ProxySelector,
+    random: Random,
+    scopes: Scopes = pull_scopes,
+) -> Station:
+    """What is needed to ask an endpoint. Blocks: it reads certificates.
+
+    Raises:
+        InvalidArgument: One of them cannot be used.
+    """
+    name = domain if endpoint.is_registry else endpoint.server
+    sources = (credentials if endpoint.is_registry else None, endpoint.login, kept_logins)
+    logins = CredentialChain([source for source in sources if source is not None])
+    if endpoint.dial_timeout is not None:
+        bounds = dataclasses.replace(bounds, connect_timeout=endpoint.dial_timeout)
+    tls = functools.cache(partial(tls_context, endpoint.tls))
+    if endpoint.tls:
+        # Now rather than at the first request: files that cannot be used are an error here.
+        tls()
+    hops = Hops(endpoint.origin, bounds, random)
+    session = Session(endpoint, hops, Authorizer(name, hops, logins, scopes))
+    documents = Documents(endpoint, session)
+    return Station(endpoint, session, documents, ChannelPool(tls, bounds, proxies))
 
 
 class Stations:

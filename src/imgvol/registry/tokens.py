@@ -6,6 +6,7 @@ a POST; services that predate it refuse it in one of four ways, and get the olde
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,13 +49,13 @@ class Realm:
     scopes: tuple[str, ...]
 
     @classmethod
-    def of(cls, challenge: Challenge, *, registry: Origin, scope: str) -> "Realm":
+    def of(cls, challenge: Challenge, *, registry: Origin, scopes: Iterable[str]) -> "Realm":
         """Read a challenge, and refuse one that would lead our login astray.
 
         Args:
             challenge: A Bearer challenge.
             registry: The origin that it comes from.
-            scope: What we need; it is asked for beside what the challenge names.
+            scopes: What we need; asked for beside what the challenge names.
 
         Raises:
             ProtocolError: The realm is missing, unusable, or has no TLS though the registry has.
@@ -68,8 +69,8 @@ class Realm:
             raise _bad_realm(f"is a URL {problem}", text)
         if registry.scheme == "https" and url.scheme != "https":
             raise _bad_realm("has no TLS, though the registry has", text)
-        scopes = {scope, *challenge.parameters.get("scope", "").split()}
-        return cls(url, challenge.parameters.get("service", ""), tuple(sorted(scopes)))
+        wanted = {*scopes, *challenge.parameters.get("scope", "").split()}
+        return cls(url, challenge.parameters.get("service", ""), tuple(sorted(wanted)))
 
 
 def fetch_token(

@@ -102,6 +102,7 @@ class VolumeManager:
         bind: BindOptions = WHOLE_VIEW,
         patience: float = 0.0,
         readiness: Readiness = Readiness.LAZY,
+        follows_trace: bool = True,
         progress: PullProgress,
     ) -> Volume:
         """Mounts an image at a user's target; nothing is left behind when it fails.
@@ -116,6 +117,7 @@ class VolumeManager:
             patience: Seconds that readers wait for a registry that fails: until then they are
                 blocked, and cannot be killed. 0: they get EIO after a few tries.
             readiness: How much of the image has to be here, and checked, before it is mounted.
+            follows_trace: Whether what a trace of the image names is brought first.
 
         Raises:
             MachineLacks: This machine or this user cannot mount, or not with these options.
@@ -138,7 +140,7 @@ class VolumeManager:
                 await self.in_thread(mounts.check_target, os.fsencode(target), bool(bind.sub_path))
             found = await obtain(self._images, image, platform, pull, options, progress, readiness)
             volume = self.new_record(found, image, sandbox, target, bind=bind, patience=patience)
-            return self._shown(await self._add(volume, found))
+            return self._shown(await self._add(volume, found, follows_trace=follows_trace))
 
     def new_record(
         self,
@@ -208,6 +210,14 @@ class VolumeManager:
         table = {mount.mount_point: mount for mount in await self.in_thread(read_mountinfo)}
         held = sorted(self._volumes.values(), key=lambda volume: volume.record.created_at)
         return [self._shown(volume, table) for volume in held]
+
+    def find(self, target_or_id: str) -> HeldVolume:
+        """A volume, by its ID, the path that it is bound at, or, without one, the view's.
+
+        Raises:
+            NotFound: No such volume.
+        """
+        return self._find(target_or_id)
 
     @property
     def count(self) -> int:
@@ -319,9 +329,16 @@ class VolumeManager:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)
 
     async def _add(
-        self, volume: VolumeRecord, image: ImageRecord, leftovers: Sequence[MountInfo] = ()
+        self,
+        volume: VolumeRecord,
+        image: ImageRecord,
+        leftovers: Sequence[MountInfo] = (),
+        *,
+        follows_trace: bool = True,
     ) -> HeldVolume:
         held = await self._attach(volume, image, leftovers)
+        if follows_trace and held.view is not None:
+            self._views.on_mounted(held.view, image)
         try:
             await self._records.add_volume(volume)
         except BaseException:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from imgvol.content.records import ImageRecord, VolumeRecord
 from imgvol.images.status import LayerStatus
+from imgvol.images.traces.run import TraceUse
 from imgvol.images.views import OpenView
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes.mounts import Bound
@@ -27,6 +28,7 @@ class Volume:
         layers: How each layer is read, the bottom one first.
         created_at: Seconds since the epoch.
         patience: Seconds that readers wait for a registry that fails, before they are told.
+        trace: What a trace has done for its view; None: nothing.
     """
 
     id: str
@@ -43,6 +45,7 @@ class Volume:
     options: BindOptions
     patience: float
     layers: tuple[LayerStatus, ...]
+    trace: TraceUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,4 +96,5 @@ def describe(held: HeldVolume, view_path: str, path: str, absence: str = "") -> 
         options=held.options,
         patience=record.patience,
         layers=held.view.layer_statuses() if held.view else (),
+        trace=held.view.trace if held.view else None,
     )

@@ -3,9 +3,17 @@
 //	estargz [flags] INPUT.tar OUTPUT
 //
 // Prints one JSON object: the annotations that the layer's descriptor needs, and its diff ID.
+//
+// Or reads an eStargz layer, and verifies every chunk against its table of contents:
+//
+//	estargz -verify TOCDIGEST LAYER
+//
+// Prints the SHA-256 of each regular file, by its path.
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"io"
@@ -17,6 +25,7 @@ import (
 	"github.com/containerd/stargz-snapshotter/estargz/externaltoc"
 	"github.com/containerd/stargz-snapshotter/estargz/zstdchunked"
 	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
 )
 
 type report struct {
@@ -32,7 +41,12 @@ func main() {
 	prioritized := flag.String("prioritize", "", "names to put first, separated by commas")
 	tocFile := flag.String("toc", "", "where to write an external table of contents, as its layer")
 	lossless := flag.Bool("lossless", false, "keep the tar as it is: no landmarks, no order")
+	verify := flag.String("verify", "", "digest of a table of contents: read a layer")
 	flag.Parse()
+	if *verify != "" && flag.NArg() == 1 {
+		check(json.NewEncoder(os.Stdout).Encode(read(flag.Arg(0), *verify)))
+		return
+	}
 	if flag.NArg() != 2 {
 		log.Fatal("usage: estargz [flags] INPUT.tar OUTPUT")
 	}
@@ -80,6 +94,60 @@ func main() {
 	}
 	done.Annotations = annotations
 	check(json.NewEncoder(os.Stdout).Encode(done))
+}
+
+// read returns the digest of each regular file, once all its chunks have been verified.
+func read(name, tocDigest string) map[string]string {
+	file, err := os.Open(name)
+	check(err)
+	info, err := file.Stat()
+	check(err)
+	reader, err := estargz.Open(io.NewSectionReader(file, 0, info.Size()))
+	check(err)
+	verifier, err := reader.VerifyTOC(digest.Digest(tocDigest))
+	check(err)
+	root, ok := reader.Lookup("")
+	if !ok {
+		log.Fatal("no root")
+	}
+	found := map[string]string{}
+	var walk func(string, *estargz.TOCEntry)
+	walk = func(path string, directory *estargz.TOCEntry) {
+		directory.ForeachChild(func(base string, entry *estargz.TOCEntry) bool {
+			child := strings.TrimPrefix(path+"/"+base, "/")
+			switch entry.Type {
+			case "dir":
+				walk(child, entry)
+			case "reg":
+				found[child] = readFile(reader, verifier, entry)
+			}
+			return true
+		})
+	}
+	walk("", root)
+	return found
+}
+
+func readFile(reader *estargz.Reader, verifier estargz.TOCEntryVerifier, entry *estargz.TOCEntry) string {
+	whole := sha256.New()
+	for offset := int64(0); offset < entry.Size; {
+		chunk, ok := reader.ChunkEntryForOffset(entry.Name, offset)
+		if !ok {
+			log.Fatalf("%s has no chunk at %d", entry.Name, offset)
+		}
+		checker, err := verifier.Verifier(chunk)
+		check(err)
+		content, err := reader.OpenFile(entry.Name)
+		check(err)
+		part := io.NewSectionReader(content, chunk.ChunkOffset, chunk.ChunkSize)
+		_, err = io.Copy(io.MultiWriter(checker, whole), part)
+		check(err)
+		if !checker.Verified() {
+			log.Fatalf("%s is not verified at %d", entry.Name, offset)
+		}
+		offset += chunk.ChunkSize
+	}
+	return hex.EncodeToString(whole.Sum(nil))
 }
 
 // zstdCompression is both halves of what the builder wants.

@@ -353,10 +353,32 @@ def test_an_empty_table_explains_itself_on_a_terminal(daemon, imgvol, on_termina
 
 def test_df_and_version(daemon, imgvol):
     _, out, _ = imgvol("df")
-    assert "layers size  123.5 MB" in out.decode()
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in out.decode().splitlines())
+    assert facts["layers size"] == "123.5 MB"
+    assert facts["copied, not fetched"] == "8.0 MB (300 pieces)"
+    assert facts["shared, not fetched"] == "50.0 MB (2 layers)"
+    assert facts["linked, not stored"] == "1.0 MB"
+    assert re.search("layers size +123.5 MB", out.decode())
+    assert re.search("stays, mounted +15 B", out.decode())
+    assert re.search("evicts +above 90 B, down to 80 B", out.decode())
+    assert json.loads(imgvol("df", "--json")[1])["space"]["quota"] == 100
     _, out, _ = imgvol("version")
     assert f"process {os.getpid()}" in out.decode()
     assert json.loads(imgvol("version", "--json")[1])["daemon"]["api"] == "v1"
+
+
+def test_gc_to_a_size_evicts_or_tells_what_would_go(daemon, imgvol):
+    _, out, _ = imgvol("gc", "--to", "1k", "--dry-run")
+    assert "would go" in out.decode()
+    assert "in 2 layers" in out.decode()
+    status, out, notes = imgvol("gc", "--to", "1k")
+    assert status == 0
+    assert "evicted" in out.decode()
+    assert "freed 1.0 kB" in notes.decode()
+    assert json.loads(imgvol("gc", "--to", "1k", "--json")[1])["given_back"] == 1000
+    status, _, notes = imgvol("gc", "--to", "many")
+    assert status != 0
+    assert "not a size" in notes.decode()
 
 
 def test_a_local_source_without_a_path_is_not_the_current_directory(daemon, imgvol):

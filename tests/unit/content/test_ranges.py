@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgvol.content.ranges import Ranges
+from imgvol.content.ranges import Ranges, joined
 
 numbers = st.integers(0, 40)
 pairs = st.lists(st.tuples(numbers, numbers), max_size=20)
@@ -44,3 +44,21 @@ def test_nothing_is_in_an_empty_set_but_nothing_itself():
     assert list(ranges) == []
     assert ranges.covers(3, 3)
     assert not ranges.covers(3, 4)
+
+
+@given(pairs, st.integers(0, 20), st.integers(0, 40))
+def test_ranges_are_joined_over_the_smallest_gaps_that_the_budget_allows(added, gap, budget):
+    ranges = Ranges()
+    for start, end in added:
+        ranges.add(start, end)
+    parts = joined(ranges, gap=gap, budget=budget)
+    inside = {n for start, end in ranges for n in range(start, end)}
+    covered = {n for start, end in parts for n in range(start, end)}
+    assert inside <= covered
+    assert len(covered) - len(inside) <= budget
+    assert all(before[1] < after[0] for before, after in pairwise(parts))
+    gaps = sorted(after[0] - before[1] for before, after in pairwise(ranges))
+    affordable = [size for size in gaps if size <= gap]
+    while sum(affordable) > budget:
+        affordable.pop()
+    assert len(parts) == len(list(ranges)) - len(affordable)

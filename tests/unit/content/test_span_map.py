@@ -120,3 +120,39 @@ def test_what_a_killed_save_left_is_in_nobody_s_way(path):
     path.with_name("spans.new").write_bytes(b"half")
     saved(path, {1})
     assert spans_in(SpanMap(path, COUNT)) == {1}
+
+
+SPANS = st.integers(0, COUNT - 1)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["add", "copy", "give up", "discard"]), SPANS), max_size=30
+)
+
+
+@given(STEPS)
+def test_what_was_not_kept_stays_so_until_it_comes(steps):
+    present: set[int] = set()
+    unkept: set[int] = set()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "spans"
+        span_map = SpanMap(path, COUNT)
+        for step, span in steps:
+            match step:
+                case "add":
+                    span_map.add(span)
+                    present.add(span)
+                    unkept.discard(span)
+                case "copy":
+                    span_map.add(span, is_kept=False)
+                    present.add(span)
+                    unkept.add(span)
+                case "give up":
+                    span_map.give_up(span)
+                    unkept.add(span)
+                case "discard":
+                    span_map.discard(span)
+                    present.discard(span)
+        span_map.save(span_map.snapshot())
+        for same in (span_map, SpanMap(path, COUNT)):
+            assert spans_in(same) == present
+            assert {span for span in range(COUNT) if not same.is_kept(span)} == unkept
+            assert (same.present_count, same.unkept_count) == (len(present), len(unkept))

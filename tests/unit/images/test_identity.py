@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from imgvol.content.records import FaultKind, LayerFault, Origin
+from imgvol.content.records import FaultKind, LayerFault, Origin, Records
 from imgvol.content.store import open_store
 from imgvol.errors import DigestMismatch, InvalidLayer, StoreFull
 from imgvol.images.pull import Puller, PullProgress
@@ -44,8 +44,15 @@ def test_nobody_joins_the_view_of_a_layer_that_turned_out_to_be_bad():
     assert told.view_id not in {deceived.view_id, told.chain_id}
 
 
-async def test_a_view_that_two_images_share_tells_of_the_layers_that_it_reads(tmp_path):
-    """The same tar, compressed in two ways: one chain ID, two blobs."""
+async def test_a_view_that_two_images_share_tells_of_the_layers_that_it_reads(
+    tmp_path, monkeypatch
+):
+    """The same tar, compressed in two ways: one chain ID, two blobs that both were fetched."""
+
+    async def find_nothing(_records, _diff_id):
+        return None
+
+    monkeypatch.setattr(Records, "stored_layer", find_nothing)
     entries = [images.file("all", BLOB)]
     async with open_store(tmp_path) as store:
         views, pulled = Views(store), []

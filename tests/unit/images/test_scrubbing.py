@@ -65,6 +65,11 @@ def flip(path, offset):
         file.write(bytes([byte[0] ^ 1]))
 
 
+def forget_pieces(store):
+    for path in store.layout.layers.glob("*/pieces"):
+        path.unlink()
+
+
 async def test_what_was_stored_is_proven_over_every_byte(tmp_path):
     async with open_store(tmp_path) as store:
         image = await pull(store)
@@ -86,9 +91,11 @@ async def test_what_was_stored_is_proven_over_every_byte(tmp_path):
 @pytest.mark.parametrize("position", [0, 1])
 @pytest.mark.parametrize("where", ["data begin", "data end", "own file", "index", "card", "cut"])
 async def test_a_flipped_bit_anywhere_is_found_and_the_layer_refused(tmp_path, position, where):
+    """Of layers that were stored before there were digests of pieces, of which all is refused."""
     async with open_store(tmp_path) as store:
         image = await pull(store)
         layer = image.layers[position]
+        forget_pieces(store)
         directory = store.layout.layer(layer.digest)
         own = next((directory / "files").iterdir())
         match where:
@@ -136,6 +143,7 @@ async def test_readers_of_a_layer_that_is_found_damaged_get_errors(tmp_path):
             opened = view.layers[0]
             node = opened.index.child(0, b"base")
             assert await opened.read(node, 0, 4) == b"base"
+            forget_pieces(store)
             flip(store.layout.layer(opened.digest) / "data", 600)
             await scrub(scrubber_of(store, views))
             with pytest.raises(StoreDamaged):
@@ -165,6 +173,7 @@ async def test_a_damaged_image_is_pulled_again_when_asked(tmp_path, short_path):
 async def test_what_cannot_be_pulled_again_stays_refused(tmp_path):
     async with open_store(tmp_path) as store:
         image = await pull(store, "oci:/nowhere:1")
+        forget_pieces(store)
         flip(store.layout.layer(image.layers[0].digest) / "data", 600)
         (fault,) = await scrub(scrubber_of(store), repair=True)
         assert not fault.is_repaired

@@ -66,6 +66,7 @@ class View:
     tree: ChainView = TREE
     holders: int = 0
     patience: list[float] = field(default_factory=list)
+    trace: object = None
 
     def layer_statuses(self):
         return self.layers
@@ -74,6 +75,7 @@ class View:
 class Views:
     def __init__(self):
         self.open: dict[Digest, View] = {}
+        self.mounted: list[Digest] = []
         self.failure: Exception | None = None
 
     async def acquire(self, image, view_id) -> View:
@@ -86,6 +88,9 @@ class Views:
 
     def release(self, view):
         view.holders -= 1
+
+    def on_mounted(self, view, image):
+        self.mounted.append(view.id)
 
     def publish(self, view, patience):
         view.patience.append(patience)
@@ -385,9 +390,17 @@ async def test_at_the_end_one_volume_that_cannot_be_forgotten_does_not_keep_the_
     assert set(house.views.uses) == {0}
 
 
+async def test_whoever_follows_traces_is_told_of_mounts(house):
+    await house.mount("/mnt", follows_trace=False)
+    assert house.views.mounted == []
+    await house.mount("/other")
+    assert house.views.mounted == [IMAGE.view_id]
+
+
 async def test_the_next_start_mounts_again(house):
     record = row(house)
     await house.recover()
+    assert house.views.mounted == [], "it was brought before"
     assert house.kernel.mounted.keys() == {b"/mnt"}
     assert house.records.rows == {record.id: record}
     assert house.manager.count == 1

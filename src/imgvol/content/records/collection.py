@@ -7,6 +7,7 @@ from typing import Final
 from imgvol.content.reachability import Root, RootKind, Thing, ThingKind, World, unreachable
 from imgvol.content.records.images import read_images
 from imgvol.content.records.table import Table
+from imgvol.content.records.traces import drop_useless_traces
 from imgvol.oci.digest import Digest
 
 Holds = Mapping[Root, Collection[Thing]]
@@ -29,7 +30,7 @@ class CollectionTable(Table):
         Args:
             holds: Tells what else needs things; asked inside of the transaction.
         """
-        return await self._database.run(lambda db: _world(db, holds()))
+        return await self._database.run(lambda db: read_world(db, holds()))
 
     async def sweep(self, holds: Callable[[], Holds]) -> frozenset[Thing]:
         """Removes the records that nothing leads to; returns what they were of.
@@ -39,10 +40,12 @@ class CollectionTable(Table):
         """
 
         def remove(db: sqlite3.Connection) -> frozenset[Thing]:
-            garbage = unreachable(_world(db, holds()))
+            garbage = unreachable(read_world(db, holds()))
             for kind, statement in _ROWS.items():
                 rows = [[str(thing.digest)] for thing in garbage if thing.kind is kind]
                 db.executemany(statement, rows)
+            drop_useless_traces(db)
+            db.execute("DELETE FROM evicted WHERE digest NOT IN (SELECT digest FROM image_layer)")
             return garbage
 
         return await self._database.run(remove)
@@ -91,13 +94,14 @@ class CollectionTable(Table):
         return await self._database.run(find)
 
     async def incomplete_images(self) -> list[Digest]:
-        """Manifests of images that lack a layer."""
+        """Manifests of images that lack a layer, and not because it was evicted."""
         return await self._database.run(
             lambda db: [
                 Digest.parse(manifest)
                 for (manifest,) in db.execute(
                     "SELECT DISTINCT manifest FROM image_layer"
                     " WHERE digest NOT IN (SELECT digest FROM layer)"
+                    " AND digest NOT IN (SELECT digest FROM evicted)"
                 )
             ]
         )
@@ -107,7 +111,8 @@ def _dangling(db: sqlite3.Connection) -> set[tuple[str, str]]:
     return {(row[0], row[2]) for row in db.execute("PRAGMA foreign_key_check")}
 
 
-def _world(db: sqlite3.Connection, holds: Holds) -> World:
+def read_world(db: sqlite3.Connection, holds: Holds) -> World:
+    """What is recorded and who needs it, as part of a transaction."""
     roots: dict[Root, set[Thing]] = {root: set(things) for root, things in holds.items()}
     references: dict[Thing, set[Thing]] = {}
 
@@ -126,6 +131,13 @@ def _world(db: sqlite3.Connection, holds: Holds) -> World:
         hold(RootKind.LEASE, lease, _image(digest), _layer(digest), _document(digest))
     for volume, manifest, view in db.execute("SELECT id, manifest, view_id FROM volume"):
         hold(RootKind.VOLUME, volume, _image(manifest), _view(view))
+    for manifest, document in db.execute("SELECT manifest, document FROM trace"):
+        hold(RootKind.TRACE, f"of {manifest}", _document(document))
+
+    for name, digest in db.execute(
+        "SELECT name, digest FROM soci_index JOIN soci_index_document USING (manifest)"
+    ):
+        hold(RootKind.INDEX, name, _document(digest))
 
     stored = {_view(view) for (view,) in db.execute("SELECT view_id FROM chain")}
     stored |= {_layer(digest) for (digest,) in db.execute("SELECT digest FROM layer")}

@@ -30,7 +30,7 @@ class FaultKind(StrEnum):
     """Blob and diff ID are right, but the table of contents told something else than the tar."""
 
     DAMAGED = "damaged"
-    """It was right once: what the store has of it has changed since."""
+    """It was right once: what the store has of it, or a part of that, has changed since."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +78,8 @@ class LayerRecord:
         is_complete: Whether all of it is at hand and verified; False: it is lazy.
         slot: Its number in inode numbers; 0 until the database has given one.
         fault: What it turned out to be, if it was lazy and not what it had promised, or what has
-            become of it since. If it is complete all the same, its tar is right; if not, it is
-            refused until it is pulled as a whole.
+            become of it since. If it is complete all the same, its tar is right, or damaged in
+            part; if not, it is refused until it is pulled as a whole.
         obstacle: Why it was pulled as a whole, although its image has a table of contents for it.
     """
 
@@ -110,6 +110,11 @@ class LayerRecord:
         """Whether nothing of it may be shown until it has been pulled as a whole."""
         return self.fault is not None and not self.is_complete
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether some or all of what the store has of it is not what it was."""
+        return self.fault is not None and self.fault.kind is FaultKind.DAMAGED
+
 
 class LayerTable(Table):
     """The layers."""
@@ -119,6 +124,22 @@ class LayerTable(Table):
 
         def find(db: sqlite3.Connection) -> LayerRecord | None:
             row = db.execute(f"{_SELECT_LAYER} WHERE digest = ?", [str(digest)]).fetchone()
+            return layer_from(row) if row else None
+
+        return await self._database.run(find)
+
+    async def stored_layer(self, diff_id: DiffID) -> LayerRecord | None:
+        """A layer that is in the store with all of its bytes, and has been proven to be this tar.
+
+        Of several, the one that was recorded last.
+        """
+
+        def find(db: sqlite3.Connection) -> LayerRecord | None:
+            row = db.execute(
+                f"{_SELECT_LAYER} WHERE diff_id = ? AND is_complete AND format != ?"
+                " ORDER BY slot DESC LIMIT 1",
+                [str(diff_id), IN_PLACE],
+            ).fetchone()
             return layer_from(row) if row else None
 
         return await self._database.run(find)
@@ -159,6 +180,21 @@ class LayerTable(Table):
 
         return await self._database.run(mark)
 
+    async def set_damage(self, layer: LayerRecord, fault: LayerFault | None) -> None:
+        """Records what a scrub has found of a stored layer that goes on being served in its slot.
+
+        Nothing happens if it is another layer by now.
+        """
+
+        def write(db: sqlite3.Connection) -> None:
+            row = db.execute(f"{_SELECT_LAYER} WHERE slot = ?", [layer.slot]).fetchone()
+            if row is not None and layer_from(row) == layer:
+                values = (fault.kind, fault.reason) if fault else (None, layer.obstacle)
+                statement = "UPDATE layer SET fault = ?, reason = ? WHERE slot = ?"
+                db.execute(statement, [*values, layer.slot])
+
+        await self._database.run(write)
+
     async def forget_layer(self, digest: Digest) -> None:
         """Forgets a layer whose files are gone, whatever needs it."""
         await self._database.run(
@@ -195,6 +231,7 @@ def put_layer(db: sqlite3.Connection, layer: LayerRecord) -> LayerRecord:
     """Records a layer, new or known, as part of a transaction; returns it with its slot."""
     # Where it lay until now, if it was read in place.
     db.execute("DELETE FROM place WHERE digest = ?", [str(layer.digest)])
+    db.execute("DELETE FROM evicted WHERE digest = ?", [str(layer.digest)])
     if layer.fault is not None:
         # The next row gets the next slot; what belongs to the lazy form goes with this one.
         db.execute("DELETE FROM layer WHERE digest = ?", [str(layer.digest)])

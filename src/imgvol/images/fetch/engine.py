@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
@@ -11,6 +11,7 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import DemandTally, LazyLayerStore
 from imgvol.content.records import Origin
+from imgvol.images.fetch.copies import CopyStatistics, LocalCopies
 from imgvol.images.fetch.flight import Flight, Landing, Purpose, Rank
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.line import Line
@@ -36,6 +37,7 @@ class EngineStatistics:
         demand: Reads that waited for flights.
         demand_bytes: Bytes that these reads returned.
         sources: Sources that are open.
+        copies: What was copied from other layers instead.
     """
 
     flights: Mapping[tuple[Purpose, Landing], int]
@@ -46,6 +48,7 @@ class EngineStatistics:
     demand: WaitCounts
     demand_bytes: int
     sources: int
+    copies: CopyStatistics = field(default_factory=CopyStatistics)
 
 
 @dataclass(slots=True)
@@ -69,6 +72,7 @@ class FetchEngine:
         registries: Where images of registries come from.
 
     Attributes:
+        copies: Has what other layers of this machine have; None: it is fetched.
         sources: Sources that are open.
         slots: Admits flights.
         limiter: Threads for them.
@@ -83,15 +87,19 @@ class FetchEngine:
         logins: CredentialSource | None = None,
         registries: Registries | None = None,
     ) -> None:
+        self.copies: LocalCopies | None = None
         self.sources = SourcePool(nursery, logins, registries)
         self.slots = FlightSlots(limits.FETCH_AT_ONCE, limits.FETCH_PER_HOST)
         self.limiter = trio.CapacityLimiter(limits.FETCH_AT_ONCE)
         self.pace = Pace(background_rate)
         self.tallies = EngineTallies()
+        # Waits until the store has room for what nobody waits for.
+        self.wait_room: Callable[[int], Awaitable[None]] = _wait_for_nothing
         self._nursery = nursery
         self._lines: dict[Origin, Line] = {}
         self._in_air: dict[Flight, LayerFetcher] = {}
         self._turns = {purpose: trio.Lock() for purpose in (Purpose.PREFETCH, Purpose.BACKGROUND)}
+        self._traces = 0
         self._readers = 0
         self._readers_gone = trio.Event()
         self._last_reader = -math.inf
@@ -108,6 +116,7 @@ class FetchEngine:
             demand=tallies.demand.waits.snapshot(),
             demand_bytes=tallies.demand.bytes,
             sources=len(self.sources),
+            copies=CopyStatistics() if self.copies is None else self.copies.statistics(),
         )
 
     def attach(self, layer: LazyLayerStore, descriptor: Descriptor, origin: Origin) -> LayerFetcher:
@@ -117,6 +126,8 @@ class FetchEngine:
         fetcher = LayerFetcher(self, layer, descriptor, origin)
         layer.fetcher = fetcher
         layer.demand = self.tallies.demand
+        if self.copies is not None:
+            self.copies.expect(layer)
         return fetcher
 
     def line(self, origin: Origin) -> Line:
@@ -138,9 +149,23 @@ class FetchEngine:
         finally:
             self._readers -= 1
             self._last_reader = trio.current_time()
-            if not self._readers:
-                gone, self._readers_gone = self._readers_gone, trio.Event()
-                gone.set()
+            self._note_free()
+
+    @contextmanager
+    def following_trace(self) -> Iterator[None]:
+        """Around the time that a trace is followed: nothing else is begun in the background."""
+        self._traces += 1
+        try:
+            yield
+        finally:
+            self._traces -= 1
+            self._note_free()
+
+    def _note_free(self) -> None:
+        """Lets whoever waits for readers, or for a trace, look again."""
+        if not self._readers or not self._traces:
+            gone, self._readers_gone = self._readers_gone, trio.Event()
+            gone.set()
 
     @asynccontextmanager
     async def turn(self, purpose: Purpose, *, may_hurry: Callable[[], bool]) -> AsyncIterator[None]:
@@ -155,7 +180,7 @@ class FetchEngine:
         """
         async with self._turns[purpose]:
             if purpose is Purpose.PREFETCH:
-                while self._readers and not may_hurry():
+                while self._traces or (self._readers and not may_hurry()):
                     await self._readers_gone.wait()
             else:
                 await self.wait_quiet(may_hurry)
@@ -163,21 +188,24 @@ class FetchEngine:
 
     async def wait_quiet(self, may_hurry: Callable[[], bool] = lambda: False) -> None:
         """Waits until nothing more urgent has been under way for a while, or need not."""
-        while not may_hurry():  # readers move the goal, and tell what the line is like
+        # Readers move the goal, and tell what the line is like.
+        while self._traces or not may_hurry():
             left = self._last_activity() + limits.FETCH_QUIET - trio.current_time()
             if left <= 0:
                 return
             await trio.sleep(min(left, limits.FETCH_QUIET_CHECK))
 
     def _last_activity(self) -> float:
-        is_busy = self._readers or self._turns[Purpose.PREFETCH].locked()
+        is_busy = self._readers or self._traces or self._turns[Purpose.PREFETCH].locked()
         return trio.current_time() if is_busy else self._last_reader
 
     def make_way(self) -> None:
         """Ends what nobody waits for, where it costs a reader more than going on later will."""
         for flight, fetcher in list(self._in_air.items()):
             is_costly = fetcher.line.is_worth_stopping(flight.remaining)
-            if flight.rank > Rank.READ and is_costly and not fetcher.is_streaming:
+            # What a trace brings is small, and this very reader's next wish.
+            is_next = flight.purpose is Purpose.TRACE or fetcher.is_streaming
+            if flight.rank > Rank.READ and is_costly and not is_next:
                 fetcher.end(flight)
 
     def launch(self, fetcher: LayerFetcher, flight: Flight) -> None:
@@ -190,6 +218,10 @@ class FetchEngine:
             await fetcher.fly(flight)
         finally:
             del self._in_air[flight]
+
+
+async def _wait_for_nothing(_size: int) -> None:
+    """For stores that may be as full as they like."""
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ class Purpose(StrEnum):
 
     READ = "read"
     READAHEAD = "readahead"
+    TRACE = "trace"
     PREFETCH = "prefetch"
     BACKGROUND = "background"
 
@@ -38,6 +39,7 @@ class Landing(StrEnum):
 _RANK_WITHOUT_READER: Final = {
     Purpose.READ: Rank.READAHEAD,
     Purpose.READAHEAD: Rank.READAHEAD,
+    Purpose.TRACE: Rank.PREFETCH,
     Purpose.PREFETCH: Rank.PREFETCH,
     Purpose.BACKGROUND: Rank.BACKGROUND,
 }
@@ -56,6 +58,7 @@ class Flight:
         reached: Up to which byte it has come; written by the thread that receives it.
         began: When it took off, by trio's clock; None while it waits for its turn.
         error: Why it failed.
+        is_short: Whether there was neither room nor memory for what a reader waited for.
         landed: It has ended, whatever way.
         changed: Set, and replaced, when a span has come and when it has landed.
         scope: Cancelling it ends the flight.
@@ -69,6 +72,7 @@ class Flight:
     reached: int = 0
     began: float | None = None
     error: ImgvolError | None = None
+    is_short: bool = False
     landed: trio.Event = field(default_factory=trio.Event)
     changed: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)

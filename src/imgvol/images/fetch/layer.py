@@ -3,7 +3,8 @@
 import logging
 import math
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -16,6 +17,7 @@ from imgvol.errors import (
     NotFound,
     RegistryUnavailable,
     RemoteError,
+    StoreFull,
 )
 from imgvol.images.fetch.amplify import Amplification
 from imgvol.images.fetch.flight import Flight, Landing, Purpose
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What a range takes, about, with what its spans decode to.
+_EXPANSION: Final = 3
+
 
 class LayerFetcher:
     """Brings the spans of one layer. Used on the event loop. Made by `FetchEngine.attach`.
@@ -38,6 +43,7 @@ class LayerFetcher:
         failure: Why the latest flight failed, if it did.
         patience: Seconds that readers wait for a registry that fails, before they are told.
         line: What is known of the line to its registry.
+        runs: Traces that are being followed, which say what comes next.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class LayerFetcher:
         self.descriptor = descriptor
         self.failure: ImgvolError | None = None
         self.patience = 0.0
+        self.runs = 0
         self._engine = engine
         self._layer = layer
         self._origin = origin
@@ -67,7 +74,7 @@ class LayerFetcher:
     @property
     def is_streaming(self) -> bool:
         """Whether the background need not keep silent: all of the rest will be here very soon."""
-        remaining = self._layer.table.blob_size - self._layer.kept.size
+        remaining = self._layer.table.blob_size - self._layer.present_size
         return self.line.is_worth_streaming(remaining)
 
     # --- for readers -----------------------------------------------------------------------------
@@ -110,6 +117,9 @@ class LayerFetcher:
         with self._engine.reading():
             if self.failure is not None and trio.current_time() < self._failed_until:
                 raise self.failure.with_traceback(None)
+            if self._engine.copies is not None:
+                grounded = [span for span in spans if span not in self._flights]
+                await self._engine.copies.take(self._layer, self._layer.missing(grounded))
             # More than once only if a flight that was joined ended without its spans.
             while missing := self._layer.missing(sorted(set(spans))):
                 flights: list[Flight] = []
@@ -128,7 +138,7 @@ class LayerFetcher:
     def _joinable(self, span: int) -> Flight | None:
         """The flight that brings a span, if waiting for it is quicker than asking again."""
         flight = self._flights.get(span)
-        if flight is None or flight.waiters:
+        if flight is None or flight.waiters or flight.purpose is Purpose.TRACE:
             return flight
         _, end = self._layer.table.compressed_range(span)
         least = max(limits.LINE_JUDGED_AFTER, 2 * self.line.round_trip)
@@ -148,12 +158,16 @@ class LayerFetcher:
     def _launch_ahead(self, spans: Sequence[int]) -> None:
         is_failing = trio.current_time() < self._failed_until
         is_busy = self._count(Purpose.READAHEAD) >= limits.READAHEAD_FLIGHTS
-        if spans and not is_failing and not is_busy:
+        # A trace knows better than to guess.
+        if spans and not is_failing and not is_busy and not self.runs:
             self._launch(Flight(*self._extent(spans), tuple(spans), Purpose.READAHEAD))
 
     def _is_missing(self, span: int) -> bool:
         """Whether a span is neither here nor under way."""
-        return span not in self._layer.present and span not in self._flights
+        if span in self._layer.present or span in self._flights:
+            return False
+        copies = self._engine.copies
+        return copies is None or not copies.has(self._layer, span)
 
     def _count(self, purpose: Purpose) -> int:
         return len({id(f) for f in self._flights.values() if f.purpose is purpose})
@@ -169,15 +183,54 @@ class LayerFetcher:
         So it may return before it has brought everything.
         """
         async with self._engine.turn(purpose, may_hurry=lambda: self.is_streaming):
-            flight = Flight(start, end, tuple(spans), purpose)
-            self._launch(flight)
-            try:
-                await flight.landed.wait()
-            finally:
-                if not flight.waiters:
-                    self.end(flight)
-            if flight.error is not None:
-                raise flight.error.with_traceback(None)
+            await self._fly_unasked(Flight(start, end, tuple(spans), purpose))
+
+    def size(self, spans: Sequence[int]) -> int:
+        """Bytes of the range from the first of some spans to the last."""
+        start, end = self._extent(spans)
+        return end - start
+
+    async def bring_traced(self, spans: Sequence[int]) -> None:
+        """Brings spans that lie near to each other because a trace says that they are wanted next.
+
+        It is never amplified, takes missing spans between them along, and waits for no turn; see
+        `traces.run`.
+
+        Raises:
+            RemoteError: The registry does not deliver.
+            ContentError: What it delivers is not what was promised.
+        """
+        start, end = self._extent(spans)
+        between = tuple(span for span in range(spans[0], spans[-1] + 1) if self._is_missing(span))
+        await self._fly_unasked(Flight(start, end, between, Purpose.TRACE))
+
+    async def _fly_unasked(self, flight: Flight) -> None:
+        self._launch(flight)
+        try:
+            await flight.landed.wait()
+        finally:
+            if not flight.waiters:
+                self.end(flight)
+        if flight.error is not None:
+            raise flight.error.with_traceback(None)
+
+    def unclaimed(self, spans: Sequence[int]) -> list[int]:
+        """Those of some spans that are neither here nor under way."""
+        return [span for span in spans if self._is_missing(span)]
+
+    @contextmanager
+    def following_trace(self) -> Iterator[None]:
+        """Around the time that a trace says what comes next."""
+        self.runs += 1
+        try:
+            with self._engine.following_trace():
+                yield
+        finally:
+            self.runs -= 1
+
+    async def wait_room(self, size: int) -> None:
+        """Waits until so many bytes of the blob, and what they decode to, may be brought ahead."""
+        await self._engine.wait_room(_EXPANSION * size)
 
     async def wait_recovered(self, longest: float) -> None:
         """Waits until the registry has answered somebody again, at most so many seconds."""
@@ -209,7 +262,10 @@ class LayerFetcher:
             yield group
 
     def _launch_read(self, group: list[int]) -> Flight:
-        along = self._amplification.behind(group, self.line.worthwhile, may_sweep=not self.is_slow)
+        along: list[int] = []
+        if not self.runs:
+            worthwhile, is_fast = self.line.worthwhile, not self.is_slow
+            along = self._amplification.behind(group, worthwhile, may_sweep=is_fast)
         spans = [*group, *along]
         flight = Flight(*self._extent(spans), tuple(spans), Purpose.READ, waiters=1)
         self._engine.make_way()
@@ -242,7 +298,9 @@ class LayerFetcher:
                 spans = [span for span in flight.spans if span in wanted]
                 while not flight.landed.is_set() and self._layer.missing(spans):
                     await flight.changed.wait()
-                if flight.error is not None and self._layer.missing(spans):
+                # What it did not store because nobody waited then is asked for again.
+                is_passed_over = isinstance(flight.error, StoreFull) and not flight.is_short
+                if flight.error and not is_passed_over and self._layer.missing(spans):
                     raise flight.error.with_traceback(None)
             is_served = True
         finally:
@@ -277,6 +335,9 @@ class LayerFetcher:
             flight.error = exc
             if isinstance(exc, RemoteError):
                 self._note_failure(exc)
+            elif isinstance(exc, StoreFull):
+                # Nothing is read ahead for a while: it could not be stored either.
+                self._failed_until = trio.current_time() + limits.FETCH_FAILURE_REST
         except Exception as exc:  # in the engine's nursery it would end every view
             log.exception("layer %s: a defect of imgvol", self._layer.digest)
             landing = Landing.FAILED

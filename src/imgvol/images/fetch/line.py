@@ -1,5 +1,6 @@
 """What a registry's line is like, and what follows from it for planning. Pure; times in seconds."""
 
+import math
 from collections import deque
 from statistics import median
 
@@ -57,6 +58,17 @@ class Line:
         """Bytes that take about as long as asking for them."""
         size = int(self.round_trip * self.bandwidth) if self.is_known else 0
         return max(limits.FETCH_SMALLEST, min(size, limits.FETCH_LARGEST))
+
+    @property
+    def window(self) -> int:
+        """Bytes that hold up another reader for a moment only."""
+        size = int(self.bandwidth * limits.TRACE_WINDOW_SECONDS)
+        return max(limits.TRACE_WINDOW_SMALLEST, min(size, limits.FETCH_LARGEST))
+
+    def depth(self, size: int) -> int:
+        """How many ranges of a size must be in the air so that the line is never idle."""
+        waiting = self.round_trip * self.bandwidth / size
+        return min(limits.TRACE_DEPTH, 2 + math.ceil(waiting))
 
     def is_worth_streaming(self, remaining: int) -> bool:
         """Whether so many bytes come sooner than all the answers that a program's start asks for.

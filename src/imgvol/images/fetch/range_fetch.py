@@ -7,8 +7,9 @@ import trio
 
 from imgvol import limits
 from imgvol.content.lazy_layer import LazyLayerStore
-from imgvol.errors import ContentError, ProtocolError
-from imgvol.images.fetch.flight import Flight, Rank
+from imgvol.content.spare_spans import Spared
+from imgvol.errors import ContentError, ProtocolError, StoreFull
+from imgvol.images.fetch.flight import Flight, Purpose, Rank
 from imgvol.images.fetch.pace import Pace
 from imgvol.oci.descriptor import Descriptor
 from imgvol.sources.base import BlobReader, ImageSource
@@ -48,6 +49,7 @@ class RangeFetch:
         self._cancelled = threading.Event()
         self._loop = trio.lowlevel.current_trio_token()
         self._waiting: list[int] = []
+        self._no_room: StoreFull | None = None
         # The part of the range that a span may still need, and where in the blob it begins.
         self._held = bytearray()
         self._held_from = flight.start
@@ -71,7 +73,7 @@ class RangeFetch:
         Raises:
             RemoteError: The registry does not deliver.
             ContentError: What it delivers is not what was promised.
-            LocalError: The disk does not take it.
+            LocalError: The disk does not take it, nor is there memory for whoever waits.
         """
         flight = self._flight
         was_wrong = False
@@ -86,6 +88,8 @@ class RangeFetch:
                 if was_wrong or self._cancelled.is_set():
                     raise
                 was_wrong = True
+        if self._no_room is not None:
+            raise self._no_room
         if flight.reached != flight.end:
             raise ProtocolError(
                 "a source sent a range of another size than was asked for",
@@ -124,12 +128,20 @@ class RangeFetch:
                     self.first_size = len(piece)
                 self.received += len(piece)
                 # Before it is verified: whoever goes on after us has it, or it is dropped.
-                self._layer.kept.put(self._flight.reached, piece)
+                if not self._layer.keep(self._flight.reached, piece):
+                    self._go_on_without_room()
                 self._take(piece)
                 if self._flight.rank is Rank.BACKGROUND:
                     self._cancelled.wait(self._pace.pause_after(len(piece)))
                 asked = time.perf_counter()
         self.seconds += time.perf_counter() - began
+
+    def _go_on_without_room(self) -> None:
+        """What is not kept serves those who wait, and nobody else."""
+        if self._flight.purpose in {Purpose.BACKGROUND, Purpose.PREFETCH}:
+            self._no_room = StoreFull("no room to fetch a layer ahead of its readers")
+            if not self._flight.waiters:
+                raise self._no_room
 
     def _take(self, piece: bytes) -> None:
         """Stores the spans that this piece completes."""
@@ -162,4 +174,11 @@ class RangeFetch:
             if start < self._comes_from:
                 raise _KeptWasDamaged from exc
             raise
-        self._layer.put_span(span, regions)
+        try:
+            self._layer.put_span(span, regions, compressed)
+        except StoreFull as exc:
+            # Those who wait are served all the same; whoever comes later asks again.
+            spared = self._layer.put_spare(span, regions)
+            if spared is not Spared.KEPT:
+                self._no_room = exc
+                self._flight.is_short |= spared is Spared.REFUSED

@@ -14,6 +14,8 @@ from imgvol.layers.lazy.spans import SpanTable
 async def fetch_rest(layer: LazyLayerStore, fetcher: LayerFetcher) -> None:
     """Brings what the image's maker wants first, then everything else, in the blob's order.
 
+    It waits while the store is too full for more, and ends early for a layer that stays lazy.
+
     Raises:
         RemoteError: The registry fails.
         ContentError: A span is not what it should be.
@@ -25,6 +27,9 @@ async def fetch_rest(layer: LazyLayerStore, fetcher: LayerFetcher) -> None:
         await trio.lowlevel.checkpoint()
         while lacking := layer.lacking(start, end, spans):
             first, last = lacking[0]
+            await fetcher.wait_room(last - first)
+            if layer.stays_lazy:
+                return
             within = _within(layer, first, last, spans)
             await fetcher.fetch_window(first, last, within, Purpose.BACKGROUND)
 
@@ -34,7 +39,12 @@ async def _fetch_spans(
 ) -> None:
     while missing := layer.missing(spans):
         await trio.lowlevel.checkpoint()
+        if layer.forgoes_proof:  # what lies between is nobody's
+            start, end = layer.lacking(start, end, missing)[0]
         first = layer.table.compressed_range(missing[0])[0]
+        await fetcher.wait_room(end - first)
+        if layer.stays_lazy:
+            return
         within = _within(layer, first, end, missing)
         await fetcher.fetch_window(max(start, first), end, within, Purpose.PREFETCH)
 

@@ -79,6 +79,16 @@ def parse_checkpoints(blob: bytes) -> tuple[Checkpoint, ...]:
     return tuple(checkpoints)
 
 
+def pack_header(count: int, span_size: int) -> bytes:
+    """What a blob of checkpoints, version 2, begins with."""
+    return _HEADER.pack(count, span_size)
+
+
+def pack_checkpoint(compressed: int, position: int, bits: int, window: bytes) -> bytes:
+    """One checkpoint with its window of 32 KiB."""
+    return _CHECKPOINT.pack(compressed, position, bits) + window
+
+
 def _check(checkpoints: list[Checkpoint]) -> None:
     first = checkpoints[0]
     if first.compressed < _GZIP_HEADER or first.position or first.bits:
@@ -110,7 +120,7 @@ def inflate_span(data: bytes, checkpoint: Checkpoint, checkpoints: bytes, size: 
     window = bytes(WINDOW) if at is None else checkpoints[at : at + WINDOW]
     stream = isal_zlib.decompressobj(wbits=-15, zdict=window)
     try:
-        output = stream.decompress(_begin(data, checkpoint.bits), size)
+        output = stream.decompress(start_at_bit(data, checkpoint.bits), size)
     except isal_zlib.error as error:  # type: ignore[misc] # declared as an instance
         raise InvalidLayer(f"damaged gzip data: {error}") from error
     if len(output) == size:
@@ -190,8 +200,11 @@ def _make_fillers() -> tuple[_Bits, ...]:
 _FILLERS: Final = _make_fillers()
 
 
-def _begin(data: bytes, shared: int) -> bytes:
-    """Put blocks before data of whose first byte only the last `shared` bits count."""
+def start_at_bit(data: bytes, shared: int) -> bytes:
+    """Put blocks before data of whose first byte only the last `shared` bits count.
+
+    What decodes raw deflate passes over them, and over the other bits of the byte.
+    """
     if not shared:
         return data
     bits = _FILLERS[shared].then(data[0] >> (8 - shared), shared)

@@ -22,7 +22,7 @@ from typing import Final, Self
 from imgvol import limits
 from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExceeded
 from imgvol.layers.compression import Compression, open_decoder
-from imgvol.layers.lazy.spans import Kind, Region, SpanTable, damaged, seal
+from imgvol.layers.lazy.spans import Kind, Part, Region, SpanTable, damaged, seal
 
 DIGEST_SIZE: Final = 32  # SHA-256
 
@@ -39,7 +39,11 @@ _COMPRESSION_NUMBERS: Final = {value: number for number, value in _COMPRESSIONS.
 
 
 class ChunkTable(SpanTable):
-    """See the module, and SpanTable. Made by ChunkTableBuilder or from a stored body."""
+    """See the module, and SpanTable. Made by ChunkTableBuilder or from a stored body.
+
+    Attributes:
+        chunk_count: Chunks, numbered from 0 by their positions.
+    """
 
     def __init__(self, body: bytes) -> None:
         if len(body) < _HEADER.size:
@@ -70,6 +74,7 @@ class ChunkTable(SpanTable):
         self._body = body
         self._compression = _COMPRESSIONS[number]
         self.span_count = spans
+        self.chunk_count = chunks
         self.prefetch: Sequence[int] = range(prefetch)
 
     @classmethod
@@ -100,6 +105,11 @@ class ChunkTable(SpanTable):
         """As SpanTable says."""
         return self._starts[span], self._ends[span]
 
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        """As SpanTable says."""
+        chunks = self._order[self._firsts[span] : self._firsts[span + 1]]
+        return [(self._positions[chunk], self._positions[chunk + 1]) for chunk in chunks]
+
     def decode(self, span: int, data: bytes) -> list[Region]:
         """As SpanTable says."""
         start, end = self.compressed_range(span)
@@ -109,6 +119,43 @@ class ChunkTable(SpanTable):
         needed = max(self._inner[chunk] + self._size(chunk) for chunk in chunks)
         decoded = self._decompress(data, needed, start)
         return [self._verified(chunk, decoded, start) for chunk in chunks]
+
+    def parts(self, span: int) -> Sequence[Part] | None:
+        """As SpanTable says."""
+        chunks = sorted(self.chunks_of_span(span))
+        if not self._without_digest.isdisjoint(chunks):
+            return None
+        return [self.part(chunk) for chunk in chunks]
+
+    def part(self, chunk: int) -> Part:
+        """A chunk: where it lies in the data file, and what pins it."""
+        return Part(self._positions[chunk], self._size(chunk), self.digest(chunk))
+
+    def digest(self, chunk: int) -> bytes:
+        """The SHA-256 of a chunk; zeros if there is none."""
+        at = self._digests + chunk * DIGEST_SIZE
+        return self._body[at : at + DIGEST_SIZE]
+
+    def position(self, chunk: int) -> int:
+        """Where a chunk lies in the data file."""
+        return self._positions[chunk]
+
+    def is_chunk_pinned(self, chunk: int) -> bool:
+        """Whether there is a digest for a chunk."""
+        return chunk not in self._without_digest
+
+    def chunks_of_span(self, span: int) -> Sequence[int]:
+        """The chunks in a span, by their places there."""
+        return self._order[self._firsts[span] : self._firsts[span + 1]]
+
+    def chunks_at(self, position: int, size: int) -> range:
+        """The chunks that begin within [position, position + size) of the data file."""
+        first = bisect_left(self._positions, position, 0, self.chunk_count)
+        return range(first, bisect_left(self._positions, position + size, first, self.chunk_count))
+
+    def span_of_chunk(self, chunk: int) -> int:
+        """The span that a chunk is in."""
+        return self._spans[chunk]
 
     def _decompress(self, data: bytes, needed: int, offset: int) -> bytes:
         """The first `needed` bytes that a span decodes to."""
@@ -132,8 +179,7 @@ class ChunkTable(SpanTable):
         data = decoded[inner : inner + self._size(chunk)]
         if chunk in self._without_digest:
             return Region(self._positions[chunk], data)
-        at = self._digests + chunk * DIGEST_SIZE
-        expected = self._body[at : at + DIGEST_SIZE]
+        expected = self.digest(chunk)
         actual = hashlib.sha256(data, usedforsecurity=False)
         if actual.digest() != expected:
             raise DigestMismatch(

@@ -72,6 +72,12 @@ def parse_footer(tail: bytes) -> Footer | None:
     return None
 
 
+def format_footer(toc_offset: int) -> bytes:
+    """Write the footer of a blob whose table of contents starts at an offset."""
+    extra = _SUBFIELD + b"%016xSTARGZ" % toc_offset
+    return _HEAD + len(extra).to_bytes(2, "little") + extra + _END
+
+
 def external_layer(companion: Manifest, layer: Digest) -> Descriptor | None:
     """Which layer of a companion image is the table of contents of a layer; None: it has none."""
     wanted = str(layer)

@@ -42,3 +42,22 @@ def parse_rfc3339(text: bytes) -> int | None:
         zone = (int(zone_hours) * 60 + int(zone_minutes)) * 60
         seconds += zone if sign == b"-" else -zone
     return seconds * 1_000_000_000 + int((fraction or b"").ljust(9, b"0"))
+
+
+# The first moments of year 1, and of year 10000.
+_EARLIEST: Final = -_EPOCH * 86_400 + 86_400
+_LATEST: Final = (date.max.toordinal() + 1 - _EPOCH) * 86_400
+
+
+@lru_cache(maxsize=1024)
+def format_rfc3339(nanoseconds: int) -> bytes:
+    """A time since 1970 as Go writes it in UTC: no fraction of zeros, nothing for strange years."""
+    seconds, fraction = divmod(nanoseconds, 1_000_000_000)
+    if not _EARLIEST <= seconds < _LATEST:
+        return b""
+    days, rest = divmod(seconds, 86_400)
+    day = date.fromordinal(days + _EPOCH)
+    text = f"{day.isoformat()}T{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02}"
+    if fraction:
+        text += f".{fraction:09}".rstrip("0")
+    return f"{text}Z".encode()

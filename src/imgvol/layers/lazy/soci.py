@@ -154,6 +154,11 @@ class SociTable(SpanTable):
         end = points[following].compressed if following < len(points) else self.blob_size
         return points[span].start, end
 
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        """As SpanTable says."""
+        start, size = self._positions[span], self._size(span)
+        return ((start, start + size),) if size > 0 else ()
+
     def decode(self, span: int, data: bytes) -> list[Region]:
         """As SpanTable says."""
         self._verify(span, data)

@@ -22,6 +22,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.errors import DigestMismatch, InvalidDigest, InvalidDocument, Unsupported
+from imgvol.layers.lazy import soci_twin
 from imgvol.layers.lazy.soci import SpanRange
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -33,18 +34,25 @@ INDEX_V2: Final = "application/vnd.amazon.soci.index.v2+json"
 ZTOC: Final = "application/octet-stream"
 PREFETCH: Final = "application/vnd.amazon.soci.prefetch.v1+json"
 
-_INDEX_DIGEST: Final = "com.amazon.soci.index-digest"
-_LAYER_DIGEST: Final = "com.amazon.soci.image-layer-digest"
+INDEX_DIGEST: Final = "com.amazon.soci.index-digest"
+LAYER_DIGEST: Final = "com.amazon.soci.image-layer-digest"
 _PREFETCH_VERSION: Final = "1.0"
 _INT32_MAX: Final = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SociLayer:
-    """What an index has for one layer: its zTOC, and perhaps which spans to fetch first."""
+    """What an index has for one layer.
+
+    Attributes:
+        ztoc: Its zTOC.
+        prefetch: Which spans to fetch first, if it says.
+        twin: The same zTOC, compressed, if it has that too: see `soci_twin`.
+    """
 
     ztoc: Descriptor
     prefetch: Descriptor | None = None
+    twin: Descriptor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +76,8 @@ def pinned_index(manifest: Manifest) -> Digest | None:
     Raises:
         InvalidDocument: What it names is no digest.
     """
-    text = manifest.annotations.get(_INDEX_DIGEST)
-    return None if text is None else _parse_digest(text, f"annotations.{_INDEX_DIGEST}")
+    text = manifest.annotations.get(INDEX_DIGEST)
+    return None if text is None else _parse_digest(text, f"annotations.{INDEX_DIGEST}")
 
 
 def parse_soci_index(raw: bytes, *, expected: Digest, subject: Digest | None = None) -> SociIndex:
@@ -113,18 +121,37 @@ def _parse_layers(manifest: Manifest) -> Mapping[Digest, SociLayer]:
     ztocs: dict[Digest, Descriptor] = {}
     prefetch: dict[Digest, Descriptor] = {}
     for number, item in enumerate(manifest.layers):
-        text = item.annotations.get(_LAYER_DIGEST)
+        text = item.annotations.get(LAYER_DIGEST)
         found = {ZTOC: ztocs, PREFETCH: prefetch}.get(item.media_type)
         if text is None or found is None:
             continue  # something that a later version may have added
         path = f"layers[{number}]"
-        layer = _parse_digest(text, f"{path}.annotations.{_LAYER_DIGEST}")
+        layer = _parse_digest(text, f"{path}.annotations.{LAYER_DIGEST}")
         # An image may have a layer twice, and its index then says the same of it twice.
         if found.setdefault(layer, item).digest != item.digest:
             raise InvalidDocument("a SOCI index with two answers for one layer", path=path)
+    twins = _find_twins(manifest)
     return MappingProxyType(
-        {layer: SociLayer(ztoc=ztoc, prefetch=prefetch.get(layer)) for layer, ztoc in ztocs.items()}
+        {
+            layer: SociLayer(
+                ztoc=ztoc,
+                prefetch=prefetch.get(layer),
+                twin=twins.get((str(layer), str(ztoc.digest))),
+            )
+            for layer, ztoc in ztocs.items()
+        }
     )
+
+
+def _find_twins(manifest: Manifest) -> Mapping[tuple[str, str], Descriptor]:
+    """Compressed zTOCs, by the digests of their layer and of the zTOC; what fits none is unused."""
+    return {
+        (layer, ztoc): item
+        for item in manifest.layers
+        if item.media_type == soci_twin.MEDIA_TYPE
+        and (layer := item.annotations.get(soci_twin.LAYER_DIGEST)) is not None
+        and (ztoc := item.annotations.get(soci_twin.ZTOC_DIGEST)) is not None
+    }
 
 
 def parse_prefetch(raw: bytes, *, expected: Digest) -> tuple[SpanRange, ...]:

@@ -49,6 +49,20 @@ class Region(NamedTuple):
     data: bytes
 
 
+class Part(NamedTuple):
+    """A piece of a span's content that a digest of its own pins.
+
+    Attributes:
+        position: Where it belongs in the layer's data file.
+        size: Bytes.
+        digest: Their SHA-256.
+    """
+
+    position: int
+    size: int
+    digest: bytes
+
+
 class SpanTable(ABC):
     """Where the bytes of a lazy layer's data file come from. Immutable, for any number of threads.
 
@@ -90,6 +104,10 @@ class SpanTable(ABC):
         """
 
     @abstractmethod
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:
+        """Which ranges of the data file a span brings: first byte, and the one after the last."""
+
+    @abstractmethod
     def decode(self, span: int, data: bytes) -> list[Region]:
         """Verify and decode a span. Pure computation of up to some 100 ms: do it in a thread.
 
@@ -106,6 +124,14 @@ class SpanTable(ABC):
             DigestMismatch: The bytes are not those that the table of contents pins.
             InvalidLayer: They cannot be decoded, or the table of contents lied about them.
         """
+
+    def parts(self, span: int) -> Sequence[Part] | None:  # noqa: ARG002 - of any
+        """What a span holds, by digests of the content itself, by ascending position.
+
+        None if nothing pins all of it that way: SOCI has digests of compressed spans only. What
+        has parts can be taken from wherever the same bytes are.
+        """
+        return None
 
     @abstractmethod
     def to_bytes(self) -> bytes:
@@ -132,6 +158,10 @@ class NoSpans(SpanTable):
     def compressed_range(self, span: int) -> tuple[int, int]:  # noqa: ARG002 - any
         """An empty range."""
         return (0, 0)
+
+    def positions(self, span: int) -> Sequence[tuple[int, int]]:  # noqa: ARG002 - none
+        """None."""
+        return ()
 
     def decode(self, span: int, data: bytes) -> list[Region]:
         """Not possible."""

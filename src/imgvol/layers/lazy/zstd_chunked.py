@@ -41,6 +41,9 @@ STARGZ: Final = Family(
     "io.containers.zstd-chunked.manifest-checksum",
 )
 
+TAR_SPLIT: Final = "io.github.containers.zstd-chunked.tarsplit-position"
+"""Where the first family says that its tar-split is: offset, size and raw size."""
+
 FOOTER_SIZE: Final = 40
 CONTAINERS_FOOTER_SIZE: Final = 64
 
@@ -107,6 +110,17 @@ def parse_footer(tail: bytes) -> Position | None:
         if len(tail) >= size and tail.endswith(magic):
             return _position(*_FOOTER.unpack_from(tail, len(tail) - size))
     return None
+
+
+def format_position(position: Position) -> str:
+    """Write the annotation."""
+    return ":".join(map(str, (*position, _TYPE_CRFS)))
+
+
+def format_footer(position: Position, tar_split: Position) -> bytes:
+    """Write the footer of the first family, which has a place for a tar-split, too."""
+    magic = _FOOTERS[CONTAINERS_FOOTER_SIZE]
+    return _FOOTER.pack(*position, _TYPE_CRFS) + struct.pack("<QQQ", *tar_split) + magic
 
 
 def _position(offset: int, size: int, raw_size: int, kind: int) -> Position:

@@ -32,7 +32,7 @@ from imgvol.layers.lazy.rfc3339 import parse_rfc3339
 from imgvol.layers.tar import MemberType, TarMember
 from imgvol.oci.digest import Digest
 
-_VERSION: Final = b"0.9"
+VERSION: Final = b"0.9"
 
 _TYPES: Final = {
     b"reg": MemberType.FILE,
@@ -100,7 +100,7 @@ def parse_ztoc(data: bytes) -> Ztoc:
 
 def _parse(root: Table) -> Ztoc:
     version = root.string(0)
-    if version != _VERSION:
+    if version != VERSION:
         raise Unsupported("zTOC of an unknown version", version=version[:16])
     toc, spans = root.table(4), root.table(5)
     if toc is None or spans is None:

@@ -1,0 +1,162 @@
+"""Gives disk space of one open lazy layer back; `giving_back` has the order and the reasons."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from imgvol.content.durable import translate_os_errors
+from imgvol.content.giving_back import (
+    GivenBack,
+    blob_holes,
+    data_holes,
+    everything_else,
+    size_of,
+)
+from imgvol.content.kept_blob import KeptBlob
+from imgvol.content.open_file import OpenFile
+from imgvol.content.punch import allocated, punch_hole
+from imgvol.content.space import SpaceLedger
+from imgvol.content.span_map import SpanMap
+from imgvol.content.span_uses import SpanUses
+from imgvol.layers.lazy.spans import SpanTable
+
+
+class LayerLocks:
+    """The locks of one lazy layer, the first to be taken first; `KeptBlob.writing` follows them.
+
+    Attributes:
+        saving: Held while the map is made durable. Threads only.
+        storing: Held while the data file is written, or parts of it are given back. Threads only.
+        bookkeeping: Never held while the disk works: the event loop takes it, too.
+    """
+
+    def __init__(self) -> None:
+        self.saving = threading.Lock()
+        self.storing = threading.Lock()
+        self.bookkeeping = threading.Lock()
+
+
+class SpanReclaimer:
+    """Knows what of a layer could be given back, and does it. For any thread.
+
+    Args:
+        present: Which spans are here.
+        discard: Counts one of them as missing.
+        kept: Their compressed bytes.
+        uses: Which of them are read; knows the layer's span table.
+        locks: The layer's.
+        space: What the store takes.
+        data: The data file, for as long as there is one.
+
+    Attributes:
+        has_given_back: Whether anything was given back.
+    """
+
+    def __init__(
+        self,
+        *,
+        present: SpanMap,
+        discard: Callable[[int], None],
+        kept: KeptBlob,
+        uses: SpanUses,
+        locks: LayerLocks,
+        space: SpaceLedger,
+        data: Callable[[], OpenFile | None],
+    ) -> None:
+        self._present = present
+        self._discard = discard
+        self._kept = kept
+        self._uses = uses
+        self._locks = locks
+        self._space = space
+        self._data = data
+        self._holders = 0
+        self._is_tidy = False
+        self.has_given_back = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Gives nothing back inside the block."""
+        with self._locks.bookkeeping:
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._locks.bookkeeping:
+                self._holders -= 1
+
+    def windows(self) -> list[tuple[int, float, int]]:
+        """What could be given back: window, when it was used last, about how many bytes. Blocks."""
+        table = self._uses.table
+        if self._data() is None or self._holders:
+            return []
+        return [
+            (window, used_at, size)
+            for window, used_at in self._uses.windows()
+            if (size := sum(size_of(table, span) for span in self._idle([window])))
+        ]
+
+    def _idle(self, windows: Collection[int]) -> list[int]:
+        """The spans of some windows that are here and that nobody reads, in order."""
+        return [
+            span
+            for window in sorted(windows)
+            for span in self._uses.spans_in(window)
+            if span in self._present and not self._uses.is_read(span)
+        ]
+
+    def give_back(self, windows: Collection[int]) -> GivenBack:
+        """Gives back the spans of some windows that nobody reads now. Blocks.
+
+        Raises:
+            LocalError: The disk fails, or cannot give back parts of files.
+        """
+        locks = self._locks
+        with locks.saving, locks.storing, self._kept.writing:
+            with locks.bookkeeping:
+                data, blob = self._data(), self._kept.file
+                if data is None or blob is None or self._holders:
+                    return GivenBack()
+                table = self._uses.table
+                gone = self._idle(windows)
+                for span in gone:
+                    self._discard(span)
+                self.has_given_back = self.has_given_back or bool(gone)
+            if not gone:
+                return GivenBack()
+            before = allocated(data.fd, blob.fd)
+            with translate_os_errors("give back a part of a layer"):
+                try:
+                    self._present.save_missing()
+                except FileNotFoundError:
+                    return GivenBack()  # completed or removed meanwhile: all of it has gone
+                self._punch(table, gone, data.fd, blob.fd)
+            size = max(0, before - allocated(data.fd, blob.fd))
+        self._space.give(size)
+        return GivenBack(len(gone), size)
+
+    def _punch(self, table: SpanTable, gone: Sequence[int], data: int, blob: int) -> None:
+        present = self._present
+        if self._is_tidy:
+            holes = list(data_holes(table, gone, present))
+            blob_parts = list(blob_holes(table, gone, present))
+        else:
+            holes, blob_parts = everything_else(table, present)
+            self._is_tidy = True
+        # Whoever fetches them again shall not believe that they are here.
+        for span in gone:
+            self._drop_kept(table, span)
+        for start, end in blob_parts:
+            self._kept.drop(start, end)
+            punch_hole(blob, start, end)
+        for start, end in holes:
+            punch_hole(data, start, end)
+
+    def _drop_kept(self, table: SpanTable, span: int) -> None:
+        """Forgets the compressed bytes of a span, but for those that it shares with others."""
+        start, end = table.compressed_range(span)
+        if span and span - 1 in self._present:
+            start = max(start, table.compressed_range(span - 1)[1])
+        if span + 1 < table.span_count and span + 1 in self._present:
+            end = min(end, table.compressed_range(span + 1)[0])
+        self._kept.drop(start, end)

@@ -1,0 +1,179 @@
+"""zlib's own inflate, by ctypes: Python's module of it does not tell where deflate blocks end.
+
+Three of its functions more than the module has are needed: `inflate` with `Z_BLOCK`, which returns
+at the end of each block and says at which bit that is; `inflateGetDictionary`, which gives the
+window at that point; and `inflateReset2`, which goes on with the next member. All of them are in
+zlib since 1.2.8 (2013), and in zlib-ng where that stands for it.
+"""
+
+import ctypes
+import ctypes.util
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Final
+
+from imgvol.errors import InvalidLayer, MachineLacks
+
+WINDOW: Final = 1 << 15
+
+_Z_BLOCK: Final = 5
+_Z_OK: Final = 0
+_Z_STREAM_END: Final = 1
+_Z_BUF_ERROR: Final = -5
+# A gzip wrapper, and the largest window.
+_GZIP_ONLY: Final = 16 + 15
+# `data_type` when inflate returns because of Z_BLOCK.
+_AT_BLOCK_END: Final = 128
+_LAST_BLOCK: Final = 64
+_UNUSED_BITS: Final = 7
+
+
+class _Stream(ctypes.Structure):
+    """`z_stream` of zlib.h."""
+
+    _fields_ = (  # type: ignore[mutable-override] # as ctypes documents it
+        ("next_in", ctypes.c_void_p),
+        ("avail_in", ctypes.c_uint),
+        ("total_in", ctypes.c_ulong),
+        ("next_out", ctypes.c_void_p),
+        ("avail_out", ctypes.c_uint),
+        ("total_out", ctypes.c_ulong),
+        ("msg", ctypes.c_char_p),
+        ("state", ctypes.c_void_p),
+        ("zalloc", ctypes.c_void_p),
+        ("zfree", ctypes.c_void_p),
+        ("opaque", ctypes.c_void_p),
+        ("data_type", ctypes.c_int),
+        ("adler", ctypes.c_ulong),
+        ("reserved", ctypes.c_ulong),
+    )
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    for name in _candidates():
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        if all(hasattr(library, name) for name in ("inflateGetDictionary", "inflateReset2")):
+            library.inflateInit2_.argtypes = (
+                ctypes.c_void_p,
+                ctypes.c_int,
+                ctypes.c_char_p,
+                ctypes.c_int,
+            )
+            library.inflate.argtypes = (ctypes.c_void_p, ctypes.c_int)
+            library.inflateReset2.argtypes = (ctypes.c_void_p, ctypes.c_int)
+            library.inflateGetDictionary.argtypes = (ctypes.c_void_p,) * 3
+            library.inflateEnd.argtypes = (ctypes.c_void_p,)
+            return library
+    raise MachineLacks(
+        "there is no zlib (libz.so.1) to make checkpoints of gzip with",
+        hint="Install it: apt install zlib1g, dnf install zlib, apk add zlib.",
+    )
+
+
+def _candidates() -> Iterator[str | None]:
+    yield "libz.so.1"
+    yield ctypes.util.find_library("z")
+    # An interpreter that brings its own; None is the interpreter itself.
+    yield getattr(zlib, "__file__", None)
+
+
+class GzipStream:
+    """Inflates gzip members, one after the other, and stops at the end of every deflate block.
+
+        stream = GzipStream(size_of_pieces)
+        stream.give(data)
+        while stream.step():
+            use(stream.output)          # what this step brought
+            if stream.is_at_block: ...  # between two blocks, or before the first of a member
+
+    Args:
+        piece: The most that one step brings.
+
+    Attributes:
+        output: Plain bytes of the last step.
+        consumed: How much of the input of the last `give` has been used.
+        is_at_block: Whether the last step ended before a block.
+        bits: How many bits of the last byte used belong to what follows; at a block only.
+        has_ended: Whether the last step ended a member, and none has begun since.
+    """
+
+    def __init__(self, piece: int) -> None:
+        self._library = _load()
+        self._stream = _Stream()
+        self._handle = ctypes.addressof(self._stream)
+        self._target = ctypes.create_string_buffer(piece)
+        self._address = ctypes.addressof(self._target)
+        self._view = memoryview(self._target).cast("B")
+        self._window = ctypes.create_string_buffer(WINDOW)
+        self._input = b""
+        self.output = memoryview(b"")
+        self.consumed = 0
+        self.bits = 0
+        self.is_at_block = self.has_ended = False
+        version = ctypes.c_char_p(b"1.2")
+        size = ctypes.sizeof(self._stream)
+        if self._library.inflateInit2_(self._handle, _GZIP_ONLY, version, size) != _Z_OK:
+            raise MemoryError
+
+    def __del__(self) -> None:
+        # Frees what inflateInit2 took; after a failed one there is nothing, and that is no error.
+        if hasattr(self, "_handle"):
+            self._library.inflateEnd(self._handle)
+
+    def give(self, data: bytes) -> None:
+        """Gives the next input; all of what was given before must have been used."""
+        assert not self._stream.avail_in, "the input before has not been used"
+        self._input = data  # zlib has its address
+        self._stream.next_in = ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p)
+        self._stream.avail_in = len(data)
+        self.consumed = 0
+
+    def step(self) -> bool:
+        """Goes on until a block ends, the output is full, or the input used up.
+
+        The output stays valid until the next step.
+
+        Returns:
+            Whether it got any further; False: it needs more input.
+
+        Raises:
+            InvalidLayer: The data is not gzip, or damaged; `offset` is in the last input.
+        """
+        stream = self._stream
+        if self.has_ended:
+            if not stream.avail_in:
+                return False
+            self._library.inflateReset2(self._handle, _GZIP_ONLY)
+            self.has_ended = False
+        stream.next_out = self._address
+        stream.avail_out = size = len(self._target)
+        before = stream.avail_in
+        result = self._library.inflate(self._handle, _Z_BLOCK)
+        self.consumed += before - stream.avail_in
+        self.output = self._view[: size - stream.avail_out]
+        if result == _Z_STREAM_END:
+            self.has_ended, self.is_at_block = True, False
+            return True
+        if result == _Z_BUF_ERROR:
+            self.is_at_block = False
+            return False
+        if result != _Z_OK:
+            reason = (stream.msg or b"it needs a dictionary").decode("ascii", "replace")
+            raise InvalidLayer(f"damaged gzip data: {reason}", offset=self.consumed)
+        kind = stream.data_type
+        self.is_at_block = bool(kind & _AT_BLOCK_END) and not kind & _LAST_BLOCK
+        self.bits = kind & _UNUSED_BITS
+        return True
+
+    def window(self) -> bytes:
+        """The last plain bytes of the member, as many as a window has, zeros before the first."""
+        size = ctypes.c_uint(0)
+        self._library.inflateGetDictionary(
+            self._handle, ctypes.addressof(self._window), ctypes.addressof(size)
+        )
+        return self._window.raw[: size.value].rjust(WINDOW, b"\0")

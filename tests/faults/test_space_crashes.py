@@ -1,0 +1,133 @@
+"""A daemon that dies at any call while it gives back spans, and a disk that loses what was not
+synced: the map never speaks of what is gone (F01, F29)."""
+
+import os
+import random
+import shutil
+import signal
+
+import pytest
+
+from imgvol.content.span_map import SpanMap
+from imgvol.layers.lazy.open import open_span_table
+from support import images
+from support.agent import Agent
+from support.crash import PUNCH, Crash, calls, has_fired, lose_unsynced, prelude
+from support.daemon import Imgvol
+from support.lazy_images import LazyImage
+from support.programs import require_fuse, stop
+from support.stargz import TIME, Stargz
+
+pytestmark = [pytest.mark.servers, pytest.mark.slow]
+
+IS_WHOLE = os.environ.get("IMGVOL_EVERY_CALL") == "1"
+SAMPLE = (0.6,)
+KINDS = (PUNCH, "name", "sync", "write")
+# What the kernel says of a read that its daemon does not live to answer: nothing of the rest, too.
+DEAD = {"ENOTCONN", "ECONNABORTED", "EIO", "ENOENT", "SHORT"}
+LIMITS = {"FETCH_FLUSH": 0.03, "FETCH_QUIET": 0.02, "FETCH_LARGEST": 300_000, "USAGE_PERIOD": 0.5}
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def image(registry, tmp_path_factory) -> LazyImage:
+    noise = random.Random(23)
+    entries = [images.directory("usr", mtime_ns=TIME)]
+    for number in range(8):
+        entries.append(images.file(f"usr/{number}", noise.randbytes(MB), mtime_ns=TIME))
+    layer = Stargz(entries, chunk=100_000).layer()
+    name = "space/crashes:1"
+    layout = images.write_layout(tmp_path_factory.mktemp("crashes"), {"x": images.Image([layer])})
+    images.push(layout, "x", registry.reference(name))
+    files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
+    return LazyImage(name, layer, files)
+
+
+class World:
+    """One store after another, each with a daemon that dies over it and one that comes after."""
+
+    def __init__(self, base, registry, image: LazyImage) -> None:
+        self.image, self.reference = image, registry.reference(image.name)
+        self.imgvol = Imgvol(base, limits=dict(LIMITS), options=("--quota", "7M"))
+        self.log = base / "calls"
+        self.target = self.imgvol.target("mnt")
+
+    def run(self, crash: Crash) -> bool:
+        """Mounts and reads until the call; whether the daemon has died there."""
+        shutil.rmtree(self.imgvol.root, ignore_errors=True)
+        self.log.unlink(missing_ok=True)
+        self.imgvol.prelude = prelude(crash, self.log)
+        try:
+            self.imgvol.start()
+        except AssertionError:
+            assert has_fired(crash, self.log), self.imgvol.log_end()
+            return True
+        finally:
+            self.imgvol.prelude = "pass"
+        self.imgvol.run("mount", self.reference, self.target, check=False)
+        with Agent() as agent:
+            reads, wanted = zip(*self.image.random_reads(self.target, 3, 80), strict=True)
+            found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
+        wrong = [f for f, w in zip(found, wanted, strict=True) if f not in {w, *DEAD}]
+        assert wrong == [], "an error, or the truth"
+        self.imgvol.process.terminate()
+        died = self.imgvol.process.wait(20) == -signal.SIGKILL
+        assert died == has_fired(crash, self.log)
+        return died
+
+    def check_store(self) -> None:
+        """Whatever the map names is on the disk, as it is in the registry."""
+        lazy = self.imgvol.root / "lazy" / self.image.hex
+        if not (lazy / "table").exists():
+            return
+        table = open_span_table((lazy / "table").read_bytes())
+        present = SpanMap(lazy / "spans", table.span_count)
+        data, blob = (lazy / "data").read_bytes(), (lazy / "blob").read_bytes()
+        for span in present:
+            start, end = table.compressed_range(span)
+            assert blob[start:end] == self.image.layer.blob[start:end], span
+            for at, piece in table.decode(span, blob[start:end]):
+                assert data[at : at + len(piece)] == piece, span
+
+    def check_next(self) -> None:
+        """The next daemon shows every byte, within its size."""
+        self.imgvol.start()
+        if not self.imgvol.json("ps"):
+            self.imgvol.run("mount", self.reference, self.target)
+        with Agent() as agent:
+            reads, wanted = zip(*self.image.random_reads(self.target, 4, 40), strict=True)
+            found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
+            assert list(found) == list(wanted)
+        assert self.imgvol.json("df")["space"]["used"] <= 7 * MB
+        assert self.imgvol.json("fsck")["wrong"] == []
+        self.imgvol.terminate()
+
+
+@pytest.fixture
+def world(short_path, registry, image):
+    require_fuse()
+    made = World(short_path, registry, image)
+    yield made
+    if made.imgvol.process is not None:
+        stop(made.imgvol.process)
+
+
+@pytest.mark.fault("F01")
+@pytest.mark.fault("F29")
+def test_killed_at_any_call_while_spans_are_given_back(world):
+    assert not world.run(Crash(PUNCH, 0))
+    counted = calls(world.log)
+    assert counted[PUNCH] > 20, "there is something to be killed at"
+    world.check_store()
+    world.check_next()
+    for kind in KINDS if IS_WHOLE else KINDS[:3]:
+        total = counted[kind]
+        numbers = range(1, total) if IS_WHOLE else [max(1, int(s * total)) for s in SAMPLE]
+        died = 0
+        for number in numbers:
+            if world.run(Crash(kind, number)):
+                died += 1
+                lose_unsynced(world.imgvol.root, world.log)
+            world.check_store()
+            world.check_next()
+        assert died, f"no {kind} was the last call"

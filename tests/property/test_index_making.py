@@ -1,0 +1,113 @@
+"""Checkpoints and zTOCs of arbitrary layers: every span decodes to what the stream had there."""
+
+import gzip
+import io
+import random
+import tempfile
+import zlib
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgvol.layers.builder import IndexBuilder
+from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
+from imgvol.layers.lazy.checkpoints import inflate_span, parse_checkpoints
+from imgvol.layers.lazy.rfc3339 import format_rfc3339, parse_rfc3339
+from imgvol.layers.lazy.soci import open_ztoc
+from imgvol.layers.lazy.soci_twin import expand_twin
+from imgvol.oci.descriptor import Descriptor
+from imgvol.oci.digest import Digest
+from imgvol.publish import index_job
+from support import tars
+from support.soci import decode_all, sha256
+
+STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
+
+# A stretch: how it repeats itself, and how long it is.
+stretches = st.lists(
+    st.tuples(st.integers(0, 1 << 32), st.integers(1, 5000), st.integers(1, 60_000)),
+    min_size=1,
+    max_size=4,
+)
+encoders = st.tuples(st.integers(0, 9), st.sampled_from(STRATEGIES), st.integers(1, 9))
+
+
+def fill(parts) -> bytes:
+    return b"".join(
+        (random.Random(seed).randbytes(period) * (size // period + 1))[:size]
+        for seed, period, size in parts
+    )
+
+
+def encode(plain: bytes, how) -> bytes:
+    level, strategy, memory = how
+    encoder = zlib.compressobj(level, zlib.DEFLATED, 31, memory, strategy)
+    return encoder.compress(plain) + encoder.flush()
+
+
+@given(
+    members=st.lists(st.tuples(stretches, encoders), min_size=1, max_size=3),
+    span_size=st.sampled_from([1, 500, 5000, 40_000]),
+    piece=st.sampled_from([1000, 33_333, 1 << 20]),
+)
+def test_every_span_decodes_whatever_made_the_blob(members, span_size, piece):
+    plain = b"".join(fill(parts) for parts, _ in members)
+    blob = b"".join(encode(fill(parts), how) for parts, how in members)
+    builder = CheckpointBuilder(span_size)
+    pieces = (blob[at : at + piece] for at in range(0, len(blob), piece))
+    assert b"".join(out for data in pieces for out in builder.feed(data)) == plain
+    builder.finish()
+    spans = builder.spans()
+    points = parse_checkpoints(spans.checkpoints)
+    for number, point in enumerate(points):
+        following = points[number + 1] if number + 1 < len(points) else None
+        end = following.compressed if following else len(blob)
+        assert Digest.of(blob[point.start : end]).hex == spans.digests[number].hex()
+        rest = plain[point.position :]
+        # Over the next checkpoints, too: some readers decode several spans at once.
+        assert inflate_span(blob[point.start :], point, spans.checkpoints, len(rest)) == rest
+
+
+names = st.binary(min_size=1, max_size=40).filter(lambda name: not set(name) & {0, ord("/")})
+files = st.lists(
+    st.tuples(
+        names, st.binary(max_size=3000), st.integers(0, 0o7777), st.integers(0, (1 << 21) - 1)
+    ),
+    max_size=12,
+)
+
+
+@given(files=files, padding=st.integers(0, 3), is_plain=st.booleans())
+def test_what_is_written_is_read_as_the_tar_is(files, padding, is_plain):
+    archive = b"".join(
+        tars.member(name[:99], content, mode=mode, uid=uid) for name, content, mode, uid in files
+    )
+    tar = archive + tars.END + bytes(512 * padding)
+    blob = tar if is_plain else gzip.compress(tar)
+    request = {
+        "digest": sha256(blob),
+        "size": len(blob),
+        "diff_id": sha256(tar),
+        "span_size": 4096,
+    }
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        answer = index_job.run(request, io.BytesIO(blob), Path(directory), lambda _done: None)
+        ztoc = (Path(directory) / "ztoc").read_bytes()
+        twin = (Path(directory) / "twin").read_bytes()
+    described = Descriptor(media_type="a/b", digest=Digest.of(ztoc), size=len(ztoc))
+    assert expand_twin(twin, described) == ztoc
+    assert answer["members"] == len(files)
+    layer = open_ztoc(ztoc, expected=Digest.of(ztoc), blob_size=len(blob))
+    builder = IndexBuilder(own_files=False)
+    for member in tars.parse([tar]):
+        builder.add(member)
+    assert layer.index == builder.finish()
+    data = decode_all(layer.table, blob)
+    assert data == tar[: len(data)]
+    assert not any(tar[len(data) :])
+
+
+@given(st.integers(-62_135_510_400_000_000_000, 253_402_300_799_999_999_999))
+def test_times_are_read_as_they_were_written(moment):
+    assert parse_rfc3339(format_rfc3339(moment)) == moment

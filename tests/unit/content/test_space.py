@@ -1,0 +1,158 @@
+"""The count of what the store takes: who may write, who waits, and who is refused."""
+
+import threading
+import time
+
+import pytest
+
+from imgvol import limits
+from imgvol.config import UNLIMITED, SpaceLimits, parse_percent, parse_size
+from imgvol.content.space import SpaceLedger
+from imgvol.errors import InvalidArgument, StoreFull
+
+
+def ledger_of(used=0, free=10_000, **fields) -> SpaceLedger:
+    ledger = SpaceLedger()
+    ledger.limits = SpaceLimits(**fields)
+    ledger.settle(used, ledger.begin_measuring(), free)
+    return ledger
+
+
+def test_without_limits_everything_fits_and_is_counted():
+    ledger = ledger_of(used=5)
+    ledger.take(10**15)
+    assert ledger.level.used == 10**15 + 5
+    assert (ledger.level.high, ledger.excess) == (None, 0)
+    assert ledger.take_spare_room(10**18)
+
+
+def test_the_lines_of_a_quota_and_of_what_has_to_be_free():
+    assert SpaceLimits(quota=1000).lines(0, 0) == (800, 900, 1000)
+    assert SpaceLimits(quota=1000, high=50, low=40).lines(7, 7) == (400, 500, 1000)
+    # 300 + 200 are there; 90 of them have to stay free.
+    assert SpaceLimits(min_free=90).lines(300, 200) == (400, 410, 410)
+    assert SpaceLimits(quota=1000, min_free=90).lines(300, 200) == (400, 410, 410)
+    assert SpaceLimits(quota=100, min_free=90).lines(300, 200) == (80, 90, 100)
+    assert SpaceLimits(min_free=900).lines(300, 200) == (0, 0, 0)
+    assert UNLIMITED.lines(1, 1) == (None, None, None)
+    assert not UNLIMITED.is_any
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 90), (90, 90), (91, 90), (50, 101)])
+def test_watermarks_that_make_no_sense(low, high):
+    with pytest.raises(InvalidArgument, match="watermarks"):
+        SpaceLimits(low=low, high=high)
+
+
+def test_sizes_and_percentages_as_people_write_them():
+    assert parse_size("30M") == 30_000_000
+    assert parse_size("1.5g") == 1_500_000_000
+    assert parse_size("20GB") == 20_000_000_000
+    assert parse_size("7") == 7
+    for text in ("", "0", "-1", "1e9", "20 G", "G", "9" * 40):
+        with pytest.raises(InvalidArgument):
+            parse_size(text)
+    assert parse_percent("90") == 90
+    for text in ("", "0", "101", "-5", "9.5", "٩٠"):
+        with pytest.raises(InvalidArgument):
+            parse_percent(text)
+
+
+def test_what_is_written_while_it_is_measured_counts():
+    ledger = ledger_of(quota=1000)
+    ledger.take(300)
+    mark = ledger.begin_measuring()
+    ledger.take(100)
+    ledger.settle(350, mark, 0)
+    assert ledger.level.used == 450
+
+
+def test_spare_room_ends_at_the_high_line_and_the_rest_at_the_hard_one():
+    ledger = ledger_of(quota=1000)
+    assert ledger.take_spare_room(900)
+    assert not ledger.take_spare_room(1)
+    assert not ledger.has_room(1)
+    assert ledger.excess == 0
+    ledger.take(50)
+    assert ledger.excess == 150
+    ledger.take(50)
+    began = time.monotonic()
+    with pytest.raises(StoreFull, match="within the size"):
+        ledger.take(1)
+    assert time.monotonic() - began < 2
+    assert ledger.level.used == 1000, "nothing was counted"
+    assert ledger.level.seconds_above > 0
+
+
+def test_a_writer_waits_until_somebody_makes_room():
+    ledger = ledger_of(used=950, quota=1000)
+    asked = threading.Event()
+    ledger.on_pressure = asked.set
+
+    def make_room():
+        asked.wait(5)
+        assert ledger.excess == 750, "down to where what is waited for fits"
+        ledger.give(800)
+
+    thread = threading.Thread(target=make_room)
+    thread.start()
+    ledger.take(800)
+    thread.join()
+    assert ledger.level.used == 950
+
+
+def test_a_writer_is_refused_when_rounds_have_found_nothing(monkeypatch):
+    monkeypatch.setattr(limits, "SPACE_WAIT", 60.0)
+    ledger = ledger_of(used=1000, quota=1000)
+    rounds = []
+
+    def look():
+        while len(rounds) < 3:
+            ledger.begin_round()
+            ledger.end_round()
+            rounds.append(None)
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=look)
+    ledger.on_pressure = lambda: None if thread.ident else thread.start()
+    with pytest.raises(StoreFull):
+        ledger.take(1)
+    thread.join()
+
+
+def test_memory_for_what_does_not_fit_is_bounded():
+    ledger = SpaceLedger()
+    assert ledger.borrow_memory(limits.SPARE_SPANS)
+    assert not ledger.borrow_memory(1)
+    ledger.repay_memory(10)
+    assert ledger.borrow_memory(10)
+
+
+def test_a_writer_waits_no_longer_than_it_may_and_not_at_all_when_nobody_evicts(monkeypatch):
+    monkeypatch.setattr(limits, "SPACE_WAIT", 0.2)
+    ledger = ledger_of(used=1000, quota=1000)
+    for tell, least, most in [(None, 0.0, 0.1), (lambda: None, 0.2, 5.0)]:
+        ledger.on_pressure = tell
+        began = time.monotonic()
+        with pytest.raises(StoreFull):
+            ledger.take(1)
+        assert least <= time.monotonic() - began < most
+
+
+def test_who_stops_to_evict_lets_writers_go():
+    ledger = ledger_of(used=1000, quota=1000)
+    asked = threading.Event()
+    ledger.on_pressure = asked.set
+
+    def stop():
+        asked.wait(5)
+        ledger.on_pressure = None
+        ledger.end_round()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    began = time.monotonic()
+    with pytest.raises(StoreFull):
+        ledger.take(1)
+    thread.join()
+    assert time.monotonic() - began < limits.SPACE_WAIT / 2

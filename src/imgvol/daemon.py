@@ -352,7 +352,13 @@ class _Daemon:
             info=lambda: self._info(can_mount=mounts.obstacle is None),
             statistics=lambda: self._statistics(images, mounts),
             stop=self._stop,
-            converter=Converter(images.store, images.service, images.views, images.registries),
+            converter=Converter(
+                images.store,
+                images.service,
+                images.views,
+                images.registries,
+                find_trace=images.find_trace,
+            ),
             space=images.space,
         )
 

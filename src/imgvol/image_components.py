@@ -11,6 +11,7 @@ import trio
 from imgvol.config import Config
 from imgvol.content.ownership import own_directory
 from imgvol.content.store import Store, open_store
+from imgvol.errors import NotFound
 from imgvol.images.collection import Collector
 from imgvol.images.credentials import Logins
 from imgvol.images.events import Events
@@ -31,6 +32,7 @@ from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
 from imgvol.publish.indexes import Indexes
 from imgvol.registry.registries import Registries
+from imgvol.view.trace import Trace, parse_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +52,14 @@ class ImageComponents:
     preloader: Preloader | None
     indexes: Indexes
     space: SpaceKeeper
+
+    async def find_trace(self, name: str) -> Trace | None:
+        """The trace that a mount of an image follows; None: there is none, or no such image."""
+        try:
+            record = await self.traces.find(await self.service.find(name))
+        except NotFound:
+            return None
+        return await trio.to_thread.run_sync(parse_trace, await self.traces.document(record))
 
 
 async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:

@@ -122,6 +122,8 @@ TRACE_DEPTH: Final = 4
 TRACE_STEP: Final = 64
 # How often a recording says how far it is.
 TRACE_PROGRESS: Final = 0.2
+# Seconds that a run waits for room in the store before it ends.
+TRACE_ROOM: Final = 5.0
 # Windows that failed, after which readers are left to themselves.
 TRACE_FAILURES: Final = 3
 # What is fetched on the word of a trace that somebody else has made: the start of most programs.

@@ -1,9 +1,8 @@
 """`index create`, `index ls`, `index rm`, `index push`."""
 
-import re
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -19,11 +18,9 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
+from imgvol.cli.sizes import parse_size
 from imgvol.cli.text import visible_name
 from imgvol.errors import InvalidArgument
-
-_SIZE: Final = re.compile(r"([0-9]{1,12})(?:([KMG])(?:iB)?)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Size(click.ParamType[int]):
@@ -33,10 +30,10 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Bytes."""
-        match = _SIZE.fullmatch(str(value))
-        if not match:
+        try:
+            return parse_size(str(value), may_be_zero=True)
+        except InvalidArgument:
             self.fail(f"{value!r} is no size such as 512K, 4M or 1G.", param, ctx)
-        return int(match[1]) * _UNITS[(match[2] or "").upper()]
 
 
 @click.group(

@@ -43,12 +43,8 @@ from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
-<<<<<<< HEAD
-from imgvol.content.ranges import Ranges, joined
-=======
 from imgvol.content.punch import BLOCK
-from imgvol.content.ranges import Ranges
->>>>>>> work-f
+from imgvol.content.ranges import Ranges, joined
 from imgvol.content.readahead import ReadaheadTracker
 from imgvol.content.reading import pread_exact, pread_nowait
 from imgvol.content.reclaiming import LayerLocks, SpanReclaimer

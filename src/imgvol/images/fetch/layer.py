@@ -200,9 +200,11 @@ class LayerFetcher:
             RemoteError: The registry does not deliver.
             ContentError: What it delivers is not what was promised.
         """
-        start, end = self._extent(spans)
-        between = tuple(span for span in range(spans[0], spans[-1] + 1) if self._is_missing(span))
-        await self._fly_unasked(Flight(start, end, between, Purpose.TRACE))
+        if self._engine.copies is not None:
+            await self._engine.copies.take(self._layer, self.unclaimed(spans))
+        between = self.unclaimed(range(spans[0], spans[-1] + 1))
+        if between:
+            await self._fly_unasked(Flight(*self._extent(between), tuple(between), Purpose.TRACE))
 
     async def _fly_unasked(self, flight: Flight) -> None:
         self._launch(flight)

@@ -110,8 +110,9 @@ class TraceRun:
 
     async def _launch_next(self, nursery: trio.Nursery) -> None:
         for window in self._next_windows():
-            await self._wait_for_room(self.fetchers[window.layer])
-            if self.use.launched >= self.most or self._has_failed:
+            await self._wait_for_turn(self.fetchers[window.layer])
+            has_room = await self._wait_for_room(window)
+            if self.use.launched >= self.most or self._has_failed or not has_room:
                 self._is_cut = True
                 self.queue.clear()
                 return
@@ -122,7 +123,14 @@ class TraceRun:
     def _has_failed(self) -> bool:
         return self._failures >= limits.TRACE_FAILURES
 
-    async def _wait_for_room(self, fetcher: LayerFetcher) -> None:
+    async def _wait_for_room(self, window: Window) -> bool:
+        """Whether the store has room for it; readers' own guesses rest no longer than this."""
+        fetcher = self.fetchers[window.layer]
+        with trio.move_on_after(limits.TRACE_ROOM) as waiting:
+            await fetcher.wait_room(fetcher.size(window.spans))
+        return not waiting.cancelled_caught
+
+    async def _wait_for_turn(self, fetcher: LayerFetcher) -> None:
         while self._in_air >= fetcher.line.depth(fetcher.line.window):
             self._landed = trio.Event()
             await self._landed.wait()

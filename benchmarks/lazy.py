@@ -112,7 +112,7 @@ def format_row(line: Line, kind: str, figures: Figures, other: Figures | None = 
 
 def measure(proxy: Proxy, reference: str, line: Line, work: Path) -> Figures:
     """One format over one line, from an empty store."""
-    with directory(work) as base, running_daemon(base) as daemon:
+    with work_directory(work) as base, running_daemon(base) as daemon:
         target = daemon.target("mnt")
         seen = len(proxy.seen)
         began = time.perf_counter()
@@ -145,7 +145,7 @@ def _read_all(tree: Path | str) -> float:
 
 def measure_umoci(reference: str, line: Line, work: Path) -> Figures:
     """The same out of an unpacked tree."""
-    with directory(work) as base:
+    with work_directory(work) as base:
         began = time.perf_counter()
         run(
             "skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false",
@@ -206,13 +206,13 @@ def packages_tar(name: str, packages: Sequence[str]) -> bytes:
 
 def converted(layer: Layer, work: Path, flags: Sequence[str] = ()) -> Layer:
     """The same layer as eStargz, by stargz's own library; without flags with its 4 MiB chunks."""
-    with directory(work) as place:
+    with work_directory(work) as place:
         return as_layer(stargz_layer(place, layer.tar, *flags), "gzip")
 
 
 def rechunked(layer: Layer, work: Path) -> Layer:
     """The same layer as podman pushes it, with its chunks of 64 KiB on average."""
-    with directory(work) as place:
+    with work_directory(work) as place:
         return as_layer(podman_layer(place, layer.tar), "zstd")
 
 
@@ -266,7 +266,7 @@ def push_soci(registry: Registry, image: Image, tag: str, work: Path) -> None:
 
 
 @contextmanager
-def directory(work: Path) -> Iterator[Path]:
+def work_directory(work: Path) -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(dir=work))
     path.chmod(0o755)
     try:

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazy import WORK, directory, megabytes, packages_tar, seconds, work_in
+from lazy import WORK, megabytes, packages_tar, seconds, work_directory, work_in
 
 from support import rootfs
 from support.daemon import Imgvol, running_daemon
@@ -80,7 +80,7 @@ def _publish(registry: Registry, work: Path, plain: str, unpacked: int) -> list[
     variants = [Variant("gzip", PLAIN), Variant("gzip + index", SOCI)]
     referrers = ("--trace-referrers",)
     variants.append(Variant("gzip + index + trace", SOCI, referrers))
-    with directory(work) as base, running_daemon(base) as daemon:
+    with work_directory(work) as base, running_daemon(base) as daemon:
         trace = base / "trace.json"
         daemon.run("pull", plain, timeout=600)
         index = _timed(unpacked, "index create", daemon, "index", "create", plain)
@@ -120,7 +120,7 @@ def _timed(unpacked: int, task: str, daemon: Imgvol, *arguments: object) -> str:
 
 
 def _work_elsewhere(proxy: Proxy, work: Path, variant: Variant, size: int) -> str:
-    with directory(work) as base, running_daemon(base, *variant.serve) as daemon:
+    with work_directory(work) as base, running_daemon(base, *variant.serve) as daemon:
         target = daemon.target("mnt")
         began = time.perf_counter()
         daemon.run("mount", proxy.reference(variant.reference), target, timeout=900)
@@ -137,13 +137,13 @@ def _work_elsewhere(proxy: Proxy, work: Path, variant: Variant, size: int) -> st
 def _second_tag(registry: Registry, work: Path, kind: str) -> str:
     """How much of the next image a node fetches that has all of this one."""
     names = [f"big:{name}-{kind.replace(':', '-')}" for name in ("first", "second")]
-    with directory(work) as base, running_daemon(base) as maker:
+    with work_directory(work) as base, running_daemon(base) as maker:
         for source, name in zip((PLAIN, NEXT), names, strict=True):
             plain, target = registry.reference(source), registry.reference(name)
             maker.run("pull", plain, timeout=600)
             maker.run("convert", plain, target, "--format", kind, timeout=900)
     with (
-        directory(work) as base,
+        work_directory(work) as base,
         running_daemon(base) as daemon,
         running_proxy(registry.host) as proxy,
     ):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lazy import LINES, WORK, Line, _needed, directory, make_images, work_in
+from lazy import LINES, WORK, Line, _needed, make_images, work_directory, work_in
 
 from support.daemon import Imgvol, running_daemon
 from support.images import Image, Layer, directory, push, write_layout
@@ -70,7 +70,7 @@ def measure(
 ) -> Figures:
     """One mount over a line, into a store that has nothing of the image but its trace."""
     with (
-        directory(work) as base,
+        work_directory(work) as base,
         running_proxy(registry.host) as proxy,
         running_daemon(base) as daemon,
     ):

@@ -10,12 +10,14 @@ import pytest
 import trio
 
 from imgvol import limits
+from imgvol.content.fetching import FetchStatistics
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer import Layer
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import StoreLayout
-from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore, create_lazy_layer
+from imgvol.content.lazy_directory import create_lazy_layer
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.place import Place, PlacedFile
 from imgvol.errors import ImgvolError, InvalidLayer, RegistryUnavailable, StoreDamaged
 from imgvol.layers.builder import IndexBuilder

@@ -18,7 +18,8 @@ from typing import Self
 import trio
 
 from imgvol.content.layout import StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.lazy_directory import create_lazy_layer
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.space import SpaceLedger
 from imgvol.errors import DigestMismatch, ImgvolError, RegistryUnavailable
 from imgvol.layers.builder import IndexBuilder

@@ -19,7 +19,7 @@ from imgvol.content import inventory
 from imgvol.content.blobs import BlobStore
 from imgvol.content.card import LayerCard
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import BLOB_NAME, SPANS_NAME, TABLE_NAME
+from imgvol.content.lazy_directory import BLOB_NAME, SPANS_NAME, TABLE_NAME
 from imgvol.content.open_file import read_whole
 from imgvol.content.place import Place
 from imgvol.content.records import LayerRecord, Records

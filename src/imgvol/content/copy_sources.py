@@ -24,7 +24,8 @@ from imgvol.content.chunk_catalogue import (
 )
 from imgvol.content.layer import Layer
 from imgvol.content.layout import CHUNKS_NAME, DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import SPANS_NAME, TABLE_NAME, LazyLayerStore
+from imgvol.content.lazy_directory import SPANS_NAME, TABLE_NAME
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.place import Place
 from imgvol.content.reading import pread_exact

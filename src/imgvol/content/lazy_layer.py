@@ -22,26 +22,19 @@ alone, and it stays as it is, each part covered by a digest of its table, until 
 import contextlib
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
 
 import trio
 
 from imgvol import limits
-from imgvol.content.durable import (
-    sync_directory,
-    translate_os_errors,
-    write_all,
-    write_file,
-)
+from imgvol.content.durable import translate_os_errors, write_all
+from imgvol.content.fetching import DemandTally, Fetcher
 from imgvol.content.giving_back import GivenBack
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
-from imgvol.content.layout import DATA_NAME, INDEX_NAME, StoreLayout
+from imgvol.content.layout import DATA_NAME, INDEX_NAME
+from imgvol.content.lazy_directory import BLOB_NAME, SPANS_NAME, TABLE_NAME
 from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.punch import BLOCK
 from imgvol.content.ranges import Ranges, joined
@@ -64,68 +57,6 @@ from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
 from imgvol.oci.digest import Digest
-from imgvol.tallies import WaitTally
-
-TABLE_NAME: Final = "table"
-BLOB_NAME: Final = "blob"
-SPANS_NAME: Final = "spans"
-
-_CREATE: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-
-
-@dataclass(slots=True)
-class FetchStatistics:
-    """What has been fetched for one layer since it was opened.
-
-    Attributes:
-        fetched: Bytes, whatever for.
-        needed: Bytes of spans that readers wanted and that were not here before.
-        requests: Ranges asked for.
-    """
-
-    fetched: int = 0
-    needed: int = 0
-    requests: int = 0
-
-
-class Fetcher(Protocol):
-    """Brings spans of one layer.
-
-    Attributes:
-        statistics: What it has done.
-        failure: Why it cannot, if the latest try failed.
-        patience: Seconds that `ensure` goes on trying while the registry fails.
-    """
-
-    statistics: FetchStatistics
-    failure: ImgvolError | None
-    patience: float
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether the line is too slow to bring more than what is asked for, or not known."""
-
-    def note_wanted(self, spans: Collection[int]) -> None:
-        """Readers want these spans: those that were not here from the start count as needed."""
-
-    async def ensure(self, spans: Collection[int]) -> None:
-        """Returns when all of these spans are present, or raises why one cannot be had."""
-
-    def read_ahead(self, spans: Collection[int]) -> None:
-        """Readers will soon want these spans: begins to bring them."""
-
-
-@dataclass(slots=True)
-class DemandTally:
-    """Reads that had to wait until something was fetched.
-
-    Attributes:
-        waits: How many, and for how long.
-        bytes: Bytes that they returned.
-    """
-
-    waits: WaitTally = field(default_factory=WaitTally)
-    bytes: int = 0
 
 
 class LazyLayerStore:
@@ -618,44 +549,3 @@ class LazyLayerStore:
         with self._lock:
             self.present.fill()
         self.on_complete()
-
-
-def create_lazy_layer(
-    layout: StoreLayout, digest: Digest, *, index: bytes, table: SpanTable
-) -> None:
-    """Stores a lazy layer without content, durably. Blocks.
-
-    Raises:
-        StoreFull: No room.
-    """
-    with translate_os_errors("begin a lazy layer"):
-        work = layout.ingest / f"lazy-{secrets.token_hex(8)}"
-        work.mkdir(mode=0o700)
-        try:
-            write_file(work / INDEX_NAME, index)
-            write_file(work / TABLE_NAME, table.to_bytes())
-            for name, size in ((DATA_NAME, table.data_size), (BLOB_NAME, table.blob_size)):
-                fd = os.open(work / name, _CREATE, 0o600)
-                try:
-                    os.ftruncate(fd, size)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            sync_directory(work)
-            os.rename(work, layout.lazy_layer(digest))
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        sync_directory(layout.lazy_layers)
-
-
-def is_lazy_layer(layout: StoreLayout, digest: Digest, *, index: bytes, table: SpanTable) -> bool:
-    """Whether a lazy layer was stored from this index and table. Blocks.
-
-    False, too, if there is none any more: it has been completed meanwhile.
-    """
-    directory = layout.lazy_layer(digest)
-    with translate_os_errors("compare a lazy layer"), contextlib.suppress(FileNotFoundError):
-        is_same = read_whole(directory / TABLE_NAME) == table.to_bytes()
-        return is_same and read_whole(directory / INDEX_NAME) == index
-    return False

@@ -37,13 +37,8 @@ from imgvol.content.known_images import KnownImages
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import CHUNKS_NAME, DATA_NAME, INDEX_NAME, StoreLayout
-from imgvol.content.lazy_layer import (
-    BLOB_NAME,
-    SPANS_NAME,
-    LazyLayerStore,
-    create_lazy_layer,
-    is_lazy_layer,
-)
+from imgvol.content.lazy_directory import BLOB_NAME, SPANS_NAME, create_lazy_layer, is_lazy_layer
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.ownership import own_directory
 from imgvol.content.pins import Pins
 from imgvol.content.place import Place

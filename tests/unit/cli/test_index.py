@@ -73,7 +73,7 @@ def test_rm_says_what_is_gone(daemon, index):
     assert index("rm", IMAGE)[1] == f"removed  {IMAGE} linux/amd64\n"
 
 
-@pytest.mark.parametrize("size", ["0x10", "-1", "1.5M", "4T", "M", "", "1 M"])
+@pytest.mark.parametrize("size", ["0x10", "-1", "1.5X", "4MM", "M", "", "1 M"])
 def test_bad_sizes_are_misuse(daemon, index, size):
     status, _, err = index("create", IMAGE, "--span-size", size)
     assert (status, "no size" in err) == (2, True)

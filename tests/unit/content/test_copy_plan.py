@@ -20,7 +20,8 @@ from imgvol.content.copy_sources import Candidate, write_catalogue
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layer_writer import LayerWriter
 from imgvol.content.layout import StoreLayout
-from imgvol.content.lazy_layer import LazyLayerStore, create_lazy_layer
+from imgvol.content.lazy_directory import create_lazy_layer
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.place import FileIdentity, Place
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression

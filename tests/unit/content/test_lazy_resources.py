@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from imgvol.content import kept_blob, lazy_layer
+from imgvol.content import kept_blob, lazy_directory
 from imgvol.content.layout import StoreLayout
 from imgvol.errors import LocalError, StoreFull
 from imgvol.layers.index import ROOT, LayerIndex
@@ -135,5 +135,5 @@ def test_a_lazy_layer_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "ftruncate", full)
     with pytest.raises(StoreFull):
-        lazy_layer.create_lazy_layer(layout, Digest.of(b"x"), index=b"i", table=TABLE)
+        lazy_directory.create_lazy_layer(layout, Digest.of(b"x"), index=b"i", table=TABLE)
     assert os.listdir(layout.ingest) == []

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import trio
 
 from imgvol import limits
-from imgvol.content.lazy_layer import DemandTally, LazyLayerStore
+from imgvol.content.fetching import DemandTally
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import Origin
 from imgvol.images.fetch.copies import CopyStatistics, LocalCopies
 from imgvol.images.fetch.flight import Flight, Landing, Purpose, Rank

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from imgvol import limits
-from imgvol.content.lazy_layer import FetchStatistics, LazyLayerStore
+from imgvol.content.fetching import FetchStatistics
+from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import Origin
 from imgvol.errors import (
     ImgvolError,

@@ -30,7 +30,7 @@ GOING = images.Image(
     ]
 )
 # Every call takes some minutes; otherwise every so-manieth.
-STEP = 1 if os.environ.get("IMGVOL_EVERY_CALL") == "1" else 5
+STEP = 1 if os.environ.get("IMGVOL_EVERY_CALL") == "1" else 8
 
 
 @pytest.fixture
@@ -349,7 +349,7 @@ def test_a_daemon_that_dies_while_it_writes_down_what_is_damaged(imgvol, short_p
         for number in range(first[kind] + 1, last[kind] + 1)
     ]
     assert len(points) > 8
-    for crash in points[:: 1 if STEP == 1 else 6]:
+    for crash in points[:: 1 if STEP == 1 else 10]:
         start(crash)
         imgvol.run("scrub", check=False)
         imgvol.process.wait(20)

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.slow]
 # Every call, which takes about twenty minutes; otherwise some of each kind.
 IS_WHOLE = os.environ.get("IMGVOL_EVERY_CALL") == "1"
 # Where in the life of a layer: while it is read, while it is completed, and around its end.
-SAMPLE = (0.15, 0.5, 0.8, 0.93)
+SAMPLE = (0.2, 0.6, 0.93)
 
 # Many small steps, and durable ones between them.
 LIMITS = {

@@ -21,7 +21,8 @@ from support.stargz import TIME, Stargz
 pytestmark = [pytest.mark.servers, pytest.mark.slow]
 
 IS_WHOLE = os.environ.get("IMGVOL_EVERY_CALL") == "1"
-SAMPLE = (0.6,)
+# Of all calls of the first run, the latest first: other runs may make fewer of them.
+SAMPLE = (0.5, 0.2, 0.05)
 KINDS = (PUNCH, "name", "sync", "write")
 # What the kernel says of a read that its daemon does not live to answer: nothing of the rest, too.
 DEAD = {"ENOTCONN", "ECONNABORTED", "EIO", "ENOENT", "SHORT"}
@@ -130,4 +131,6 @@ def test_killed_at_any_call_while_spans_are_given_back(world):
                 lose_unsynced(world.imgvol.root, world.log)
             world.check_store()
             world.check_next()
+            if died and not IS_WHOLE:
+                break
         assert died, f"no {kind} was the last call"

@@ -28,6 +28,30 @@ class OpenFile:
             os.close(self.fd)
 
 
+class OpenDirectory:
+    """An open directory, by which it is known again; closed when its last user drops it.
+
+    Raises:
+        OSError: It cannot be opened, or is none.
+    """
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):
+            os.close(self.fd)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether a path leads to it, and not to nothing or to another that took its place."""
+        try:
+            return os.path.samestat(os.stat(path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+
+
 def read_whole(path: Path) -> bytes:
     """All bytes of a regular file.
 

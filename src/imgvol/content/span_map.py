@@ -6,6 +6,7 @@ bit is fetched again. A map that is damaged or does not fit counts as empty, for
 """
 
 import contextlib
+import errno
 import os
 import struct
 import zlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from imgvol.content.durable import sync_directory, write_file
-from imgvol.content.open_file import read_whole
+from imgvol.content.open_file import OpenDirectory, read_whole
 
 _MAGIC: Final = b"imgvolSM"
 # magic, number of spans, CRC-32 of the bits; then the bits, the first span in the lowest
@@ -34,6 +35,10 @@ class SpanMap:
         self._span_count = span_count
         self._bits = bytearray((span_count + 7) // 8)
         self.is_damaged = False
+        # Held open, so that no directory that takes its place later is the same to `stat`.
+        self._home: OpenDirectory | None = None
+        with contextlib.suppress(OSError):
+            self._home = OpenDirectory(path.parent)
         # Not there yet, or not to be trusted: nothing is present then.
         with contextlib.suppress(OSError):
             self.is_damaged = not self._load(read_whole(path))
@@ -71,7 +76,8 @@ class SpanMap:
             self.present_count -= 1
 
     def fill(self) -> None:
-        """Marks every span as present, in memory."""
+        """Marks every span as present, in memory. Nothing is saved after that."""
+        self._home = None
         self._bits[:] = b"\xff" * len(self._bits)
         self.present_count = self._span_count
 
@@ -84,10 +90,21 @@ class SpanMap:
         """The bits as they are now, for `save`."""
         return bytes(self._bits)
 
+    def _check_home(self) -> None:
+        if self._home is None or not self._home.is_at(self._path.parent):
+            raise FileNotFoundError(errno.ENOENT, "the layer has been removed", str(self._path))
+
     def save(self, bits: bytes) -> None:
-        """Makes a snapshot durable. What it says must be durable already. Blocks."""
+        """Makes a snapshot durable. What it says must be durable already. Blocks.
+
+        Raises:
+            FileNotFoundError: The layer has been removed, and perhaps begun anew: the map of that
+                one is not to speak of what this one had.
+        """
+        self._check_home()
         new = self._path.with_name(f"{self._path.name}.new")
         new.unlink(missing_ok=True)
         write_file(new, _HEADER.pack(_MAGIC, self._span_count, zlib.crc32(bits)) + bits)
+        self._check_home()
         os.replace(new, self._path)
         sync_directory(self._path.parent)

@@ -120,3 +120,18 @@ def test_what_a_killed_save_left_is_in_nobody_s_way(path):
     path.with_name("spans.new").write_bytes(b"half")
     saved(path, {1})
     assert spans_in(SpanMap(path, COUNT)) == {1}
+
+
+def test_the_map_of_a_layer_that_was_removed_is_not_written_into_the_next_one(tmp_path):
+    home = tmp_path / "layer"
+    home.mkdir()
+    old = SpanMap(home / "spans", COUNT)
+    old.add(3)
+    home.rmdir()
+    with pytest.raises(FileNotFoundError):
+        old.save(old.snapshot())
+    home.mkdir()  # as a pull begins it anew
+    with pytest.raises(FileNotFoundError):
+        old.save(old.snapshot())
+    assert list(home.iterdir()) == []
+    assert spans_in(SpanMap(home / "spans", COUNT)) == set()

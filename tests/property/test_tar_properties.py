@@ -3,12 +3,15 @@
 import io
 import random
 import tarfile
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from imgvol import limits
 from imgvol.errors import InvalidLayer, LimitExceeded
+from imgvol.layers.header import FormatError, parse_header
 from imgvol.layers.tar import MemberType, TarMember
 from support import framings, programs
 from support.tars import END, GNU, header, member, parse, pax, special
@@ -205,6 +208,77 @@ def test_mutated_headers_with_right_checksums_raise_nothing_else(number, start, 
 @given(st.integers(0, len(VALID)), st.integers(0, 600), st.binary(max_size=600))
 def test_mutated_archives_raise_nothing_else(place, removed, inserted):
     survives(VALID[:place] + inserted + VALID[place + removed :])
+
+
+# --- the short cut ------------------------------------------------------------------------------
+
+PLAIN = (
+    header(b"d/", b"5", mode=0o755, size=7)
+    + member(b"d/a", b"x" * 700)
+    + pax((b"mtime", b"1700000000.123456789"), (b"path", b"d/b"))
+    + member(b"n", b"hello", uid=5)
+    + header(b"d/l", b"2", linkname=b"a")
+    + header(b"d/h", b"1", linkname=b"d/a", magic=GNU)
+    + pax((b"mtime", b"1700000000.5"), (b"SCHILY.xattr.user.a", b"v"), (b"size", b"3"))
+    + member(b"\xc3\xa9", b"end")
+    + END
+)
+BY_STEPS = [PLAIN[i : i + 1] for i in range(len(PLAIN))]
+
+
+def in_pieces(archive: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(archive), *(cut % (len(archive) + 1) for cut in cuts)})
+    return [archive[begin:end] for begin, end in pairwise(places)]
+
+
+@given(st.lists(st.integers(0, len(PLAIN)), max_size=6))
+def test_usual_members_are_the_same_by_the_short_cut_and_by_steps(cuts):
+    assert parse(in_pieces(PLAIN, cuts)) == parse(BY_STEPS)
+
+
+@given(
+    st.integers(0, len(PLAIN) // 512 - 1),
+    fields,
+    contents | st.binary(max_size=12),
+    st.lists(st.integers(0, len(PLAIN)), max_size=3),
+)
+def test_the_short_cut_takes_nothing_that_the_steps_refuse(number, start, content, cuts):
+    block = bytearray(PLAIN[number * 512 :][:512])
+    content = content[: 512 - start]
+    block[start : start + len(content)] = content
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    archive = PLAIN[: number * 512] + block + PLAIN[(number + 1) * 512 :]
+    by_steps = framings.outcome(lambda: parse([archive[i : i + 1] for i in range(len(archive))]))
+    assert framings.outcome(lambda: parse(in_pieces(archive, cuts))) == by_steps
+
+
+def test_limits_are_the_same_by_the_short_cut_and_by_steps(monkeypatch):
+    monkeypatch.setattr(limits, "TAR_ENTRIES", 3)
+    with pytest.raises(LimitExceeded) as short:
+        parse([PLAIN])
+    with pytest.raises(LimitExceeded) as steps:
+        parse(BY_STEPS)
+    assert str(short.value) == str(steps.value)
+    monkeypatch.setattr(limits, "TAR_ENTRIES", 6)
+    assert len(parse([PLAIN])) == len(parse(BY_STEPS)) == 6
+
+
+@given(st.binary(min_size=512, max_size=512), st.booleans())
+def test_a_checksum_is_what_adding_bytes_up_gives(block, is_signed):
+    fields = bytearray(header())
+    # Name, link name, user and group names may hold anything.
+    for part in (slice(0, 100), slice(157, 257), slice(265, 329)):
+        fields[part] = block[part]
+    fields[148:156] = b" " * 8
+    total = sum(fields) - 256 * is_signed * sum(byte >= 0x80 for byte in fields)
+    fields[148:156] = b"%06o\0 " % total
+    if total < 0:
+        return
+    assert parse_header(bytes(fields)).name == bytes(fields[:100]).partition(b"\0")[0]
+    fields[148:156] = b"%06o\0 " % (total + 1)
+    with pytest.raises(FormatError):
+        parse_header(bytes(fields))
 
 
 keys = st.sampled_from(

@@ -38,6 +38,10 @@ from imgvol.layers.tar import MemberType, TarMember
 
 WHITEOUT_PREFIX: Final = b".wh."
 _OPAQUE_MARK: Final = b".wh..wh..opq"
+# Looked up once: of a class they take longer.
+_FILE: Final = MemberType.FILE
+_DIRECTORY: Final = MemberType.DIRECTORY
+_HARDLINK: Final = MemberType.HARDLINK
 # Parents remembered by the text of their path, which may be long.
 _REMEMBERED_PARENTS: Final = 1024
 
@@ -134,28 +138,28 @@ class IndexBuilder:
 
     def _add(self, member: TarMember) -> int | None:
         located = self._locate(member.name)
+        kind = member.type
         if located is None:
-            if member.type is MemberType.DIRECTORY:
+            if kind is _DIRECTORY:
                 self._root.record = self._records.describe_directory(member)
             return None  # nothing else may take the root's place (CVE-2021-29136)
         parent, name = located
         if name.startswith(WHITEOUT_PREFIX) and self._mark(parent, name):
             return None
-        match member.type:
-            case MemberType.DIRECTORY:
-                self._add_directory(parent, name, self._records.describe_directory(member))
-            case MemberType.HARDLINK:
-                self._add_link(parent, name, member.linkname)
-            case MemberType.FILE if member.size >= self._large_file:
-                number = self._own_file_count
-                self._own_file_count += 1
-                leaf = self._records.add_leaf(member, number)
-                self._own_files[leaf] = number
-                self._put(parent, name, leaf)
-                return number
-            case _:
-                self._put(parent, name, self._records.add_leaf(member, None))
-        return None
+        number = None
+        if kind is _DIRECTORY:
+            self._add_directory(parent, name, self._records.describe_directory(member))
+        elif kind is _HARDLINK:
+            self._add_link(parent, name, member.linkname)
+        elif kind is _FILE and member.size >= self._large_file:
+            number = self._own_file_count
+            self._own_file_count += 1
+            leaf = self._records.add_leaf(member, number)
+            self._own_files[leaf] = number
+            self._put(parent, name, leaf)
+        else:
+            self._put(parent, name, self._records.add_leaf(member, None))
+        return number
 
     def _mark(self, parent: TreeDirectory, name: bytes) -> bool:
         """Whether a name that looks like a whiteout is one, or an opaque mark."""
@@ -209,15 +213,16 @@ class IndexBuilder:
         parent.children[name] = child
 
     def _check_name(self, parent: TreeDirectory, name: bytes) -> None:
-        path_length = parent.path_length + 1 + len(name)
-        if len(name) > limits.NAME_LENGTH:
-            raise exceeded("NAME_LENGTH", limits.NAME_LENGTH, size=len(name))
+        length = len(name)
+        path_length = parent.path_length + 1 + length
+        if length > limits.NAME_LENGTH:
+            raise exceeded("NAME_LENGTH", limits.NAME_LENGTH, size=length)
         # Which bounds the depth too: PATH_LENGTH is twice PATH_DEPTH.
         if path_length > limits.PATH_LENGTH:
             raise exceeded("PATH_LENGTH", limits.PATH_LENGTH, size=path_length)
         if b"\0" in name:
             raise InvalidLayer("a name with a NUL byte")
-        self._records.spend(len(name))
+        self._records.spend(length)
         self._names += 1
         if self._names > limits.TAR_ENTRIES:
             raise exceeded("TAR_ENTRIES", limits.TAR_ENTRIES)

@@ -13,6 +13,9 @@ from imgvol.layers.header import NANOSECONDS, FormatError, Header, parse_decimal
 # The shortest record that Go's reader takes, "5 k=\n".
 _SHORTEST_RECORD: Final = 5
 _NEWLINE: Final = 0x0A
+_POINT: Final = 0x2E
+# The usual lengths, as text.
+_LENGTHS: Final = {b"%d" % length: length for length in range(_SHORTEST_RECORD, 512)}
 
 _XATTR_PREFIX: Final = b"SCHILY.xattr."
 _TEXT_KEYS: Final = frozenset({b"path", b"linkpath", b"uname", b"gname"})
@@ -34,9 +37,27 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
     """
     records: dict[bytes, bytes] = {}
     sparse_map: list[bytes] = []
-    position = 0
-    while position < len(body):
-        key, value, position = _parse_record(body, position)
+    has_nul = b"\0" in body
+    position, size = 0, len(body)
+    while position < size:
+        space = body.find(b" ", position)
+        if space < 0:
+            raise FormatError("PAX record without a length")
+        text = body[position:space]
+        length = _LENGTHS.get(text) or parse_decimal(text)
+        end = position + length
+        # A length that does not even cover itself would have a reader go round for ever.
+        if length < _SHORTEST_RECORD or end <= space + 1 or end > size:
+            raise FormatError("PAX record with a wrong length")
+        if body[end - 1] != _NEWLINE:
+            raise FormatError("PAX record without a newline at its end")
+        equals = body.find(b"=", space + 1, end - 1)
+        if equals <= space + 1:
+            raise FormatError("PAX record without a key")
+        key, value = body[space + 1 : equals], body[equals + 1 : end - 1]
+        if has_nul and b"\0" in (value if key in _TEXT_KEYS else key):
+            raise FormatError("PAX record with a NUL in a name")
+        position = end
         if key in _SPARSE_KEYS:
             if (key == _SPARSE_SIZE) != len(sparse_map) % 2 or b"," in value:
                 raise FormatError("GNU sparse records out of order")
@@ -48,55 +69,51 @@ def parse_records(body: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def _parse_record(body: bytes, start: int) -> tuple[bytes, bytes, int]:
-    """The record that starts at `start`: key, value, where the next one starts."""
-    space = body.find(b" ", start)
-    if space < 0:
-        raise FormatError("PAX record without a length")
-    length = parse_decimal(body[start:space])
-    end = start + length
-    # A length that does not even cover itself would have a reader go round for ever.
-    if length < _SHORTEST_RECORD or end <= space + 1 or end > len(body):
-        raise FormatError("PAX record with a wrong length")
-    if body[end - 1] != _NEWLINE:
-        raise FormatError("PAX record without a newline at its end")
-    equals = body.find(b"=", space + 1, end - 1)
-    if equals <= space + 1:
-        raise FormatError("PAX record without a key")
-    key, value = body[space + 1 : equals], body[equals + 1 : end - 1]
-    if b"\0" in (value if key in _TEXT_KEYS else key):
-        raise FormatError("PAX record with a NUL in a name")
-    return key, value, end
-
-
-def apply_records(records: Mapping[bytes, bytes], header: Header) -> None:
-    """Replace the fields that records name, in place.
+def apply_records(records: Mapping[bytes, bytes], header: Header) -> Header:
+    """A header with the fields that records name replaced.
 
     Raises:
         FormatError: A value is not what its key asks for.
     """
+    (flag, name, linkname, mode, uid, gid, size, mtime_ns, devmajor, devminor, is_gnu, _) = header
     xattrs: list[tuple[bytes, bytes]] = []
     for key, value in records.items():
         if not value:
             continue
         match key:
             case b"path":
-                header.name = value
-            case b"linkpath":
-                header.linkname = value
-            case b"size":
-                header.size = parse_decimal(value)
-            case b"uid":
-                header.uid = parse_decimal(value)
-            case b"gid":
-                header.gid = parse_decimal(value)
+                name = value
             case b"mtime":
-                header.mtime_ns = _parse_time(value)
+                mtime_ns = _parse_time(value)
+            case b"linkpath":
+                linkname = value
+            case b"size":
+                size = parse_decimal(value)
+            case b"uid":
+                uid = parse_decimal(value)
+            case b"gid":
+                gid = parse_decimal(value)
             case b"atime" | b"ctime":
                 _parse_time(value)  # unused, yet it must be a time, as in Go
             case _ if key.startswith(_XATTR_PREFIX):
                 xattrs.append((_xattr_name(key), value))
-    header.xattrs = tuple(sorted(xattrs))
+    return tuple.__new__(
+        Header,
+        (
+            flag,
+            name,
+            linkname,
+            mode,
+            uid,
+            gid,
+            size,
+            mtime_ns,
+            devmajor,
+            devminor,
+            is_gnu,
+            tuple(sorted(xattrs)) if xattrs else (),
+        ),
+    )
 
 
 def _xattr_name(key: bytes) -> bytes:
@@ -108,6 +125,10 @@ def _xattr_name(key: bytes) -> bytes:
 
 def _parse_time(text: bytes) -> int:
     """Seconds with a decimal fraction, as exact nanoseconds; further digits are cut off."""
+    if 10 < len(text) < 28 and text[-10] == _POINT:
+        digits = text[:-10] + text[-9:]  # as most are written
+        if digits.isdigit():
+            return int(digits)
     seconds, _, fraction = text.partition(b".")
     whole = parse_decimal(seconds) * NANOSECONDS
     if not fraction:

@@ -23,6 +23,8 @@ _NODE_TYPES: Final = {
     MemberType.BLOCK: NodeType.BLOCK,
     MemberType.FIFO: NodeType.FIFO,
 }
+_FILE: Final = MemberType.FILE
+_SYMLINK: Final = MemberType.SYMLINK
 # 2^32 - 1 means "no change" to chown(2), so nobody can have it.
 _OWNERS: Final = range((1 << 32) - 1)
 # Linux: 12 bits of major and 20 bits of minor number.
@@ -63,9 +65,10 @@ class Records:
 
     def add_leaf(self, member: TarMember, own_file: int | None) -> int:
         """Record a member that is neither a directory nor a hard link; its place is returned."""
-        if member.type is MemberType.FILE:
+        kind = member.type
+        if kind is _FILE:
             record = self._describe_file(member, own_file)
-        elif member.type is MemberType.SYMLINK:
+        elif kind is _SYMLINK:
             record = self._describe_symlink(member)
         else:
             record = self._describe(member, value=_device(member))
@@ -114,18 +117,19 @@ class Records:
     def _describe(
         self, member: TarMember, *, flags: int = 0, size: int = 0, value: int = 0
     ) -> bytes:
-        if member.uid not in _OWNERS or member.gid not in _OWNERS:
-            raise InvalidLayer("an owner that cannot be", uid=member.uid, gid=member.gid)
+        _, kind, mode, uid, gid, _, mtime_ns, _, _, _, xattrs, _, _, _ = member
+        if uid not in _OWNERS or gid not in _OWNERS:
+            raise InvalidLayer("an owner that cannot be", uid=uid, gid=gid)
         return NODE.pack(
-            _NODE_TYPES[member.type],
+            _NODE_TYPES[kind],
             flags,
-            member.mode & 0o7777,
-            member.uid,
-            member.gid,
+            mode & 0o7777,
+            uid,
+            gid,
             1,
             0,
-            self._xattr_set(member.xattrs) if member.xattrs else 0,
-            member.mtime_ns if member.mtime_ns in _TIMES else 0,
+            self._xattr_set(xattrs) if xattrs else 0,
+            mtime_ns if mtime_ns in _TIMES else 0,
             size,
             value,
         )

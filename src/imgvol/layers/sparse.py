@@ -111,6 +111,8 @@ class RecordMap:
 
 def is_sparse(records: Mapping[bytes, bytes]) -> bool:
     """Whether PAX records describe a sparse file, in a version that is known; others are data."""
+    if _KEY_MAJOR not in records and SPARSE_MAP not in records:
+        return False
     match records.get(_KEY_MAJOR, b""), records.get(_KEY_MINOR, b""):
         case (b"0", b"0" | b"1") | (b"1", b"0"):
             return True

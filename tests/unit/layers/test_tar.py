@@ -472,6 +472,21 @@ def test_pax_number_that_is_not_decimal_is_rejected(key, text):
     error_of(pax((key, text)) + header())
 
 
+@pytest.mark.parametrize("seconds", [b"0", b"-1", b"+1", b"1700000000", b"9" * 17, b"9" * 18])
+def test_pax_time_of_nine_digits_behind_the_point_is_exact(seconds):
+    text = seconds + b".123456789"
+    part = -123456789 if seconds.startswith(b"-") else 123456789
+    found = only_member_of(pax((b"mtime", text)) + header() + END)
+    assert found.mtime_ns == int(seconds) * SECOND + part
+
+
+@pytest.mark.parametrize(
+    "text", [b".123456789", b"1 .123456789", b"1_0.123456789", b"1.12345678x", b"1.1234.6789"]
+)
+def test_pax_time_of_nine_digits_has_to_be_decimal(text):
+    error_of(pax((b"mtime", text)) + header())
+
+
 def test_pax_number_may_have_leading_zeros():
     assert only_member_of(pax((b"uid", b"0" * 6000 + b"7")) + header()).uid == 7
 

@@ -408,6 +408,8 @@ SANDBOX_MOUNTS: Final = 256
 MOUNT_OPTIONS: Final = 32
 # A view that the kernel is just forgetting is looked up again: once for each earlier withdrawal.
 BIND_ATTEMPTS: Final = 5
+# Directories of views that a recovery keeps open. Most volumes of a machine are of few images.
+KEPT_VIEWS: Final = 64
 # Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
 # the caller says otherwise. The kubelet waits for two minutes.
 DRAIN: Final = 60.0

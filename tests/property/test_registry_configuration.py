@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from imgvol import limits
@@ -120,6 +120,7 @@ def test_any_hosts_toml(tmp_path_factory, document):
 
 @pytest.mark.expects_log("is left out")
 @given(REGISTRIES)
+@example({"mirrors": {"h.test": {"endpoint": ["a\0b"]}}})
 def test_any_registries_yaml(tmp_path_factory, document):
     check(tmp_path_factory, registries=yaml(document).encode())
 

@@ -118,10 +118,6 @@ class SpanMap:
         """The snapshot that is durable."""
         return self._saved
 
-    def _check_home(self) -> None:
-        if self._home is None or not self._home.is_at(self._path.parent):
-            raise FileNotFoundError(errno.ENOENT, "the layer has been removed", str(self._path))
-
     def save(self, bits: bytes) -> None:
         """Makes a snapshot durable. What it says must be durable already. Blocks.
 
@@ -157,6 +153,10 @@ class SpanMap:
                 raise
             overwrite_file(self._path, self._sealed(bits))
             self._saved = bits
+
+    def _check_home(self) -> None:
+        if self._home is None or not self._home.is_at(self._path.parent):
+            raise FileNotFoundError(errno.ENOENT, "the layer has been removed", str(self._path))
 
     def _sealed(self, bits: bytes) -> bytes:
         return _HEADER.pack(_MAGIC, self._span_count, zlib.crc32(bits)) + bits

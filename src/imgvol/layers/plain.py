@@ -17,11 +17,10 @@ from imgvol.layers.sparse import is_sparse
 
 _FLAG: Final = 156
 _FILE: Final = MemberType.FILE
-_KINDS: Final = {
-    ord(kind.value): kind
-    for kind in (_FILE, MemberType.DIRECTORY, MemberType.SYMLINK, MemberType.HARDLINK)
-}
 _DIRECTORY: Final = MemberType.DIRECTORY
+_KINDS: Final = {
+    ord(kind.value): kind for kind in (_FILE, _DIRECTORY, MemberType.SYMLINK, MemberType.HARDLINK)
+}
 _RECORDS: Final = ord("x")
 
 

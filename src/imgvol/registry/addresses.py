@@ -88,8 +88,11 @@ def parse_address(host: str) -> IPAddress | None:
         return ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         pass
+    # inet_aton reads no further than to a blank, and raises ValueError for a NUL.
+    if not host.isascii() or any(character <= " " for character in host):
+        return None
     try:
-        return IPv4Address(socket.inet_aton(host)) if host.isascii() and " " not in host else None
+        return IPv4Address(socket.inet_aton(host))
     except OSError:
         return None
 

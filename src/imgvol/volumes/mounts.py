@@ -105,8 +105,8 @@ def refuse_impossible(options: BindOptions) -> None:
 class KeptPlaces:
     """Directories of views that stay open, for many binds one after the other.
 
-    Looking a view up asks our own filesystem, which is most of the time that a bind takes. Close it
-    before any view is withdrawn. One thread at a time may use it.
+    Looking a view up asks our own filesystem, which is most of the time that a bind takes. A view
+    that is withdrawn meanwhile is let go of only by `close`. One thread at a time may use it.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class KeptPlaces:
         self._places: dict[bytes, int] = {}
 
     def close(self) -> None:
-        """Lets go of all of them."""
+        """Lets go of all of them; more may follow."""
         self._places.clear()
         self._stack.close()
 
@@ -122,6 +122,8 @@ class KeptPlaces:
     def open(self, view: bytes) -> Iterator[int]:
         """A `ViewOpener`."""
         if view not in self._places:
+            if len(self._places) >= limits.KEPT_VIEWS:
+                self.close()
             self._places[view] = self._stack.enter_context(syscalls.open_place(view))
         try:
             yield self._places[view]

@@ -156,3 +156,18 @@ def test_what_was_not_kept_stays_so_until_it_comes(steps):
             assert spans_in(same) == present
             assert {span for span in range(COUNT) if not same.is_kept(span)} == unkept
             assert (same.present_count, same.unkept_count) == (len(present), len(unkept))
+
+
+def test_the_map_of_a_layer_that_was_removed_is_not_written_into_the_next_one(tmp_path):
+    home = tmp_path / "layer"
+    home.mkdir()
+    old = SpanMap(home / "spans", COUNT)
+    old.add(3)
+    home.rmdir()
+    with pytest.raises(FileNotFoundError):
+        old.save(old.snapshot())
+    home.mkdir()  # as a pull begins it anew
+    with pytest.raises(FileNotFoundError):
+        old.save(old.snapshot())
+    assert list(home.iterdir()) == []
+    assert spans_in(SpanMap(home / "spans", COUNT)) == set()

@@ -78,6 +78,8 @@ def test_nobody_sends_us_further_inside_than_itself(registry, allowed, refused):
         ("registry.example.com", None),
         ("127.0.0.1.example.com", None),
         ("127.0.0.1 example.com", None),
+        ("127.0.0.1\texample.com", None),
+        ("127.0.0.1\0example.com", None),
         ("", None),
         ("ü", None),
     ],

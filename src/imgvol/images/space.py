@@ -163,7 +163,7 @@ class SpaceKeeper:
                     await self._pressure.wait()
                 self._pressure = trio.Event()
                 report = await self._relieve()
-                if report is None or not report.freed:
+                if report is None or self._is_hopeless(report):
                     # Writers go on telling that there is no room: nothing changes so soon.
                     await trio.sleep(limits.SPACE_HOPELESS)
         finally:
@@ -225,7 +225,11 @@ class SpaceKeeper:
                     report = await self._round(lambda: space.excess)
                 return report
             finally:
-                space.end_round(is_hopeless=not report.freed)
+                space.end_round(is_hopeless=self._is_hopeless(report))
+
+    def _is_hopeless(self, report: EvictionReport) -> bool:
+        """Whether something would have had to go, and nothing could."""
+        return not report.freed and self.store.space.excess > 0
 
     async def evict_to(self, size: int) -> EvictionReport:
         """Evicts until the store takes no more than so many bytes, as far as that is possible.

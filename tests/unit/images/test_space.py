@@ -253,3 +253,20 @@ async def test_it_also_evicts_when_too_little_is_free_on_the_disk(tmp_path, monk
         assert 300_000 <= report.evicted < 1_300_000
         assert "x/0:1" not in present(store)
         assert "x/3:1" in present(store)
+
+
+async def test_a_round_that_need_not_evict_does_not_tell_writers_to_give_up(tmp_path):
+    async with open_store(tmp_path) as store:
+        keeper = keeper_of(store)
+        await keeper.begin(SpaceLimits(quota=10_000_000))
+        store.space.take(9_500_000)  # counted, and never on the disk: the measurement finds less
+        assert store.space.excess > 0
+        assert (await keeper.relieve()).freed == 0
+        assert store.space.excess == 0
+        store.space.take(9_000_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeper.run)
+            # Waits for the next round, which measures, too.
+            await trio.to_thread.run_sync(store.space.take, 5_000_000)
+            nursery.cancel_scope.cancel()
+        assert store.space.level.used < 10_000_000

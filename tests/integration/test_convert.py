@@ -400,6 +400,29 @@ def test_a_layer_that_was_damaged_is_noticed_and_nothing_is_written(daemon, plai
     assert list((daemon.root / "ingest").iterdir()) == []
 
 
+def test_a_layer_that_no_table_of_contents_can_tell_stays_plain(daemon, agent, registry, tmp_path):
+    hole = Layer([sparse("hole", 10_000, [(0, b"x"), (5000, b"y")])], "gzip")
+    usual = Layer([file("usual", b"u" * 100_000)], "gzip")
+    where = write_layout(tmp_path / "source", {"1": Image([usual, hole])})
+    push(where, "1", registry.reference("convert/hole:1"))
+    # While only a layout is known nobody has its blob any more; a registry has.
+    sources = {f"oci:{where}:1": hole.diff_id, registry.reference("convert/hole:1"): hole.digest}
+    for number, (source, digest) in enumerate(sources.items()):
+        for format_ in FORMATS:
+            target = registry.reference(f"convert/hole-{number}-{format_.partition(':')[0]}:1")
+            report = daemon.json("convert", source, target, "--format", format_)
+            first, second = report["images"][0]["layers"]
+            assert first["reason"] == ""
+            assert "sparse" in second["reason"]
+            assert second["after"]["digest"] == digest
+            mount = daemon.target(f"hole{number}{format_[0]}")
+            daemon.run("mount", target, mount)
+            wanted = {"hole": (b"x".ljust(5000, b"\0") + b"y").ljust(10_000, b"\0")}
+            for name, content in {**wanted, "usual": b"u" * 100_000}.items():
+                assert sha256(content) == f"sha256:{agent.ask('digest', path=f'{mount}/{name}')}"
+            daemon.run("unmount", mount)
+
+
 def test_an_artifact_and_a_sparse_file_are_refused(daemon, registry, tmp_path):
     layer = Layer([sparse("hole", 10_000, [(0, b"x"), (5000, b"y")])], "gzip")
     where = write_layout(tmp_path / "source", {"1": Image([layer])})

@@ -130,7 +130,9 @@ def _row(layer: Mapping[str, Any]) -> Sequence[str]:
     before, after = layer["before"], layer["after"]
     name = after["digest"].partition(":")[2][:_DIGITS]
     if layer["reason"]:
-        return [name, units.size(before["size"]), "", f"as it was: {layer['reason']}", "", "", ""]
+        kind = "as it was" if after["digest"] == before["digest"] else "plain tar"
+        size = units.size(after["size"])
+        return [name, units.size(before["size"]), size, f"{kind}: {layer['reason']}", "", "", ""]
     kind = after["media_type"].rpartition("+")[2]
     return [
         name,

@@ -66,8 +66,8 @@ class ConvertedLayer:
 
     Attributes:
         before: Its descriptor as it was.
-        after: As it is now; the same, if it was taken over.
-        reason: Why it was taken over as it is; empty: it was not.
+        after: As it is now; the same, if it was taken over, or its tar, if its blob is nowhere.
+        reason: Why it was not converted; empty: it was.
         unpacked_size: Bytes of its tar as it is now; 0 where nobody has looked.
         files: How many regular files it has.
         prioritized: How many of them come first.

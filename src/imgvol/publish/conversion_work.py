@@ -9,8 +9,10 @@ from typing import Any, BinaryIO, Final
 
 import trio
 
+from imgvol.content.durable import translate_os_errors
 from imgvol.content.records import ImageRecord
 from imgvol.content.store import Store
+from imgvol.errors import ImgvolError, LimitExceeded, Unsupported
 from imgvol.images.layer_tar import LayerTar, LayerTarReader, find_layer_tar
 from imgvol.layers.lazy import estargz, zstd_chunked
 from imgvol.layers.lazy.locate import Format
@@ -86,6 +88,8 @@ class ConversionWork:
         self._limiter = trio.CapacityLimiter(1)
         self._jobs: dict[tuple[Digest, tuple[bytes, ...]], LayerJob] = {}
         self._taken: dict[Digest, Descriptor] = {}
+        # Why layers were left as they are.
+        self._obstacles: list[ImgvolError] = []
 
     @property
     def has_jobs(self) -> bool:
@@ -120,7 +124,7 @@ class ConversionWork:
                 directory = self._directory / f"layer-{len(self._jobs)}"
                 told = LayerProgress(descriptor.digest, tar.size)
                 self._progress.layers.append(told)
-                self._jobs[key] = LayerJob(descriptor, tar, first, directory, told)
+                self._jobs[key] = LayerJob(descriptor, record.diff_id, tar, first, directory, told)
             layers.append(self._jobs[key])
         return ImageWork(image, manifest, config, tuple(layers), priorities.missing)
 
@@ -143,7 +147,8 @@ class ConversionWork:
         """Converts all layers; the first that fails ends the others.
 
         Raises:
-            ImgvolError: What it failed with.
+            Unsupported, LimitExceeded: The format can have none of them.
+            ImgvolError: What the first failed with.
         """
         failure: Exception | None = None
 
@@ -160,29 +165,46 @@ class ConversionWork:
                 nursery.start_soon(convert, job)
         if failure is not None:
             raise failure
+        if self._obstacles and not any(job.outcome.reason == "" for job in self._jobs.values()):
+            raise self._obstacles[0]
 
     async def _convert(self, job: "LayerJob") -> None:
         await trio.to_thread.run_sync(job.prepare, limiter=self._limiter)
         async with self._workers:
             started = time.perf_counter()
-            result = await run_worker(
-                "convert",
-                {
-                    "format": self._format.value,
-                    "digest": str(job.tar.digest),
-                    "chunk_size": self._request.chunk_size,
-                    "level": self._request.level,
-                },
-                source=partial(LayerTarReader, job.tar),
-                output_directory=job.directory,
-                progress=job.note,
-                limiter=trio.CapacityLimiter(1),
-            )
-            job.finish(result, self._format, time.perf_counter() - started)
+            try:
+                result = await run_worker(
+                    "convert",
+                    {
+                        "format": self._format.value,
+                        "digest": str(job.tar.digest),
+                        "chunk_size": self._request.chunk_size,
+                        "level": self._request.level,
+                    },
+                    source=partial(LayerTarReader, job.tar),
+                    output_directory=job.directory,
+                    progress=job.note,
+                    limiter=trio.CapacityLimiter(1),
+                )
+            except (Unsupported, LimitExceeded) as obstacle:
+                await self._leave(job, obstacle)
+            else:
+                job.finish(result, self._format, time.perf_counter() - started)
+
+    async def _leave(self, job: "LayerJob", obstacle: ImgvolError) -> None:
+        """Lets a layer that the format cannot tell be what it was, or at least its tar."""
+        self._obstacles.append(obstacle)
+        if self._kept is not None:
+            self._taken[job.before.digest] = job.before
+            job.take_over(str(obstacle))
+        else:
+            write = partial(job.write_tar, str(obstacle))
+            await trio.to_thread.run_sync(write, limiter=self._limiter)
 
     def blobs(self) -> list[Blob]:
         """All layers that the target needs."""
-        made = [Blob(job.outcome.after, job.open) for job in self._jobs.values()]
+        jobs = [job for job in self._jobs.values() if job.outcome.after.digest not in self._taken]
+        made = [Blob(job.outcome.after, job.open) for job in jobs]
         kept = self._kept
         if kept is None:
             return made
@@ -196,14 +218,16 @@ class LayerJob:
     def __init__(
         self,
         before: Descriptor,
+        diff_id: Digest,
         tar: LayerTar,
         prioritized: tuple[bytes, ...],
         directory: Path,
         progress: LayerProgress,
     ) -> None:
+        self.before = before
+        self._diff_id = diff_id
         self.tar = tar
         self.directory = directory
-        self._before = before
         self._prioritized = prioritized
         self._progress = progress
         self._outcome: ConvertedLayer | None = None
@@ -229,18 +253,57 @@ class LayerJob:
         """The blob. Blocks."""
         return (self.directory / BLOB_NAME).open("rb")
 
+    def take_over(self, reason: str) -> None:
+        """It stays as it is."""
+        self._outcome = ConvertedLayer(
+            before=self.before,
+            after=self.before,
+            diff_id=self._diff_id,
+            reason=reason,
+            unpacked_size=self.tar.size,
+        )
+
+    def write_tar(self, reason: str) -> None:
+        """It becomes a plain tar, for nobody has its blob. Blocks.
+
+        Raises:
+            StoreDamaged: It has changed.
+            StoreFull, LocalError: It cannot be written.
+        """
+        hasher = self.tar.digest.hasher()
+        with translate_os_errors("convert an image"), (self.directory / BLOB_NAME).open("wb") as to:
+            for piece in self.tar.iter_pieces():
+                hasher.update(piece)
+                to.write(piece)
+        if Digest.from_hasher(hasher) != self.tar.digest:
+            raise self.tar.changed()
+        after = rewrite_layer(
+            self.before,
+            media_type=media_types.OCI_LAYER,
+            digest=self.tar.digest,
+            size=self.tar.size,
+            more={},
+        )
+        self._outcome = ConvertedLayer(
+            before=self.before,
+            after=after,
+            diff_id=self.tar.digest,
+            reason=reason,
+            unpacked_size=self.tar.size,
+        )
+
     def finish(self, result: dict[str, Any], format_: Format, seconds: float) -> None:
         """The helper is done."""
         self._progress.done = self._progress.size
         after = rewrite_layer(
-            self._before,
+            self.before,
             media_type=_MEDIA_TYPES[format_],
             digest=Digest.parse(result["digest"]),
             size=result["size"],
             more=result["annotations"],
         )
         self._outcome = ConvertedLayer(
-            before=self._before,
+            before=self.before,
             after=after,
             diff_id=Digest.parse(result["diff_id"]),
             unpacked_size=result["unpacked_size"],

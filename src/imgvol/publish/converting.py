@@ -89,7 +89,7 @@ class Converter:
             InvalidArgument: The target, the format or an option makes no sense.
             Conflict: There is nothing to convert.
             NotFound, Unsupported, RemoteError: See `find_variants`.
-            ContentError: A layer has what the format cannot tell.
+            ContentError: No layer can be converted, for each has what the format cannot tell.
             StoreFull, StoreDamaged, LocalError: It cannot be made.
             And what `push_tree` or `write_layout` raises.
         """

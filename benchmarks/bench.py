@@ -31,10 +31,11 @@ from traces import bench_traces  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
 
 from support import rootfs  # noqa: E402
+from support.containerd import running_containerd  # noqa: E402
 from support.daemon import Imgvol, running_daemon  # noqa: E402
 from support.edge_cases import content  # noqa: E402
 from support.images import Image, Layer, directory, file, push, write_layout  # noqa: E402
-from support.programs import run, stop, wait_until  # noqa: E402
+from support.programs import run  # noqa: E402
 from support.registry import Registry, running_registry  # noqa: E402
 
 MIB = 1 << 20
@@ -163,8 +164,7 @@ def bench_pull(bench: Bench) -> None:
         task, ours, "skopeo copy + umoci unpack", median(bench.rounds, with_umoci, forget_copies)
     )
     if shutil.which("containerd"):
-        with running_containerd(bench.work / "containerd") as address:
-            ctr = ["ctr", "--address", address]
+        with running_containerd(bench.work / "containerd") as ctr:
 
             def forget_there():
                 subprocess.run(
@@ -186,24 +186,6 @@ def gzip_rootfs() -> Path:
         image = rootfs.read_image(rootfs.ensure_layout()).recompressed("gzip")
         write_layout(layout.with_suffix(".new"), {rootfs.TAG: image}).rename(layout)
     return layout
-
-
-@contextlib.contextmanager
-def running_containerd(directory: Path) -> Iterator[str]:
-    directory.mkdir()
-    address = f"{directory}/socket"
-    (directory / "config.toml").write_text(
-        'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
-    )
-    command = ["containerd", "--config", f"{directory}/config.toml", "--address", address]
-    command += ["--root", f"{directory}/root", "--state", f"{directory}/state"]
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: os.path.exists(address), what="containerd")
-        yield address
-    finally:
-        stop(process)
 
 
 # --- reading ---------------------------------------------------------------------------------
@@ -346,7 +328,6 @@ def bench_all(
             drop_caches=drop_caches,
             compare=bench.compare,
             state=bench.state,
-            containerd=running_containerd,
         ),
         "volumes": partial(bench_volumes, bench.daemon, bench.work, VOLUMES, bench.compare),
         "cri": partial(bench_cri, bench.registry, bench.work, size, bench.state),

@@ -1,6 +1,5 @@
 """The import task: a docker-archive of plain layers, copied or linked, and written again."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from support.containerd import running_containerd
 from support.daemon import Imgvol
 from support.images import Image, Layer
 from support.programs import run
@@ -31,14 +31,12 @@ def bench_bundles(
     drop_caches: Callable[[], None],
     compare: Callable[..., None],
     state: Callable[..., None],
-    containerd: Callable[[Path], contextlib.AbstractContextManager[str]],
 ) -> None:
     """Imports an archive of so many bytes, and links one of so many entries.
 
     Args:
         median, drop_caches: How a figure is measured.
         compare, state: Told the figures.
-        containerd: Runs one in a directory of its own.
     """
     place = work / "bundles"
     place.mkdir()
@@ -80,8 +78,7 @@ def bench_bundles(
     compare(f"import {what}", copied, "skopeo copy + umoci unpack", theirs, "aim: 4x")
     compare(f"import --link, and mount, {what}", linked, "skopeo copy + umoci unpack", theirs)
     if shutil.which("containerd"):
-        with containerd(place / "containerd") as address:
-            ctr = ["ctr", "--address", address]
+        with running_containerd(place / "containerd") as ctr:
 
             def forget_there():
                 remove = [*ctr, "images", "rm", "--sync", NAME]

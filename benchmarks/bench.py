@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from bundles import bench_bundles  # noqa: E402
 from cri import bench_cri  # noqa: E402
+from index import bench_index  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
 from publish import bench_publish  # noqa: E402
 from traces import bench_traces  # noqa: E402
@@ -310,7 +311,12 @@ def resident(daemon: Imgvol) -> float:
 
 
 def bench_all(
-    bench: Bench, tasks: Sequence[str], size: int, entries: int, lines: Sequence[str]
+    bench: Bench,
+    tasks: Sequence[str],
+    size: int,
+    entries: int,
+    lines: Sequence[str],
+    against: Path | None,
 ) -> None:
     actions = {
         "pull": partial(bench_pull, bench),
@@ -334,6 +340,7 @@ def bench_all(
         "lazy": partial(bench_lazy, bench.registry, bench.work, lines),
         "traces": partial(bench_traces, bench.registry, bench.work, lines),
         "publish": partial(bench_publish, bench.registry, bench.work),
+        "index": partial(bench_index, bench.rounds, against),
     }
     assert actions.keys() == set(TASKS)
     for task in tasks or USUAL:
@@ -342,8 +349,8 @@ def bench_all(
 
 USUAL = ("pull", "tree", "sequential", "small", "entries", "import", "volumes")
 # cri takes three minutes, lazy and traces ten, and other people's programs (scripts/setup-peers),
-# publish fifteen.
-TASKS = (*USUAL, "cri", "lazy", "traces", "publish")
+# publish fifteen; index takes one.
+TASKS = (*USUAL, "cri", "lazy", "traces", "publish", "index")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -360,6 +367,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--line", action="append", default=[], help="of lazy and traces: loopback, '10 ms', … (all)"
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="of index: src/ of another tree, to compare with",
     )
     options = parser.parse_args(arguments)
     if unknown := set(options.tasks) - set(TASKS):
@@ -384,7 +397,8 @@ def main(arguments: Sequence[str]) -> int:
         registry = stack.enter_context(running_registry(work / "registry"))
         daemon = stack.enter_context(running_daemon(work))
         bench = Bench(work, daemon, registry, options.rounds)
-        bench_all(bench, options.tasks, options.size * MIB, options.entries, options.line)
+        size = options.size * MIB
+        bench_all(bench, options.tasks, size, options.entries, options.line, options.against)
     return 0
 
 

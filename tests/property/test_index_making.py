@@ -5,12 +5,15 @@ import io
 import random
 import tempfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
+from unittest.mock import patch
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imgvol.layers.builder import IndexBuilder
+from imgvol.layers.lazy import checkpoint_builder
 from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
 from imgvol.layers.lazy.checkpoints import inflate_span, parse_checkpoints
 from imgvol.layers.lazy.rfc3339 import format_rfc3339, parse_rfc3339
@@ -20,7 +23,7 @@ from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
 from imgvol.publish import index_job
 from support import tars
-from support.soci import decode_all, sha256
+from support.soci import checkpoints_of, decode_all, ranges_of, sha256
 
 STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
 
@@ -69,7 +72,59 @@ def test_every_span_decodes_whatever_made_the_blob(members, span_size, piece):
         assert inflate_span(blob[point.start :], point, spans.checkpoints, len(rest)) == rest
 
 
-names = st.binary(min_size=1, max_size=40).filter(lambda name: not set(name) & {0, ord("/")})
+# How blocks end before they are full: with the next one at a bit, after an empty block with fixed
+# codes, or after an empty stored one at a byte.
+FLUSHES = (zlib.Z_BLOCK, zlib.Z_PARTIAL_FLUSH, zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH)
+short_stretches = st.lists(
+    st.tuples(st.integers(0, 1 << 32), st.integers(1, 400), st.integers(0, 900)), max_size=20
+)
+
+
+def encode_flushed(parts, how, flush: int) -> bytes:
+    """A member with a block of its own, or several, for each stretch."""
+    level, strategy, memory = how
+    encoder = zlib.compressobj(level, zlib.DEFLATED, 31, memory, strategy)
+    pieces = [encoder.compress(fill([part])) + encoder.flush(flush) for part in parts]
+    return b"".join(pieces) + encoder.flush()
+
+
+@given(
+    members=st.lists(
+        st.tuples(short_stretches, encoders, st.sampled_from(FLUSHES)), min_size=1, max_size=4
+    ),
+    cuts=st.lists(st.integers(0, 20_000), max_size=8),
+    output=st.sampled_from([1, 61, 1000, 1 << 19]),
+    data=st.data(),
+)
+def test_checkpoints_lie_at_the_first_ends_of_blocks_behind_a_span(members, cuts, output, data):
+    """Against zlib over the whole blob, stopped at every block: where most ends are passed over,
+    and wherever input and output are cut, the same are found."""
+    plain = b"".join(fill(parts) for parts, _, _ in members)
+    blob = b"".join(encode_flushed(*member) for member in members)
+    # Spans that end where a block does, or by one byte do not, are what can go wrong.
+    ends = sorted({point.position for point in checkpoints_of(blob, 0)})
+    start, end = (data.draw(st.sampled_from(ends)) for _ in range(2))
+    span_size = max(1, abs(end - start) + data.draw(st.integers(-1, 1)))
+    expected = checkpoints_of(blob, span_size)
+    with patch.object(checkpoint_builder, "_PIECE", output):
+        builder = CheckpointBuilder(span_size)
+        pieces = [blob[start:end] for start, end in pairwise(sorted({0, *cuts, len(blob)}))]
+        assert b"".join(out for piece in pieces for out in builder.feed(piece)) == plain
+        builder.finish()
+    spans = builder.spans()
+    assert [point[:3] for point in parse_checkpoints(spans.checkpoints)] == [
+        (point.compressed, point.position, point.bits) for point in expected
+    ]
+    assert [f"sha256:{digest.hex()}" for digest in spans.digests] == [
+        sha256(blob[start:end]) for start, end in ranges_of(expected, len(blob))
+    ]
+
+
+# But for whiteouts of nothing, which no layer may have.
+NO_NAMES = {b".wh.", b".wh..", b".wh..."}
+names = st.binary(min_size=1, max_size=40).filter(
+    lambda name: not set(name) & {0, ord("/")} and name not in NO_NAMES
+)
 files = st.lists(
     st.tuples(
         names, st.binary(max_size=3000), st.integers(0, 0o7777), st.integers(0, (1 << 21) - 1)

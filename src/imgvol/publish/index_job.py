@@ -18,12 +18,12 @@ from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExcee
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, MeteredDecoder, open_decoder, sniff
 from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
-from imgvol.layers.lazy.soci import open_ztoc
+from imgvol.layers.lazy.soci import open_ztoc, read_ztoc
 from imgvol.layers.lazy.soci_twin import compress_ztoc
 from imgvol.layers.lazy.ztoc import Algorithm
 from imgvol.layers.lazy.ztoc_members import MemberCollector
 from imgvol.layers.lazy.ztoc_writer import ZtocParts, write_tar_zinfo, write_ztoc
-from imgvol.layers.tar import TarParser
+from imgvol.layers.tar import TarMember, TarParser
 from imgvol.oci.digest import DiffID, Digest
 
 TOOL: Final = f"imgvol {__version__}"
@@ -96,6 +96,7 @@ class _LayerIndexer:
         self._progress = progress
         self._parser = TarParser()
         self._members = MemberCollector()
+        self._tar_members: list[TarMember] = []
         self._index = IndexBuilder(own_files=False)
         self._diff_id = request.diff_id.hasher()
         self._unpacked = 0
@@ -165,6 +166,7 @@ class _LayerIndexer:
         members = self._parser.feed(plain)
         for member in members:
             self._index.add(member)
+        self._tar_members += members
         self._members.feed(plain, members, is_ended=self._parser.is_ended)
 
     def _write(self, spans: "_GzipSpans | _PlainSpans") -> bytes:
@@ -181,8 +183,11 @@ class _LayerIndexer:
         )
 
     def _prove(self, ztoc: bytes) -> None:
-        """Reads it as another node would."""
+        """Reads it as another node would, whose index must be that of the tar."""
         try:
+            members, _ = read_ztoc(ztoc, blob_size=self._request.size)
+            if members == self._tar_members:
+                return  # of which one index is made, whoever makes it
             read = open_ztoc(ztoc, expected=Digest.of(ztoc), blob_size=self._request.size)
         except (LimitExceeded, Unsupported):
             raise

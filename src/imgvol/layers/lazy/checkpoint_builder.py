@@ -109,8 +109,10 @@ class CheckpointBuilder:
         self._base += len(piece)
 
     def _advance(self) -> bool:
+        # Ends of blocks that are too near to the last checkpoint are not even looked for.
+        room = self._points[-1].position + self._span_size - self._produced if self._points else 0
         try:
-            return self._stream.step()
+            return self._stream.skip(room) if room > 0 else self._stream.step()
         except InvalidLayer as error:
             raise InvalidLayer(error.message, offset=self._base + self._stream.consumed) from error
 

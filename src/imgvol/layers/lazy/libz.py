@@ -17,6 +17,7 @@ from imgvol.errors import InvalidLayer, MachineLacks
 
 WINDOW: Final = 1 << 15
 
+_Z_NO_FLUSH: Final = 0
 _Z_BLOCK: Final = 5
 _Z_OK: Final = 0
 _Z_STREAM_END: Final = 1
@@ -83,11 +84,11 @@ def _candidates() -> Iterator[str | None]:
 
 
 class GzipStream:
-    """Inflates gzip members, one after the other, and stops at the end of every deflate block.
+    """Inflates gzip members, one after the other, and stops where deflate blocks end.
 
         stream = GzipStream(size_of_pieces)
         stream.give(data)
-        while stream.step():
+        while stream.step():            # or skip(size), over the ends of blocks
             use(stream.output)          # what this step brought
             if stream.is_at_block: ...  # between two blocks, or before the first of a member
 
@@ -144,6 +145,15 @@ class GzipStream:
         Raises:
             InvalidLayer: The data is not gzip, or damaged; `offset` is in the last input.
         """
+        return self._inflate(_Z_BLOCK, len(self._target))
+
+    def skip(self, size: int) -> bool:
+        """As `step`, but goes on over the ends of blocks, by no more than so many plain bytes."""
+        goes_on = self._inflate(_Z_NO_FLUSH, min(size, len(self._target)))
+        self.is_at_block = False  # whatever it says: none has been looked for
+        return goes_on
+
+    def _inflate(self, flush: int, size: int) -> bool:
         stream = self._stream
         if self.has_ended:
             if not stream.avail_in:
@@ -151,9 +161,9 @@ class GzipStream:
             self._library.inflateReset2(self._handle, _GZIP_ONLY)
             self.has_ended = False
         stream.next_out = self._address
-        stream.avail_out = size = len(self._target)
+        stream.avail_out = size
         before = stream.avail_in
-        result = self._library.inflate(self._handle, _Z_BLOCK)
+        result = self._library.inflate(self._handle, flush)
         self.consumed += before - stream.avail_in
         self.output = self._view[: size - stream.avail_out]
         if result == _Z_STREAM_END:

@@ -27,6 +27,7 @@ from imgvol.layers.lazy.checkpoints import Checkpoint, inflate_span, parse_check
 from imgvol.layers.lazy.flatbuffer import I64, BudgetExceeded, FlatBuffer, FlatBufferError
 from imgvol.layers.lazy.spans import Kind, LazyLayer, Region, SpanTable, damaged, seal
 from imgvol.layers.lazy.ztoc import Algorithm, Ztoc, parse_ztoc
+from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
 
 _DIGEST_SIZE: Final = 32  # SHA-256
@@ -227,14 +228,21 @@ def open_ztoc(
             expected=expected,
             actual=Digest.of(data, expected.algorithm),
         )
+    members, table = read_ztoc(data, blob_size=blob_size, prefetch=prefetch)
+    builder = IndexBuilder(own_files=False)
+    for member in members:
+        builder.add(member)
+    return LazyLayer(builder.finish(), table)
+
+
+def read_ztoc(
+    data: bytes, *, blob_size: int, prefetch: Iterable[SpanRange] = ()
+) -> tuple[list[TarMember], SociTable]:
+    """The members and the spans of a zTOC that need not be verified; else as `open_ztoc`."""
     ztoc = parse_ztoc(data)
     if ztoc.compressed_size != blob_size:
         raise InvalidLayer("zTOC of another blob", expected=blob_size, actual=ztoc.compressed_size)
-    table = _make_table(ztoc, prefetch)
-    builder = IndexBuilder(own_files=False)
-    for member in ztoc.members:
-        builder.add(member)
-    return LazyLayer(builder.finish(), table)
+    return ztoc.members, _make_table(ztoc, prefetch)
 
 
 def _make_table(ztoc: Ztoc, prefetch: Iterable[SpanRange]) -> SociTable:

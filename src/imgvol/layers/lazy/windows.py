@@ -11,7 +11,7 @@ of the window's. Only the first 32 KiB that follow can refer to a window, for no
 The result is not believed but tried: with the trimmed window the same bytes must come out.
 """
 
-import struct
+import sys
 from array import array
 from typing import Final
 
@@ -21,11 +21,12 @@ from imgvol.layers.lazy.checkpoints import WINDOW, start_at_bit
 
 # Places are written in digits from 1 on: 0 marks what comes from elsewhere.
 _BASE: Final = 255
-_LOW: Final = bytes(1 + place % _BASE for place in range(WINDOW))
-_HIGH: Final = bytes(1 + place // _BASE for place in range(WINDOW))  # 1 to 129
+_STARTS: Final = range(0, WINDOW, _BASE)
+_LOW: Final = (bytes(range(1, 1 + _BASE)) * len(_STARTS))[:WINDOW]
+_HIGH: Final = b"".join(bytes([1 + number]) * _BASE for number in range(len(_STARTS)))[:WINDOW]
 # Differs from _HIGH in one bit everywhere, which is how a byte of the window is known.
-_MARK: Final = 0x40
-_OTHER_HIGH: Final = bytes(digit ^ _MARK for digit in _HIGH)
+_MARK_BIT: Final = 6
+_OTHER_HIGH: Final = bytes(digit ^ 1 << _MARK_BIT for digit in _HIGH)
 _UNIT: Final = int.from_bytes(b"\1" * WINDOW, "little")
 
 
@@ -43,7 +44,7 @@ def trim_window(window: bytes, data: bytes, bits: int, expected: bytes) -> bytes
     low, high, other = (_decode(stream, coded, size) for coded in (_LOW, _HIGH, _OTHER_HIGH))
     if low is None or high is None or other is None:
         return window
-    trimmed = _keep(window, _places(low, high, other))
+    trimmed = _keep(window, _pairs(low, high, other))
     return trimmed if _decode(stream, trimmed, size) == expected[: len(low)] else window
 
 
@@ -58,26 +59,32 @@ def _decode(stream: bytes, window: bytes, size: int) -> bytes | None:
     return output if len(output) == size or decoder.eof else None
 
 
-def _places(low: bytes, high: bytes, other: bytes) -> set[int]:
-    """Which bytes of the window have come out, as pairs of digits: high * 256 + low."""
+def _pairs(low: bytes, high: bytes, other: bytes) -> "array[int]":
+    """Which bytes of the window have come out, as pairs of digits: high * 256 + low.
+
+    Most of them several times: to leave them out takes longer than to take them.
+    """
     size = len(low)
     first = int.from_bytes(high, "little")
     # 1 for each byte that is the window's, and 255 for each of them.
-    ours = (first ^ int.from_bytes(other, "little")) // _MARK & _UNIT
-    ours *= 255
+    ours = (first ^ int.from_bytes(other, "little")) >> _MARK_BIT & _UNIT
+    ours = (ours << 8) - ours
     lows = (int.from_bytes(low, "little") & ours).to_bytes(size, "little")
     highs = (first & ours).to_bytes(size, "little")
     pairs = bytearray(2 * (size - lows.count(0)))
     pairs[0::2] = lows.translate(None, b"\0")
     pairs[1::2] = highs.translate(None, b"\0")
-    if struct.pack("=H", 1) == b"\1\0":
-        return set(array("H", bytes(pairs)))
-    return {pairs[at] | pairs[at + 1] << 8 for at in range(0, len(pairs), 2)}
+    found = array("H", bytes(pairs))
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
 
 
-def _keep(window: bytes, places: set[int]) -> bytes:
-    kept = bytearray(WINDOW)
-    for pair in places:
-        place = ((pair >> 8) - 1) * _BASE + (pair & 0xFF) - 1
-        kept[place] = window[place]
-    return bytes(kept)
+def _keep(window: bytes, pairs: "array[int]") -> bytes:
+    is_used = bytearray(256 * (1 + len(_STARTS)))
+    for pair in pairs:
+        is_used[pair] = 0xFF
+    # A high digit is followed by each low one, but for 0.
+    mask = b"".join(is_used[at + 1 : at + 256] for at in range(256, len(is_used), 256))[:WINDOW]
+    kept = int.from_bytes(window, "little") & int.from_bytes(mask, "little")
+    return kept.to_bytes(WINDOW, "little")

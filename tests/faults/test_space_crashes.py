@@ -100,9 +100,7 @@ class World:
             found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
             assert list(found) == list(wanted)
         # What was written beside spans (the database's log) is counted by the next round.
-        wait_until(
-            lambda: self.imgvol.json("df")["space"]["used"] <= 7 * MB, what="the last round"
-        )
+        wait_until(lambda: self.imgvol.json("df")["space"]["used"] <= 7 * MB, what="the last round")
         assert self.imgvol.json("fsck")["wrong"] == []
         self.imgvol.terminate()
 

@@ -317,3 +317,18 @@ def test_the_reference_reads_the_gzip_layers_of_such_an_index(short_path, regist
     members = {m["Name"]: m.get("Content") for m in json.loads(done.stdout)["Members"]}
     assert len(members) == 13
     assert len({content for content in members.values() if content}) == 12
+
+
+def test_a_layer_of_one_large_frame_is_told_before_it_has_been_read(short_path, tmp_path):
+    """The helper answers while the source still has something to say."""
+    tar = tar_bytes([images.file("large", random.Random(8).randbytes(90_000_000))])
+    large = layer_of(tar, packed(tar, "zstd", "-q", "-1", "-c"))
+    other = Layer(entries_of("other", 1), "gzip")
+    layout = write_layout(tmp_path / "layout", {"x": Image([large, other])})
+    with node(short_path, "a") as maker:
+        made = maker.json("index", "create", f"oci:{layout}:x", *OPTIONS)
+        first, second = made["layers"]
+        assert first["reason"].startswith("a zstd frame of more than 64 MiB: can only be read")
+        assert (first["frames"], first["spans"]) == (None, 0)
+        assert second["ztoc"]
+        assert not list((maker.root / "ingest").iterdir())

@@ -49,13 +49,16 @@ from imgvol.layers.lazy import estargz, zstd_chunked
 from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
 from imgvol.layers.lazy.checkpoints import WINDOW, inflate_span, parse_checkpoints
 from imgvol.layers.lazy.entries import iter_entries
+from imgvol.layers.lazy.frame_builder import FrameBuilder
+from imgvol.layers.lazy.frames import FrameTable
 from imgvol.layers.lazy.locate import NeedTail, TocRange, find_toc, open_layer
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.soci import SpanRange, open_ztoc
 from imgvol.layers.lazy.soci_index import parse_prefetch, parse_soci_index, pinned_index
-from imgvol.layers.lazy.soci_twin import expand_twin
+from imgvol.layers.lazy.soci_twin import compress_ztoc, expand_twin
 from imgvol.layers.lazy.spans import Kind, LazyLayer, seal, unseal
 from imgvol.layers.lazy.toc import read_toc
+from imgvol.layers.lazy.zstd_frames import open_frames
 from imgvol.layers.lazy.ztoc import Algorithm
 from imgvol.layers.lazy.ztoc_members import MemberCollector
 from imgvol.layers.lazy.ztoc_writer import ZtocParts, write_tar_zinfo, write_ztoc
@@ -298,6 +301,7 @@ def _soci_index(data: bytes) -> None:
     found = parse_soci_index(data, expected=digest)
     pinned_index(found.manifest)
     assert all(layer.ztoc.size >= 0 for layer in found.layers.values())
+    assert not found.layers.keys() & found.frames.keys()
 
 
 def _ztoc_twin(data: bytes) -> None:
@@ -346,6 +350,37 @@ def _checkpoint_builder(data: bytes) -> None:
         if size:
             found = inflate_span(data[point.start :], point, spans.checkpoints, size)
             assert found == plain[point.position : point.position + size]
+
+
+def _zstd_frames(data: bytes) -> None:
+    """A document before it is compressed: what is changed there is not hidden by zstd."""
+    blob = seeds.frame_blobs()[0]
+    document = compress_ztoc(data)
+    _look(open_frames(document, expected=Digest.of(document), blob_size=len(blob)), blob)
+
+
+def _zstd_document(data: bytes) -> None:
+    blob = seeds.frame_blobs()[0]
+    _look(open_frames(data, expected=Digest.of(data), blob_size=len(blob)), blob)
+
+
+def _frame_builder(data: bytes) -> None:
+    """Whatever the frames: each run decodes alone to what the stream had there."""
+    builder = FrameBuilder(4096)
+    plain = b"".join(
+        piece for at in range(0, len(data), 999) for piece in builder.feed(data[at : at + 999])
+    )
+    builder.finish()
+    table = FrameTable(
+        blob_size=len(data),
+        data_size=len(plain),
+        digests=b"".join(builder.digests),
+        packed_runs=builder.packed_runs,
+    )
+    for span in range(table.span_count):
+        start, end = table.compressed_range(span)
+        for region in table.decode(span, data[start:end]):
+            assert region.data == plain[region.position : region.position + len(region.data)]
 
 
 def _prefetch(data: bytes) -> None:
@@ -548,6 +583,9 @@ PARSERS = {
     "ztoc-twin": Parser(_ztoc_twin, seeds.ztoc_twins),
     "ztoc-writer": Parser(_written_ztoc, lambda: [seeds.soci_tar(), *seeds.archives()]),
     "checkpoint-builder": Parser(_checkpoint_builder, seeds.gzip_blobs),
+    "zstd-frames": Parser(_zstd_frames, seeds.frame_ztocs),
+    "zstd-document": Parser(_zstd_document, seeds.frame_documents),
+    "frame-builder": Parser(_frame_builder, seeds.frame_blobs),
     "prefetch": Parser(_prefetch, seeds.prefetch_artifacts),
     "span-table": Parser(_span_table, seeds.span_tables, (StoreDamaged,)),
     "layer-index": Parser(_layer_index, seeds.layer_indexes, (StoreDamaged,)),

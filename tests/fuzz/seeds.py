@@ -21,7 +21,7 @@ from imgvol.layers.lazy.chunks import ChunkTable
 from imgvol.layers.lazy.soci_twin import compress_ztoc
 from imgvol.layers.lazy.spans import unseal
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
-from support import images, soci, tars
+from support import frames, images, soci, tars
 from support.stargz import Stargz
 from support.toc_blobs import Body, chunked_blob, legacy_footer, sha256, stargz_blob
 
@@ -168,6 +168,26 @@ def gzip_blobs() -> Sequence[bytes]:
     return [soci_blob(), two]
 
 
+@functools.cache
+def frame_draft() -> tuple[frames.FrameDraft, bytes]:
+    pieces = frames.cut(soci_tar(), 4096)
+    packed = [frames.frame(piece, has_checksum=True) for piece in pieces]
+    return frames.draft_of(soci_tar(), pieces, packed, frames.seek_table(pieces, packed))
+
+
+def frame_ztocs() -> Sequence[bytes]:
+    return [frame_draft()[0].to_ztoc()]
+
+
+def frame_documents() -> Sequence[bytes]:
+    return [frame_draft()[0].to_bytes()]
+
+
+@functools.cache
+def frame_blobs() -> Sequence[bytes]:
+    return [frame_draft()[1], frames.as_pzstd(soci_tar(), 3000)]
+
+
 def checkpoint_heads() -> Sequence[bytes]:
     points = soci.checkpoints_of(soci_blob(), 4000)
     packed = [struct.pack("<qqB", p.compressed, p.position, p.bits) for p in points]
@@ -190,6 +210,10 @@ def soci_indexes() -> Sequence[bytes]:
         "layers": [
             _descriptor("application/octet-stream", annotations=layer),
             _descriptor("application/vnd.amazon.soci.prefetch.v1+json", annotations=layer),
+            _descriptor(
+                "application/vnd.imgvol.zstd-frames.v1+zstd",
+                annotations={"vnd.imgvol.zstd-frames.layer-digest": "sha256:" + "6" * 64},
+            ),
         ],
     }
     referrer = {
@@ -209,7 +233,7 @@ def prefetch_artifacts() -> Sequence[bytes]:
 def span_tables() -> Sequence[bytes]:
     """Bodies, without the seal, and a sealed one."""
     tables = [body(c).read().table for c in (Compression.GZIP, Compression.ZSTD)]
-    tables += [soci.plain_draft_of(soci_tar(), 4096).open().table]
+    tables += [soci.plain_draft_of(soci_tar(), 4096).open().table, frame_draft()[0].open().table]
     stored = [table.to_bytes() for table in tables]
     return [*(unseal(each)[1] for each in stored), stored[0]]
 

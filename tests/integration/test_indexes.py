@@ -115,7 +115,7 @@ def test_an_index_by_annotation_makes_another_daemon_mount_lazily(
     assert lower["spans"] > 5
     assert (upper["ztoc"], zstd["ztoc"]) == (None, None)
     assert "small" in upper["reason"]
-    assert "zstd" in zstd["reason"]
+    assert zstd["reason"].startswith("one zstd frame: can only be read from its beginning")
     assert (tar["spans"], tar["reason"]) == (1, "")
     assert lower["twin"]["size"] < lower["ztoc"]["size"] / 4
     target = plain.reference.replace(":1", ":1-lazy")
@@ -229,7 +229,7 @@ def test_indexes_survive_a_restart_and_go_when_they_are_removed(maker, plain):
     assert index == made
     assert "1/4" in maker.run("index", "ls").stdout
     shown = maker.run("index", "ls", plain.reference).stdout
-    assert "zstd is not seekable" in shown
+    assert "small: sooner" in shown
     assert "gzip" in shown
     ztoc = maker.root / "blobs" / "sha256" / made["layers"][0]["ztoc"]["digest"][7:]
     maker.run("gc")
@@ -349,7 +349,7 @@ def test_what_cannot_be_is_refused(maker, plain, arguments, text):
 def test_an_image_of_small_layers_is_told_layer_by_layer(maker, plain):
     done = maker.run("index", "create", plain.reference, "--min-layer-size", "1G", check=False)
     assert done.returncode == 1
-    assert done.stdout.count("small") == 3
+    assert done.stdout.count("small") == 4
     assert "nothing to keep" in done.stderr
     assert nothing_is_left(maker)
 

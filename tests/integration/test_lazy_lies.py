@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from support import images, soci
+from support import frames, images, soci
 from support.lazy_images import put_soci_image
 from support.programs import wait_until
 from support.stargz import TIME, Stargz
@@ -40,7 +40,22 @@ def push_soci(registry, name, directory) -> None:
     put_soci_image(registry, name, images.Layer(ENTRIES), 1 << 20, change=swap)
 
 
-@pytest.mark.parametrize("push", [push_estargz, push_soci])
+def push_zstd_frames(registry, name, directory) -> None:
+    """Says the same of a zstd layer of several frames."""
+    layer = images.Layer(ENTRIES, "zstd")
+    pieces = frames.cut(layer.tar, 6000)
+    draft, blob = frames.draft_of(layer.tar, pieces, [frames.frame(piece) for piece in pieces])
+    with_blob(layer, blob)
+    names = {b"bin/tool": b"bin/other", b"bin/other": b"bin/tool"}
+    entries = [replace(e, name=names.get(e.name, e.name)) for e in draft.ztoc.entries]
+    document = replace(draft, ztoc=replace(draft.ztoc, entries=entries)).to_bytes()
+    index = soci.write_index({}, {layer.digest: document})
+    image = images.Image([layer], annotations={soci.INDEX_DIGEST: images.sha256(index)})
+    blobs = (document, b"{}", layer.blob, image.config_bytes())
+    registry.put(name, {"soci": index, "1": image.manifest_bytes()}, blobs)
+
+
+@pytest.mark.parametrize("push", [push_estargz, push_soci, push_zstd_frames])
 def test_lie_ends_in_errors_and_the_next_mount_shows_the_tar(
     push, daemon, agent, registry, tmp_path
 ):

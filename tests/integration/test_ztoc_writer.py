@@ -16,7 +16,8 @@ from imgvol.errors import DigestMismatch, InvalidLayer
 from imgvol.layers.lazy.soci import open_ztoc
 from imgvol.oci.digest import Digest
 from imgvol.publish import index_job
-from support import edge_cases, tars
+from support import edge_cases, frames, tars
+from support.images import sparse, tar_bytes
 from support.lazy import rich_archive
 from support.peers import require_peer, stargz_layer
 from support.programs import require, run
@@ -225,13 +226,33 @@ def test_a_layer_without_content_is_an_error(blob, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_zstd_is_left_out_and_says_why(tmp_path):
-    import zstandard
-
+def test_zstd_in_one_frame_is_left_out_and_says_why(tmp_path):
     tar = rich_archive()
-    answer, _ = index(tmp_path, zstandard.compress(tar), tar)
-    assert "zstd" in answer["unfit"]
+    answer, _ = index(tmp_path, frames.frame(tar), tar)
+    assert answer == {"unfit": "one zstd frame: can only be read from its beginning; convert it"}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"digest": "sha256:" + "0" * 64}, "its digest"),
+        ({"diff_id": "sha256:" + "0" * 64}, "its diff ID"),
+        ({"size": 17}, "another size"),
+    ],
+)
+@pytest.mark.fault("F98")
+def test_a_wrong_layer_of_zstd_leaves_nothing(changes, text, tmp_path):
+    tar = rich_archive()
+    with pytest.raises(DigestMismatch, match=text):
+        index(tmp_path, frames.as_pzstd(tar, 512 * KIB), tar, **changes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sparse_files_are_left_out_of_zstd_layers_too(tmp_path):
+    tar = tar_bytes([sparse("s", 8192, [(512, b"x" * 512)])])
+    answer, _ = index(tmp_path, frames.as_pzstd(tar, 1000), tar)
+    assert "holes" in answer["unfit"]
 
 
 def test_a_block_that_is_too_long_for_a_span_is_told(tmp_path, monkeypatch):

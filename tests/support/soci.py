@@ -289,8 +289,8 @@ def plain_draft_of(tar: bytes, span_size: int) -> Draft:
 INDEX_DIGEST = "com.amazon.soci.index-digest"
 
 
-def write_index(ztocs: Mapping[str, bytes]) -> bytes:
-    """An index of version 2: the zTOC of each layer, by the layer's digest."""
+def write_index(ztocs: Mapping[str, bytes], frames: Mapping[str, bytes] | None = None) -> bytes:
+    """An index of version 2: zTOCs, and documents of zstd frames, by the digests of layers."""
 
     def describe(data: bytes, media_type: str, **more: object) -> dict[str, object]:
         return {"mediaType": media_type, "digest": sha256(data), "size": len(data), **more}
@@ -302,6 +302,14 @@ def write_index(ztocs: Mapping[str, bytes]) -> bytes:
             annotations={"com.amazon.soci.image-layer-digest": layer},
         )
         for layer, ztoc in ztocs.items()
+    ]
+    layers += [
+        describe(
+            document,
+            "application/vnd.imgvol.zstd-frames.v1+zstd",
+            annotations={"vnd.imgvol.zstd-frames.layer-digest": layer},
+        )
+        for layer, document in (frames or {}).items()
     ]
     index = {
         "schemaVersion": 2,

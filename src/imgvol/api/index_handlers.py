@@ -93,6 +93,7 @@ def encode_index(index: IndexRecord) -> encoding.Document:
                 "spans": layer.spans,
                 "ztoc": _blob(layer.ztoc),
                 "twin": _blob(layer.twin),
+                "frames": _blob(layer.frames),
                 "reason": layer.reason,
             }
             for layer in index.layers

@@ -344,6 +344,10 @@ _INDEX_LAYER = record(
             "oneOf": [{"type": "null"}, reference("IndexBlob")],
             "description": "The same, compressed.",
         },
+        "frames": {
+            "oneOf": [{"type": "null"}, reference("IndexBlob")],
+            "description": "What a zstd layer of several frames has in place of both.",
+        },
         "reason": {"type": "string", "description": "Why it is left out; else empty."},
     }
 )

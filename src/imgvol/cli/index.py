@@ -240,8 +240,8 @@ def _echo_indexes(indexes: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for index in indexes:
         layers = index["layers"]
-        made = [layer for layer in layers if layer["ztoc"]]
-        size = sum(layer[kind]["size"] for layer in made for kind in ("ztoc", "twin"))
+        made = [layer for layer in layers if _blobs_of(layer)]
+        size = sum(blob["size"] for layer in made for blob in _blobs_of(layer))
         rows.append(
             [
                 familiar(index["image"]),
@@ -270,17 +270,24 @@ def _echo_layers(index: Mapping[str, Any]) -> None:
 
 def _layer_row(layer: Mapping[str, Any]) -> list[str]:
     head = [short_digest(layer["digest"]), _format(layer["media_type"]), units.size(layer["size"])]
-    if not layer["ztoc"]:
+    if not _blobs_of(layer):
         return [*head, "", "", "", "", layer["reason"]]
-    compressed = layer["twin"]["size"]
+    # Of zstd frames there is the compressed form only.
+    ztoc = units.size(layer["ztoc"]["size"]) if layer["ztoc"] else ""
+    compressed = (layer["twin"] or layer["frames"])["size"]
     return [
         *head,
         units.count(layer["spans"]),
-        units.size(layer["ztoc"]["size"]),
+        ztoc,
         units.size(compressed),
         f"{100 * compressed / max(layer['size'], 1):.2f}%",
         "",
     ]
+
+
+def _blobs_of(layer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What an index has for a layer; empty: it is left out."""
+    return [layer[kind] for kind in ("ztoc", "twin", "frames") if layer[kind]]
 
 
 def _format(media_type: str) -> str:

@@ -40,6 +40,7 @@ from imgvol.layers.lazy.soci_index import (
 )
 from imgvol.layers.lazy.soci_twin import expand_twin
 from imgvol.layers.lazy.spans import LazyLayer
+from imgvol.layers.lazy.zstd_frames import open_frames
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.manifest import Manifest, parse_manifest
 from imgvol.sources.base import BlobReader, ImageSource
@@ -105,17 +106,11 @@ class LazyFinder:
         # What is not here yet will be asked of the registry alone: stored layers know no URLs.
         descriptor = replace(descriptor, urls=())
         need = find_toc(descriptor.annotations, descriptor.size)
-        indexed = self._soci.layers.get(descriptor.digest) if self._soci else None
         try:
             if need is not None:
                 return await self._find_inside(descriptor, need)
-            if self._soci is not None and indexed is not None:
-                if is_foreign:
-                    # A zTOC does not tell whether the registry has the blob itself.
-                    first = min(1, descriptor.size)
-                    await _BlobFetch(self._source, descriptor).fetch(0, first, self._limiter)
-                name = "SOCI" if self._soci.version == 2 else "SOCI v1"
-                return await self._find_indexed(descriptor, indexed, name)
+            if self._soci is not None:
+                return await self._find_indexed(descriptor, self._soci, is_foreign=is_foreign)
         except (ContentError, NotFound) as exc:
             log.info("layer %s is not read lazily: %s", descriptor.digest, exc)
             return NotLazy(str(exc))
@@ -154,8 +149,23 @@ class LazyFinder:
         return await self._source.read_document(layer, max_size=limits.TOC_SIZE)
 
     async def _find_indexed(
-        self, descriptor: Descriptor, indexed: SociLayer, name: str
-    ) -> FoundLayer:
+        self, descriptor: Descriptor, soci: SociIndex, *, is_foreign: bool
+    ) -> FoundLayer | NotLazy:
+        indexed = soci.layers.get(descriptor.digest)
+        frames = soci.frames.get(descriptor.digest)
+        if indexed is None and frames is None:
+            return NotLazy()
+        if is_foreign:
+            # An index does not tell whether the registry has the blob itself.
+            first = min(1, descriptor.size)
+            await _BlobFetch(self._source, descriptor).fetch(0, first, self._limiter)
+        name = "SOCI" if soci.version == 2 else "SOCI v1"
+        if indexed is not None:
+            return FoundLayer(name, await self._open_ztoc(descriptor, indexed))
+        assert frames is not None
+        return FoundLayer(f"{name} (zstd)", await self._open_frames(descriptor, frames))
+
+    async def _open_ztoc(self, descriptor: Descriptor, indexed: SociLayer) -> LazyLayer:
         ztoc = await self._read_ztoc(indexed)
         prefetch: tuple[SpanRange, ...] = ()
         if indexed.prefetch is not None:
@@ -171,8 +181,12 @@ class LazyFinder:
                 prefetch=prefetch,
             )
 
-        layer = await trio.to_thread.run_sync(read, limiter=self._limiter)
-        return FoundLayer(name, layer)
+        return await trio.to_thread.run_sync(read, limiter=self._limiter)
+
+    async def _open_frames(self, descriptor: Descriptor, frames: Descriptor) -> LazyLayer:
+        document = await self._source.read_document(frames, max_size=limits.ZTOC_SIZE)
+        read = partial(open_frames, document, expected=frames.digest, blob_size=descriptor.size)
+        return await trio.to_thread.run_sync(read, limiter=self._limiter)
 
     async def _read_ztoc(self, indexed: SociLayer) -> bytes:
         """A zTOC, by its compressed twin if that is there and sound; its digest is checked."""

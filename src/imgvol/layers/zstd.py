@@ -40,9 +40,16 @@ def is_skippable(head: bytes) -> bool:
 
 
 class ZstdDecoder:
-    """Decodes one stream of zstd frames, end to end. See `compression.Decoder`."""
+    """Decodes one stream of zstd frames, end to end. See `compression.Decoder`.
+
+    Attributes:
+        offset: Bytes decoded so far.
+        frame_header: Of the frame that is being decoded; empty between frames.
+    """
 
     def __init__(self, *, window: int = limits.ZSTD_WINDOW) -> None:
+        self.offset = 0
+        self.frame_header = b""
         self._window = window
         self._library = zstandard.ZstdDecompressor(max_window_size=window)
         self._stream: zstandard.ZstdDecompressionObj | None = None
@@ -50,7 +57,6 @@ class ZstdDecoder:
         self._frames = 0
         self._head = b""
         self._skip = 0
-        self._offset = 0
 
     def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
         """Decode the next input. Exhaust the iterator before the next call.
@@ -62,18 +68,34 @@ class ZstdDecoder:
         """
         view = memoryview(data)
         while view:
-            if self._skip:
-                used = min(self._skip, len(view))
-                self._skip -= used
-            elif self._frame is None:
-                used = self._read_header(view)
-            else:
-                used = self._frame.advance(view, limits.DECODED_PIECE)
-                output = self._push(self._frame, view[:used])
-                if output:
-                    yield output
-            self._offset += used
+            used, output = self.step(view)
+            if output:
+                yield output
             view = view[used:]
+
+    def step(self, view: memoryview) -> tuple[int, bytes]:
+        """Decode a part of the input that lies within one frame, or between two.
+
+        Args:
+            view: The next input, at least a byte.
+
+        Returns:
+            How many bytes of it that was, and what they gave.
+
+        Raises:
+            InvalidLayer, LimitExceeded, Unsupported: As `feed`.
+        """
+        output = b""
+        if self._skip:
+            used = min(self._skip, len(view))
+            self._skip -= used
+        elif self._frame is None:
+            used = self._read_header(view)
+        else:
+            used = self._frame.advance(view, limits.DECODED_PIECE)
+            output = self._push(self._frame, view[:used])
+        self.offset += used
+        return used, output
 
     def finish(self) -> None:
         """Say that the stream ends here.
@@ -82,13 +104,13 @@ class ZstdDecoder:
             InvalidLayer: It ends inside a frame, or has none.
         """
         if self._frame is not None or self._head or self._skip or not self._frames:
-            raise InvalidLayer("zstd stream is cut off", offset=self._offset)
+            raise InvalidLayer("zstd stream is cut off", offset=self.offset)
 
     def _read_header(self, view: memoryview) -> int:
         """Open a frame if its header ends in `view`. Returns how much of it is header."""
         before = len(self._head)
         head = self._head + bytes(view[: _LARGEST_HEADER - before])
-        start = self._offset - before
+        start = self.offset - before
         if is_skippable(head):
             length = _SKIPPABLE_HEADER if len(head) >= _SKIPPABLE_HEADER else None
             if length:
@@ -99,6 +121,7 @@ class ZstdDecoder:
                 self._frame = _parse_header(head[:length], start, self._window)
                 self._stream = self._library.decompressobj()
                 self._push(self._frame, head[:length])
+                self.frame_header = head[:length]
         else:
             what = "garbage after the last zstd frame" if self._frames else "not zstd data"
             raise InvalidLayer(what, offset=start)
@@ -114,11 +137,12 @@ class ZstdDecoder:
         try:
             output = self._stream.decompress(data)
         except zstandard.ZstdError as error:
-            raise InvalidLayer(f"damaged zstd data: {error}", offset=self._offset) from error
+            raise InvalidLayer(f"damaged zstd data: {error}", offset=self.offset) from error
         if self._stream.eof != frame.is_complete:
-            raise InvalidLayer("damaged zstd data: wrong end of frame", offset=self._offset)
+            raise InvalidLayer("damaged zstd data: wrong end of frame", offset=self.offset)
         if frame.is_complete:
             self._frame = self._stream = None
+            self.frame_header = b""
         return output
 
 

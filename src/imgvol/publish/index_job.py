@@ -2,24 +2,28 @@
 
     standard input ─ sha256(blob) ─ decompress, checkpoints ─ sha256(diff) ─ parse tar ─ zTOC
 
+What is zstd has frames and no checkpoints, and gets the one document of `zstd_frames` instead.
+
 Blob digest, size and diff ID are checked over every byte before anything is written. And what is
 written is read again as any node would: its files must be those of the tar. A layer that the format
 cannot describe is no error; the answer says why, and the layer is left out of the index.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, Protocol
 
 from imgvol import __version__, limits
 from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExceeded, Unsupported
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, MeteredDecoder, open_decoder, sniff
 from imgvol.layers.lazy.checkpoint_builder import CheckpointBuilder
+from imgvol.layers.lazy.frame_builder import FrameBuilder
 from imgvol.layers.lazy.soci import open_ztoc, read_ztoc
 from imgvol.layers.lazy.soci_twin import compress_ztoc
+from imgvol.layers.lazy.zstd_frames import open_frames, read_frames, write_frames
 from imgvol.layers.lazy.ztoc import Algorithm
 from imgvol.layers.lazy.ztoc_members import MemberCollector
 from imgvol.layers.lazy.ztoc_writer import ZtocParts, write_tar_zinfo, write_ztoc
@@ -29,6 +33,7 @@ from imgvol.oci.digest import DiffID, Digest
 TOOL: Final = f"imgvol {__version__}"
 ZTOC_NAME: Final = "ztoc"
 TWIN_NAME: Final = "twin"
+FRAMES_NAME: Final = "frames"
 
 # Four bytes tell.
 _SNIFFED: Final = 4
@@ -62,12 +67,12 @@ def run(
     Args:
         request: `digest`, `size` and `diff_id` of the layer, and `span_size`.
         source: The blob.
-        output: Gets the files `ztoc` and `twin`.
+        output: Gets the files `ztoc` and `twin`, or `frames`.
         progress: Told how much of the blob has been read.
 
     Returns:
-        `ztoc` and `twin`, each with digest and size, `spans`, `members`, `unpacked_size`; or
-        `unfit`, why the layer is not indexed.
+        `ztoc` and `twin`, or `frames`, each with digest and size; `spans`, `members`,
+        `unpacked_size`. Or `unfit`, why the layer is not indexed.
 
     Raises:
         DigestMismatch: The blob, or what is in it, is not what it should be.
@@ -75,17 +80,16 @@ def run(
     """
     layer = _LayerIndexer(_Request.parse(request), progress)
     try:
-        ztoc, facts = layer.index(source)
+        documents, facts = layer.index(source)
     except (LimitExceeded, Unsupported) as error:
         return {"unfit": str(error)}
-    twin = compress_ztoc(ztoc)
-    for name, data in ((ZTOC_NAME, ztoc), (TWIN_NAME, twin)):
+    for name, data in documents.items():
         (output / name).write_bytes(data)
-    return {
-        "ztoc": {"digest": str(Digest.of(ztoc)), "size": len(ztoc)},
-        "twin": {"digest": str(Digest.of(twin)), "size": len(twin)},
-        **facts,
+    described = {
+        name: {"digest": str(Digest.of(data)), "size": len(data)}
+        for name, data in documents.items()
     }
+    return {**described, **facts}
 
 
 class _LayerIndexer:
@@ -101,8 +105,8 @@ class _LayerIndexer:
         self._diff_id = request.diff_id.hasher()
         self._unpacked = 0
 
-    def index(self, source: IO[bytes]) -> tuple[bytes, Mapping[str, Any]]:
-        """Its zTOC, and what there is to tell of it."""
+    def index(self, source: IO[bytes]) -> tuple[Mapping[str, bytes], Mapping[str, Any]]:
+        """Its documents by name, and what there is to tell of it."""
         pieces = self._verified(source)
         head = next(pieces, b"")
         while len(head) < _SNIFFED and (more := next(pieces, b"")):
@@ -115,9 +119,9 @@ class _LayerIndexer:
         spans.finish()
         self._parser.finish()
         self._check(Digest.from_hasher(self._diff_id), self._request.diff_id, "diff ID")
-        ztoc = self._write(spans)
-        self._prove(ztoc)
-        return ztoc, {
+        documents = self._write(spans)
+        self._prove(documents)
+        return documents, {
             "spans": len(spans.digests),
             "members": len(self._members.members),
             "unpacked_size": self._unpacked,
@@ -151,14 +155,14 @@ class _LayerIndexer:
                 actual=actual,
             )
 
-    def _open_spans(self, compression: Compression) -> "_GzipSpans | _PlainSpans":
+    def _open_spans(self, compression: Compression) -> "_Spans":
         match compression:
             case Compression.GZIP:
                 return _GzipSpans(self._request.span_size)
             case Compression.NONE:
                 return _PlainSpans(self._request.span_size, self._request.size)
             case Compression.ZSTD:
-                raise Unsupported("a SOCI index has no spans for zstd")
+                return _FrameSpans(self._request.span_size)
 
     def _take(self, plain: bytes) -> None:
         self._diff_id.update(plain)
@@ -169,26 +173,32 @@ class _LayerIndexer:
         self._tar_members += members
         self._members.feed(plain, members, is_ended=self._parser.is_ended)
 
-    def _write(self, spans: "_GzipSpans | _PlainSpans") -> bytes:
-        return write_ztoc(
-            ZtocParts(
-                members=self._members.members,
-                compressed_size=self._request.size,
-                uncompressed_size=self._members.archive_size,
-                algorithm=spans.algorithm,
-                span_digests=spans.digests,
-                checkpoints=spans.checkpoints,
-                tool=TOOL.encode(),
-            )
+    def _write(self, spans: "_Spans") -> Mapping[str, bytes]:
+        parts = ZtocParts(
+            members=self._members.members,
+            compressed_size=self._request.size,
+            uncompressed_size=self._members.archive_size,
+            algorithm=spans.algorithm,
+            span_digests=spans.digests,
+            checkpoints=spans.checkpoints,
+            tool=TOOL.encode(),
         )
+        if spans.algorithm is Algorithm.ZSTD_FRAMES:
+            return {FRAMES_NAME: write_frames(parts)}
+        ztoc = write_ztoc(parts)
+        return {ZTOC_NAME: ztoc, TWIN_NAME: compress_ztoc(ztoc)}
 
-    def _prove(self, ztoc: bytes) -> None:
-        """Reads it as another node would, whose index must be that of the tar."""
+    def _prove(self, documents: Mapping[str, bytes]) -> None:
+        """Reads them as another node would, whose index must be that of the tar."""
+        is_frames = FRAMES_NAME in documents
+        document = documents[FRAMES_NAME if is_frames else ZTOC_NAME]
+        size, expected = self._request.size, Digest.of(document)
         try:
-            members, _ = read_ztoc(ztoc, blob_size=self._request.size)
+            members, _ = (read_frames if is_frames else read_ztoc)(document, blob_size=size)
             if members == self._tar_members:
                 return  # of which one index is made, whoever makes it
-            read = open_ztoc(ztoc, expected=Digest.of(ztoc), blob_size=self._request.size)
+            open_it = open_frames if is_frames else open_ztoc
+            read = open_it(document, expected=expected, blob_size=size)
         except (LimitExceeded, Unsupported):
             raise
         except ContentError as error:
@@ -201,6 +211,33 @@ def _chain(head: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     if head:
         yield head
     yield from pieces
+
+
+class _Spans(Protocol):
+    """Makes the spans of a blob while it passes."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """How the blob is compressed."""
+        ...
+
+    @property
+    def digests(self) -> Sequence[bytes]:
+        """The SHA-256 of each span, after `finish`."""
+        ...
+
+    @property
+    def checkpoints(self) -> bytes:
+        """What a document has of the spans beside their digests, after `finish`."""
+        ...
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """As compression.Decoder says."""
+        ...
+
+    def finish(self) -> None:
+        """As compression.Decoder says."""
+        ...
 
 
 class _GzipSpans:
@@ -221,6 +258,25 @@ class _GzipSpans:
         self._decoder.finish()
         built = self._builder.spans()
         self.digests, self.checkpoints = list(built.digests), built.checkpoints
+
+
+class _FrameSpans:
+    """The spans of a zstd blob."""
+
+    algorithm: Final = Algorithm.ZSTD_FRAMES
+
+    def __init__(self, span_size: int) -> None:
+        self._builder = FrameBuilder(span_size)
+        self._decoder = MeteredDecoder(self._builder)
+        self.digests: list[bytes] = []
+        self.checkpoints = b""
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        return self._decoder.feed(piece)
+
+    def finish(self) -> None:
+        self._decoder.finish()
+        self.digests, self.checkpoints = self._builder.digests, self._builder.packed_runs
 
 
 class _PlainSpans:

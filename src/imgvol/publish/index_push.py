@@ -179,13 +179,13 @@ def _fetch(store: Store, source: ImageSource, descriptor: Descriptor) -> BinaryI
 
 
 def _index_blobs(store: Store, indexes: Sequence[IndexRecord]) -> list[Blob]:
-    """The zTOCs, their twins, and the config that all indexes share."""
+    """What the indexes have for layers, and the config that all of them share."""
     config = soci_writer.CONFIG
     described = Descriptor(media_type=INDEX_V2, digest=Digest.of(config), size=len(config))
     blobs = [Blob(described, partial(io.BytesIO, config))]
     for index in indexes:
         for layer in index.layers:
-            blobs += [_stored(store, blob) for blob in (layer.ztoc, layer.twin) if blob]
+            blobs += [_stored(store, blob) for blob in layer.blobs]
     return blobs
 
 
@@ -202,15 +202,20 @@ def _open(path: os.PathLike[str]) -> BinaryIO:
 def _layers_of(index: IndexRecord) -> list[IndexedLayer]:
     found: dict[Digest, IndexedLayer] = {}
     for layer in index.layers:
-        if layer.ztoc is not None:
+        if layer.is_indexed:
             found[layer.digest] = IndexedLayer(
                 layer=layer.digest,
                 media_type=layer.media_type,
                 span_size=layer.span_size,
-                ztoc=(layer.ztoc.digest, layer.ztoc.size),
-                twin=None if layer.twin is None else (layer.twin.digest, layer.twin.size),
+                ztoc=_pair(layer.ztoc),
+                twin=_pair(layer.twin),
+                frames=_pair(layer.frames),
             )
     return list(found.values())
+
+
+def _pair(blob: IndexedBlob | None) -> tuple[Digest, int] | None:
+    return None if blob is None else (blob.digest, blob.size)
 
 
 async def _read_manifest(store: Store, digest: Digest) -> Manifest:

@@ -30,9 +30,8 @@ from imgvol.images.resolve import ResolvedImage, resolve_image, wanted_platform
 from imgvol.layers.lazy.locate import find_toc
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
-from imgvol.oci.media_types import layer_compression
 from imgvol.publish import index_push
-from imgvol.publish.index_job import TWIN_NAME, ZTOC_NAME
+from imgvol.publish.index_job import FRAMES_NAME, TWIN_NAME, ZTOC_NAME
 from imgvol.publish.pushing import Pushed, PushProgress
 from imgvol.publish.worker import run_worker
 from imgvol.registry.hosts import RegistryOptions
@@ -189,7 +188,7 @@ class Indexes:
             (layer.digest, layer.diff_id, layer.span_size): layer
             for index in await self._store.records.indexes()
             for layer in index.layers
-            if layer.ztoc is not None
+            if layer.is_indexed
         }
         layers: list[LayerIndexRecord] = []
         for descriptor, diff_id, state in zip(
@@ -203,7 +202,7 @@ class Indexes:
                 else:
                     layer = await self._index(source, descriptor, layer, state, hold)
                     known[layer.digest, layer.diff_id, layer.span_size] = layer
-            if layer.ztoc is None:
+            if not layer.is_indexed:
                 state.state = "left out"
             layers.append(layer)
         documents = {digest for digest, _ in image.documents}
@@ -214,7 +213,9 @@ class Indexes:
             platform=image.platform,
             origin=origin,
             layers=tuple(layers),
-            documents=frozenset(documents | {blob.digest for blob in _blobs_of(layers)}),
+            documents=frozenset(
+                documents | {blob.digest for layer in layers for blob in layer.blobs}
+            ),
             created_at=time.time(),
         )
         if record.is_empty:
@@ -227,7 +228,7 @@ class Indexes:
 
     async def _has(self, layer: LayerIndexRecord, hold: Callable[..., None]) -> bool:
         """Whether what an earlier index has of a layer is here; it is held first."""
-        digests = [blob.digest for blob in _blobs_of([layer])]
+        digests = [blob.digest for blob in layer.blobs]
         hold(*digests)
         return all([await trio.to_thread.run_sync(self._store.blobs.has, d) for d in digests])
 
@@ -260,12 +261,19 @@ class Indexes:
             state.done = descriptor.size
             if "unfit" in result:
                 return replace(layer, span_size=0, reason=str(result["unfit"]))
-            ztoc, twin = _blob(result["ztoc"]), _blob(result["twin"])
-            hold(ztoc.digest, twin.digest)
-            await self._store.adopt_blob(ztoc.digest, directory / ZTOC_NAME)
-            await self._store.adopt_blob(twin.digest, directory / TWIN_NAME)
+            names = (ZTOC_NAME, TWIN_NAME, FRAMES_NAME)
+            made = {name: _blob(result[name]) for name in names if name in result}
+            hold(*(blob.digest for blob in made.values()))
+            for name, blob in made.items():
+                await self._store.adopt_blob(blob.digest, directory / name)
         state.state = "done"
-        return replace(layer, spans=int(result["spans"]), ztoc=ztoc, twin=twin)
+        return replace(
+            layer,
+            spans=int(result["spans"]),
+            ztoc=made.get(ZTOC_NAME),
+            twin=made.get(TWIN_NAME),
+            frames=made.get(FRAMES_NAME),
+        )
 
     @asynccontextmanager
     async def _spool(self) -> AsyncIterator[Path]:
@@ -370,8 +378,6 @@ def _reason_against(descriptor: Descriptor, min_layer_size: int) -> str:
     """Why a layer is not indexed; empty: it is."""
     if find_toc(descriptor.annotations, descriptor.size) is not None:
         return "has a table of contents of its own"
-    if layer_compression(descriptor.media_type) == "zstd":
-        return "zstd is not seekable without a table of contents: convert it to zstd:chunked"
     if descriptor.size < min_layer_size:
         return "small: sooner fetched than looked up"
     return ""
@@ -392,10 +398,6 @@ def _of_image(indexes: Sequence[IndexRecord], image: str) -> Sequence[IndexRecor
             image=image,
         )
     return sorted(found, key=lambda index: -index.created_at)
-
-
-def _blobs_of(layers: Sequence[LayerIndexRecord]) -> Sequence[IndexedBlob]:
-    return [blob for layer in layers for blob in (layer.ztoc, layer.twin) if blob is not None]
 
 
 def _blob(document: dict[str, Any]) -> IndexedBlob:

@@ -17,7 +17,7 @@ from imgvol.oci.digest import Digest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedBlob:
-    """A zTOC, or its compressed twin."""
+    """What an index has for a layer: a zTOC, its compressed twin, or a document of zstd frames."""
 
     digest: Digest
     size: int
@@ -34,8 +34,9 @@ class LayerIndexRecord:
         size: Bytes of the blob.
         span_size: Plain bytes of a span, as asked for; 0 if it is not indexed.
         spans: How many there are.
-        ztoc: Its zTOC; None: it is left out.
+        ztoc: Its zTOC, if it is gzip or not compressed.
         twin: The compressed one.
+        frames: The document of its frames, if it is zstd.
         reason: Why it is left out.
     """
 
@@ -47,7 +48,18 @@ class LayerIndexRecord:
     spans: int = 0
     ztoc: IndexedBlob | None = None
     twin: IndexedBlob | None = None
+    frames: IndexedBlob | None = None
     reason: str = ""
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether it is not left out."""
+        return self.ztoc is not None or self.frames is not None
+
+    @property
+    def blobs(self) -> Sequence[IndexedBlob]:
+        """All that the index has for it."""
+        return [blob for blob in (self.ztoc, self.twin, self.frames) if blob is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +89,7 @@ class IndexRecord:
     @property
     def is_empty(self) -> bool:
         """Whether every layer is left out."""
-        return all(layer.ztoc is None for layer in self.layers)
+        return not any(layer.is_indexed for layer in self.layers)
 
 
 _COLUMNS: Final = "manifest, target, name, platform, origin, layers, created_at"
@@ -160,6 +172,7 @@ def _document(layer: LayerIndexRecord) -> dict[str, Any]:
         "spans": layer.spans,
         "ztoc": blob(layer.ztoc),
         "twin": blob(layer.twin),
+        "frames": blob(layer.frames),
         "reason": layer.reason,
     }
 
@@ -173,7 +186,7 @@ def _layer(document: dict[str, Any]) -> LayerIndexRecord:
     fields = dict(document)
     for name in ("digest", "diff_id"):
         fields[name] = Digest.parse(fields[name])
-    for name in ("ztoc", "twin"):
-        blob = fields[name]
+    for name in ("ztoc", "twin", "frames"):
+        blob = fields.get(name)  # indexes that were made before there were frames lack them
         fields[name] = blob and IndexedBlob(digest=Digest.parse(blob["digest"]), size=blob["size"])
     return LayerIndexRecord(**fields)

@@ -22,9 +22,15 @@ from typing import Final, Self
 from imgvol import limits
 from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExceeded
 from imgvol.layers.compression import Compression, open_decoder
-from imgvol.layers.lazy.spans import Kind, Part, Region, SpanTable, damaged, seal
-
-DIGEST_SIZE: Final = 32  # SHA-256
+from imgvol.layers.lazy.spans import (
+    DIGEST_SIZE,
+    Kind,
+    Part,
+    Region,
+    SpanTable,
+    damaged,
+    seal,
+)
 
 # What data that does not compress may take: deflate and zstd add less than a thousandth, and an
 # encoder that is flushed after each small file some bytes per file, whose header compresses well.

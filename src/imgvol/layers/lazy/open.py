@@ -1,6 +1,7 @@
 """Opens stored span tables, of whatever kind."""
 
 from imgvol.layers.lazy.chunks import ChunkTable
+from imgvol.layers.lazy.frames import FrameTable
 from imgvol.layers.lazy.soci import SociTable
 from imgvol.layers.lazy.spans import Kind, SpanTable, unseal
 
@@ -17,3 +18,5 @@ def open_span_table(data: bytes) -> SpanTable:
             return ChunkTable.from_body(body)
         case Kind.SOCI:
             return SociTable.from_body(body)
+        case Kind.FRAMES:
+            return FrameTable.from_body(body)

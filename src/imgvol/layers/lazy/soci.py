@@ -13,7 +13,6 @@ The data file ends where the reader of the tar stopped: padding after the end of
 most tools write and which the diff ID covers, is not part of it.
 """
 
-import hashlib
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
@@ -25,12 +24,19 @@ from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExcee
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.lazy.checkpoints import Checkpoint, inflate_span, parse_checkpoints
 from imgvol.layers.lazy.flatbuffer import I64, BudgetExceeded, FlatBuffer, FlatBufferError
-from imgvol.layers.lazy.spans import Kind, LazyLayer, Region, SpanTable, damaged, seal
-from imgvol.layers.lazy.ztoc import Algorithm, Ztoc, parse_ztoc
+from imgvol.layers.lazy.spans import (
+    DIGEST_SIZE,
+    Kind,
+    LazyLayer,
+    Region,
+    SpanTable,
+    damaged,
+    seal,
+    verify_span,
+)
+from imgvol.layers.lazy.ztoc import SOCI_ALGORITHMS, Algorithm, Ztoc, parse_ztoc
 from imgvol.layers.tar import TarMember
 from imgvol.oci.digest import Digest
-
-_DIGEST_SIZE: Final = 32  # SHA-256
 
 # sizes of the blob, of the data file and of the checkpoints; algorithm; spans, spans to fetch first
 _HEADER: Final = struct.Struct("<QQQBII")
@@ -74,10 +80,12 @@ class SociTable(SpanTable):
         self._algorithm = algorithm
         self._digests = digests
         self._blob = checkpoints
+        if algorithm not in SOCI_ALGORITHMS:
+            raise InvalidLayer("a zTOC of a compression that SOCI does not have")
         if algorithm is Algorithm.GZIP:
             self._checkpoints = parse_checkpoints(checkpoints)
         else:
-            count = len(digests) // _DIGEST_SIZE
+            count = len(digests) // DIGEST_SIZE
             self._checkpoints = _plain_checkpoints(checkpoints, blob_size, count)
         self.span_count = len(self._checkpoints)
         self._positions = array("Q", (point.position for point in self._checkpoints))
@@ -85,7 +93,7 @@ class SociTable(SpanTable):
         self._check()
 
     def _check(self) -> None:
-        if len(self._digests) != self.span_count * _DIGEST_SIZE:
+        if len(self._digests) != self.span_count * DIGEST_SIZE:
             raise InvalidLayer("zTOC with more or fewer digests than spans")
         if self._checkpoints[-1].compressed >= self.blob_size:
             raise InvalidLayer("zTOC with a span outside of the blob")
@@ -110,7 +118,7 @@ class SociTable(SpanTable):
             raise damaged("size", expected=_HEADER.size, actual=len(body))
         blob_size, data_size, blob, algorithm, spans, first = _HEADER.unpack_from(body)
         digests = _HEADER.size
-        prefetch = digests + spans * _DIGEST_SIZE
+        prefetch = digests + spans * DIGEST_SIZE
         checkpoints = prefetch + 4 * first
         if checkpoints + blob != len(body):
             raise damaged("size", expected=checkpoints + blob, actual=len(body))
@@ -162,7 +170,9 @@ class SociTable(SpanTable):
 
     def decode(self, span: int, data: bytes) -> list[Region]:
         """As SpanTable says."""
-        self._verify(span, data)
+        start, end = self.compressed_range(span)
+        at = span * DIGEST_SIZE
+        verify_span(data, start, end, self._digests[at : at + DIGEST_SIZE])
         size = self._size(span)
         if size <= 0:
             return []  # after the end of the archive
@@ -181,25 +191,6 @@ class SociTable(SpanTable):
         following = span + 1
         end = self._positions[following] if following < self.span_count else self.data_size
         return min(end, self.data_size) - self._positions[span]
-
-    def _verify(self, span: int, data: bytes) -> None:
-        start, end = self.compressed_range(span)
-        if len(data) != end - start:
-            raise DigestMismatch(
-                "a span of the layer has a wrong size",
-                offset=start,
-                expected=end - start,
-                actual=len(data),
-            )
-        expected = self._digests[span * _DIGEST_SIZE : (span + 1) * _DIGEST_SIZE]
-        actual = hashlib.sha256(data).digest()
-        if actual != expected:
-            raise DigestMismatch(
-                "a span of the layer does not match its digest",
-                offset=start,
-                expected=Digest("sha256", expected.hex()),
-                actual=Digest("sha256", actual.hex()),
-            )
 
 
 def open_ztoc(
@@ -229,10 +220,7 @@ def open_ztoc(
             actual=Digest.of(data, expected.algorithm),
         )
     members, table = read_ztoc(data, blob_size=blob_size, prefetch=prefetch)
-    builder = IndexBuilder(own_files=False)
-    for member in members:
-        builder.add(member)
-    return LazyLayer(builder.finish(), table)
+    return LazyLayer(index_members(members), table)
 
 
 def read_ztoc(
@@ -243,6 +231,18 @@ def read_ztoc(
     if ztoc.compressed_size != blob_size:
         raise InvalidLayer("zTOC of another blob", expected=blob_size, actual=ztoc.compressed_size)
     return ztoc.members, _make_table(ztoc, prefetch)
+
+
+def index_members(members: Iterable[TarMember]) -> bytes:
+    """The file of the LayerIndex of what a zTOC describes.
+
+    Raises:
+        InvalidLayer, LimitExceeded: A layer cannot have such members.
+    """
+    builder = IndexBuilder(own_files=False)
+    for member in members:
+        builder.add(member)
+    return builder.finish()
 
 
 def _make_table(ztoc: Ztoc, prefetch: Iterable[SpanRange]) -> SociTable:

@@ -22,7 +22,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.errors import DigestMismatch, InvalidDigest, InvalidDocument, Unsupported
-from imgvol.layers.lazy import soci_twin
+from imgvol.layers.lazy import soci_twin, zstd_frames
 from imgvol.layers.lazy.soci import SpanRange
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import Digest
@@ -63,11 +63,13 @@ class SociIndex:
         version: 1 or 2.
         manifest: The document itself, as stored.
         layers: What it has, by the digest of the layer. Layers may be missing.
+        frames: Documents of zstd layers, likewise: see `zstd_frames`. None is in both.
     """
 
     version: int
     manifest: Manifest = field(repr=False)
     layers: Mapping[Digest, SociLayer] = field(hash=False)
+    frames: Mapping[Digest, Descriptor] = field(hash=False)
 
 
 def pinned_index(manifest: Manifest) -> Digest | None:
@@ -112,26 +114,41 @@ def parse_soci_index(raw: bytes, *, expected: Digest, subject: Digest | None = N
             expected=subject,
             actual=manifest.subject and manifest.subject.digest,
         )
+    layers, frames = _parse_layers(manifest)
     return SociIndex(
-        version=2 if subject is None else 1, manifest=manifest, layers=_parse_layers(manifest)
+        version=2 if subject is None else 1, manifest=manifest, layers=layers, frames=frames
     )
 
 
-def _parse_layers(manifest: Manifest) -> Mapping[Digest, SociLayer]:
-    ztocs: dict[Digest, Descriptor] = {}
-    prefetch: dict[Digest, Descriptor] = {}
+# Of which layer an item is, by its media type.
+_ANNOTATIONS: Final = {
+    ZTOC: LAYER_DIGEST,
+    PREFETCH: LAYER_DIGEST,
+    zstd_frames.MEDIA_TYPE: zstd_frames.LAYER_DIGEST,
+}
+
+
+def _parse_layers(
+    manifest: Manifest,
+) -> tuple[Mapping[Digest, SociLayer], Mapping[Digest, Descriptor]]:
+    """What an index has for its layers: zTOCs, and documents of our own for zstd."""
+    items: dict[str, dict[Digest, Descriptor]] = {kind: {} for kind in _ANNOTATIONS}
     for number, item in enumerate(manifest.layers):
-        text = item.annotations.get(LAYER_DIGEST)
-        found = {ZTOC: ztocs, PREFETCH: prefetch}.get(item.media_type)
-        if text is None or found is None:
+        annotation = _ANNOTATIONS.get(item.media_type, "")
+        text = item.annotations.get(annotation)
+        if text is None:
             continue  # something that a later version may have added
         path = f"layers[{number}]"
-        layer = _parse_digest(text, f"{path}.annotations.{LAYER_DIGEST}")
+        layer = _parse_digest(text, f"{path}.annotations.{annotation}")
         # An image may have a layer twice, and its index then says the same of it twice.
-        if found.setdefault(layer, item).digest != item.digest:
+        if items[item.media_type].setdefault(layer, item).digest != item.digest:
             raise InvalidDocument("a SOCI index with two answers for one layer", path=path)
+    ztocs, prefetch, frames = items[ZTOC], items[PREFETCH], items[zstd_frames.MEDIA_TYPE]
+    for layer in ztocs.keys() & frames.keys():
+        # A blob is either gzip or zstd: one of the two is there to mislead some readers.
+        raise InvalidDocument("a SOCI index with two answers for one layer", layer=layer)
     twins = _find_twins(manifest)
-    return MappingProxyType(
+    layers = MappingProxyType(
         {
             layer: SociLayer(
                 ztoc=ztoc,
@@ -141,6 +158,7 @@ def _parse_layers(manifest: Manifest) -> Mapping[Digest, SociLayer]:
             for layer, ztoc in ztocs.items()
         }
     )
+    return layers, MappingProxyType(frames)
 
 
 def _find_twins(manifest: Manifest) -> Mapping[tuple[str, str], Descriptor]:

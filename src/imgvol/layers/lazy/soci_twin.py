@@ -9,6 +9,7 @@ Nobody has to believe a twin: what it expands to has the digest that the index p
 is not used. The zTOC itself is always there for those who do not know twins, or find a damaged one.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 import zstandard
@@ -38,6 +39,19 @@ def compress_ztoc(ztoc: bytes) -> bytes:
     return zstandard.ZstdCompressor(compression_params=parameters).compress(ztoc)
 
 
+def iter_expanded(data: bytes) -> Iterator[bytes]:
+    """What `compress_ztoc` was given, in pieces, of which there may be too many: count them.
+
+    Raises:
+        InvalidLayer: The data is damaged, or cut off.
+        LimitExceeded: It needs too much memory.
+        Unsupported: It needs a dictionary.
+    """
+    decoder = ZstdDecoder(window=_WINDOW)
+    yield from decoder.feed(data)
+    decoder.finish()
+
+
 def expand_twin(twin: bytes, ztoc: Descriptor) -> bytes:
     """The zTOC that a twin stands for.
 
@@ -51,16 +65,14 @@ def expand_twin(twin: bytes, ztoc: Descriptor) -> bytes:
         LimitExceeded: It expands to more than the zTOC has, or needs too much memory.
         Unsupported: It needs a dictionary.
     """
-    decoder = ZstdDecoder(window=_WINDOW)
     pieces: list[bytes] = []
     size = 0
     allowed = min(ztoc.size, limits.ZTOC_SIZE)
-    for piece in decoder.feed(twin):
+    for piece in iter_expanded(twin):
         size += len(piece)
         if size > allowed:
             raise LimitExceeded("a compressed zTOC expands to too much", allowed=allowed)
         pieces.append(piece)
-    decoder.finish()
     data = b"".join(pieces)
     if size != ztoc.size:
         raise InvalidLayer("a compressed zTOC is cut off", expected=ztoc.size, actual=size)

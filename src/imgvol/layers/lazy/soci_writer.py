@@ -1,10 +1,10 @@
 """Writes what makes an image one with a SOCI index, as `soci create` and `soci convert` do.
 
-The index is a manifest whose layers are zTOCs. In version 1 it names the image's manifest as its
-subject. In version 2 the image's manifest names the index instead, in an annotation, which makes it
-another manifest with another digest; an image index has both, each with its platform, so that they
-are copied together. Everything becomes OCI's media types, because registries do not like to find
-docker's beside what has an artifact type.
+The index is a manifest whose layers are zTOCs, and what imgvol adds: `soci_twin`, `zstd_frames`. In
+version 1 it names the image's manifest as its subject. In version 2 the image's manifest names the
+index instead, in an annotation, which makes it another manifest with another digest; an image index
+has both, each with its platform, so that they are copied together. Everything becomes OCI's media
+types, because registries do not like to find docker's beside what has an artifact type.
 
 See `soci_index` for who reads it. Documents are equal whenever their content is: keys have a fixed
 order, and nothing says when or where they were made.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from imgvol.layers.lazy import soci_twin
+from imgvol.layers.lazy import soci_twin, zstd_frames
 from imgvol.layers.lazy.soci_index import INDEX_DIGEST, INDEX_V1, INDEX_V2, LAYER_DIGEST, ZTOC
 from imgvol.oci import media_types
 from imgvol.oci.descriptor import platform_to_json
@@ -34,7 +34,7 @@ _MANIFEST_DIGEST: Final = "com.amazon.soci.image-manifest-digest"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedLayer:
-    """One layer of an index.
+    """One layer of an index: it has a zTOC, or the document of a zstd layer.
 
     Attributes:
         layer: Its digest.
@@ -42,13 +42,15 @@ class IndexedLayer:
         span_size: As it was asked for.
         ztoc: Digest and size of its zTOC.
         twin: Of the compressed one, if there is one.
+        frames: Of the document of its zstd frames.
     """
 
     layer: Digest
     media_type: str
     span_size: int
-    ztoc: tuple[Digest, int]
-    twin: tuple[Digest, int] | None
+    ztoc: tuple[Digest, int] | None = None
+    twin: tuple[Digest, int] | None = None
+    frames: tuple[Digest, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +77,12 @@ def write_soci_index(
         subject: The image's manifest, for version 1; None: version 2.
     """
     kind = INDEX_V2 if subject is None else INDEX_V1
-    blobs = [_describe_ztoc(layer) for layer in layers]
-    blobs += [_describe_twin(layer, layer.twin) for layer in layers if layer.twin is not None]
+    ztocs = [(layer, layer.ztoc) for layer in layers if layer.ztoc is not None]
+    blobs = [_describe_ztoc(layer, ztoc) for layer, ztoc in ztocs]
+    blobs += [
+        _describe_twin(layer, ztoc, layer.twin) for layer, ztoc in ztocs if layer.twin is not None
+    ]
+    blobs += [_describe_frames(layer, layer.frames) for layer in layers if layer.frames is not None]
     document: dict[str, Any] = {
         "schemaVersion": 2,
         "mediaType": media_types.OCI_MANIFEST,
@@ -179,21 +185,28 @@ def _is_soci_index(entry: Mapping[str, Any]) -> bool:
     return entry.get("artifactType") == INDEX_V2
 
 
-def _describe_ztoc(layer: IndexedLayer) -> dict[str, Any]:
+def _describe_ztoc(layer: IndexedLayer, ztoc: tuple[Digest, int]) -> dict[str, Any]:
     annotations = {
         LAYER_DIGEST: str(layer.layer),
         _LAYER_MEDIA_TYPE: layer.media_type,
         _SPAN_SIZE: str(layer.span_size),
     }
-    return _describe(ZTOC, *layer.ztoc) | {"annotations": annotations}
+    return _describe(ZTOC, *ztoc) | {"annotations": annotations}
 
 
-def _describe_twin(layer: IndexedLayer, twin: tuple[Digest, int]) -> dict[str, Any]:
+def _describe_twin(
+    layer: IndexedLayer, ztoc: tuple[Digest, int], twin: tuple[Digest, int]
+) -> dict[str, Any]:
     annotations = {
         soci_twin.LAYER_DIGEST: str(layer.layer),
-        soci_twin.ZTOC_DIGEST: str(layer.ztoc[0]),
+        soci_twin.ZTOC_DIGEST: str(ztoc[0]),
     }
     return _describe(soci_twin.MEDIA_TYPE, *twin) | {"annotations": annotations}
+
+
+def _describe_frames(layer: IndexedLayer, frames: tuple[Digest, int]) -> dict[str, Any]:
+    annotations = {zstd_frames.LAYER_DIGEST: str(layer.layer)}
+    return _describe(zstd_frames.MEDIA_TYPE, *frames) | {"annotations": annotations}
 
 
 def _describe(media_type: str, digest: Digest, size: int) -> dict[str, Any]:

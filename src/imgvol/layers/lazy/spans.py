@@ -19,6 +19,7 @@ bytes, sealed here: magic, version, kind and checksum before a body that only it
 """
 
 import enum
+import hashlib
 import struct
 import zlib
 from abc import ABC, abstractmethod
@@ -26,10 +27,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from imgvol.errors import StoreDamaged
+from imgvol.errors import DigestMismatch, StoreDamaged
+from imgvol.oci.digest import Digest
 
 MAGIC: Final = b"imgvolST"
 VERSION: Final = 2
+DIGEST_SIZE: Final = 32
+"""Bytes of a SHA-256."""
 
 # magic, version, kind, CRC-32 of the body, size of the body; then the body
 _SEAL: Final = struct.Struct("<8sHHIQ")
@@ -40,6 +44,7 @@ class Kind(enum.IntEnum):
 
     CHUNKS = 1  # eStargz and zstd:chunked
     SOCI = 2
+    FRAMES = 3  # zstd of several frames
 
 
 class Region(NamedTuple):
@@ -216,6 +221,35 @@ def unseal(data: bytes) -> tuple[Kind, bytes]:
         return Kind(kind), body
     except ValueError:
         raise damaged("kind", actual=kind) from None
+
+
+def verify_span(data: bytes, start: int, end: int, expected: bytes) -> None:
+    """Check the compressed bytes of a span.
+
+    Args:
+        data: What was fetched.
+        start: The span's first byte in the blob.
+        end: The one after its last.
+        expected: Its SHA-256.
+
+    Raises:
+        DigestMismatch: It is something else.
+    """
+    if len(data) != end - start:
+        raise DigestMismatch(
+            "a span of the layer has a wrong size",
+            offset=start,
+            expected=end - start,
+            actual=len(data),
+        )
+    actual = hashlib.sha256(data).digest()
+    if actual != expected:
+        raise DigestMismatch(
+            "a span of the layer does not match its digest",
+            offset=start,
+            expected=Digest("sha256", expected.hex()),
+            actual=Digest("sha256", actual.hex()),
+        )
 
 
 def damaged(reason: str, *, expected: object = None, actual: object = None) -> StoreDamaged:

@@ -52,10 +52,15 @@ _SPARSE_PREFIX: Final = b"GNU.sparse."
 
 
 class Algorithm(enum.IntEnum):
-    """How the blob is compressed; the numbers are the schema's."""
+    """How the blob is compressed; the numbers are the schema's, but for the last."""
 
     GZIP = 1
     UNCOMPRESSED = 2
+    ZSTD_FRAMES = 100  # in documents of our own: see `zstd_frames`
+
+
+SOCI_ALGORITHMS: Final = frozenset({Algorithm.GZIP, Algorithm.UNCOMPRESSED})
+"""What a zTOC may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +85,12 @@ class Ztoc:
     checkpoints: bytes
 
 
-def parse_ztoc(data: bytes) -> Ztoc:
+def parse_ztoc(data: bytes, *, algorithms: frozenset[Algorithm] = SOCI_ALGORITHMS) -> Ztoc:
     """Read a zTOC, which is not verified here.
+
+    Args:
+        data: Its bytes.
+        algorithms: How the blob may be compressed.
 
     Raises:
         InvalidLayer: It is none, or contradicts itself.
@@ -91,14 +100,14 @@ def parse_ztoc(data: bytes) -> Ztoc:
     if len(data) > limits.ZTOC_SIZE:
         raise _too_large()
     try:
-        return _parse(FlatBuffer(data, budget=limits.ZTOC_SIZE).root())
+        return _parse(FlatBuffer(data, budget=limits.ZTOC_SIZE).root(), algorithms)
     except FlatBufferError as error:
         raise InvalidLayer(f"damaged zTOC: {error}") from error
     except BudgetExceeded as error:
         raise _too_large() from error
 
 
-def _parse(root: Table) -> Ztoc:
+def _parse(root: Table, algorithms: frozenset[Algorithm]) -> Ztoc:
     version = root.string(0)
     if version != VERSION:
         raise Unsupported("zTOC of an unknown version", version=version[:16])
@@ -111,7 +120,7 @@ def _parse(root: Table) -> Ztoc:
     if max(compressed, uncompressed) > limits.TAR_SIZE:
         raise LimitExceeded("layer too large", limit="TAR_SIZE", allowed=limits.TAR_SIZE)
     algorithm = spans.integer(0, U8, Algorithm.GZIP)
-    if algorithm not in tuple(Algorithm):
+    if algorithm not in algorithms:
         raise Unsupported("zTOC of an unknown compression", algorithm=algorithm)
     return Ztoc(
         members=_parse_members(toc, uncompressed),

@@ -6,6 +6,7 @@ import pytest
 
 from imgvol import limits
 from imgvol.errors import DigestMismatch, InvalidDocument, LimitExceeded, Unsupported
+from imgvol.layers.lazy import zstd_frames
 from imgvol.layers.lazy.soci import SpanRange
 from imgvol.layers.lazy.soci_index import (
     INDEX_V1,
@@ -82,6 +83,32 @@ def test_layers_find_their_ztocs():
     assert index.layers[LAYERS[0]].ztoc.digest == Digest.of(b"zero")
     assert index.layers[LAYERS[0]].prefetch is None
     assert index.layers[LAYERS[1]].prefetch.digest == Digest.of(b"first")
+
+
+def frames(layer: Digest | str, content: bytes = b"frames") -> dict:
+    annotations = {"vnd.imgvol.zstd-frames.layer-digest": str(layer)}
+    return descriptor(zstd_frames.MEDIA_TYPE, content, annotations=annotations)
+
+
+def test_zstd_layers_have_documents_of_their_own():
+    index = parse(document(item(LAYERS[0]), frames(LAYERS[1]), frames(LAYERS[1])))
+    assert set(index.layers) == {LAYERS[0]}
+    assert {layer: found.digest for layer, found in index.frames.items()} == {
+        LAYERS[1]: Digest.of(b"frames")
+    }
+    # With SOCI's annotation it is nothing that anybody knows.
+    assert not parse(document(item(LAYERS[0], b"x", zstd_frames.MEDIA_TYPE))).frames
+
+
+def test_two_answers_for_one_zstd_layer_are_refused():
+    for raw in (
+        document(frames(LAYERS[0], b"a"), frames(LAYERS[0], b"b")),
+        document(item(LAYERS[0]), frames(LAYERS[0])),
+    ):
+        with pytest.raises(InvalidDocument, match="two answers"):
+            parse(raw)
+    with pytest.raises(InvalidDocument, match="malformed"):
+        parse(document(frames("sha256:7")))
 
 
 def test_sparse_index_leaves_layers_out():

@@ -6,7 +6,7 @@ import pytest
 import zstandard
 
 from imgvol.errors import ContentError, DigestMismatch, InvalidLayer, LimitExceeded
-from imgvol.layers.lazy import soci_twin
+from imgvol.layers.lazy import soci_twin, zstd_frames
 from imgvol.layers.lazy.soci_index import parse_soci_index, pinned_index
 from imgvol.layers.lazy.soci_twin import compress_ztoc, expand_twin
 from imgvol.layers.lazy.soci_writer import (
@@ -30,6 +30,12 @@ INDEXED = IndexedLayer(
     span_size=4 << 20,
     ztoc=(ZTOC, 400),
     twin=(TWIN, 4),
+)
+FRAMED = IndexedLayer(
+    layer=Digest.of(b"zstd"),
+    media_type=media_types.OCI_LAYER_ZSTD,
+    span_size=4 << 20,
+    frames=(Digest.of(b"frames"), 6),
 )
 AMD64 = Platform(os="linux", architecture="amd64")
 
@@ -64,9 +70,19 @@ def test_version_2_names_ztocs_and_twins_and_nothing_else():
     }
 
 
-def test_snapshotters_that_know_no_twins_see_only_ztocs():
+def test_a_zstd_layer_has_its_document_and_no_ztoc():
+    written = write_soci_index([FRAMED, INDEXED], tool="x")
+    found = parse_soci_index(written.raw, expected=written.digest)
+    assert set(found.layers) == {LAYER}
+    frames = found.frames[FRAMED.layer]
+    assert (frames.digest, frames.size) == FRAMED.frames
+    items = [item["mediaType"] for item in json.loads(written.raw)["layers"]]
+    assert items == ["application/octet-stream", soci_twin.MEDIA_TYPE, zstd_frames.MEDIA_TYPE]
+
+
+def test_snapshotters_that_know_neither_twins_nor_frames_see_only_ztocs():
     """What they look for: a media type, and the annotation with the layer's digest."""
-    document = json.loads(write_soci_index([INDEXED], tool="x").raw)
+    document = json.loads(write_soci_index([INDEXED, FRAMED], tool="x").raw)
     theirs = [
         item for item in document["layers"] if item["mediaType"] == "application/octet-stream"
     ]

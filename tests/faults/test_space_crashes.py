@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 
 import pytest
 
@@ -47,9 +48,10 @@ def image(registry, tmp_path_factory) -> LazyImage:
 class World:
     """One store after another, each with a daemon that dies over it and one that comes after."""
 
-    def __init__(self, base, registry, image: LazyImage) -> None:
+    def __init__(self, base, registry, image: LazyImage, megabytes: int = 7) -> None:
         self.image, self.reference = image, registry.reference(image.name)
-        self.imgvol = Imgvol(base, limits=dict(LIMITS), options=("--quota", "7M"))
+        self.quota = megabytes * MB
+        self.imgvol = Imgvol(base, limits=dict(LIMITS), options=("--quota", f"{megabytes}M"))
         self.log = base / "calls"
         self.target = self.imgvol.target("mnt")
 
@@ -66,15 +68,22 @@ class World:
         finally:
             self.imgvol.prelude = "pass"
         self.imgvol.run("mount", self.reference, self.target, check=False)
-        with Agent() as agent:
-            reads, wanted = zip(*self.image.random_reads(self.target, 3, 80), strict=True)
-            found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
-        wrong = [f for f, w in zip(found, wanted, strict=True) if f not in {w, *DEAD}]
-        assert wrong == [], "an error, or the truth"
+        self.use()
         self.imgvol.process.terminate()
         died = self.imgvol.process.wait(20) == -signal.SIGKILL
         assert died == has_fired(crash, self.log)
         return died
+
+    def use(self) -> None:
+        """What is done with the image before the daemon ends; it may die at any time."""
+        self.read(3, 80)
+
+    def read(self, seed: int, count: int) -> None:
+        with Agent() as agent:
+            reads, wanted = zip(*self.image.random_reads(self.target, seed, count), strict=True)
+            found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
+        wrong = [f for f, w in zip(found, wanted, strict=True) if f not in {w, *DEAD}]
+        assert wrong == [], "an error, or the truth"
 
     def check_store(self) -> None:
         """Whatever the map names is on the disk, as it is in the registry."""
@@ -86,8 +95,10 @@ class World:
         data, blob = (lazy / "data").read_bytes(), (lazy / "blob").read_bytes()
         for span in present:
             start, end = table.compressed_range(span)
-            assert blob[start:end] == self.image.layer.blob[start:end], span
-            for at, piece in table.decode(span, blob[start:end]):
+            compressed = self.image.layer.blob[start:end]
+            if present.is_kept(span):
+                assert blob[start:end] == compressed, span
+            for at, piece in table.decode(span, compressed):
                 assert data[at : at + len(piece)] == piece, span
 
     def check_next(self) -> None:
@@ -100,7 +111,9 @@ class World:
             found = agent.ask("read_together", reads=reads, readers=4, deadline=60)
             assert list(found) == list(wanted)
         # What was written beside spans (the database's log) is counted by the next round.
-        wait_until(lambda: self.imgvol.json("df")["space"]["used"] <= 7 * MB, what="the last round")
+        wait_until(
+            lambda: self.imgvol.json("df")["space"]["used"] <= self.quota, what="the last round"
+        )
         assert self.imgvol.json("fsck")["wrong"] == []
         self.imgvol.terminate()
 
@@ -120,6 +133,11 @@ def test_killed_at_any_call_while_spans_are_given_back(world):
     assert not world.run(Crash(PUNCH, 0))
     counted = calls(world.log)
     assert counted[PUNCH] > 3, "there is something to be killed at"
+    check_every_end(world, counted)
+
+
+def check_every_end(world: World, counted) -> None:
+    """Whichever call is the last one, what is there is right, and the next daemon goes on."""
     world.check_store()
     world.check_next()
     for kind in KINDS if IS_WHOLE else KINDS[:3]:
@@ -135,3 +153,57 @@ def test_killed_at_any_call_while_spans_are_given_back(world):
             if died and not IS_WHOLE:
                 break
         assert died, f"no {kind} was the last call"
+
+
+class ProvenWorld(World):
+    """The layer is proven while it is mounted, gives back its blob and spans, and closes."""
+
+    def use(self) -> None:
+        self.read(5, 20)
+        proof = self.imgvol.root / "lazy" / self.image.hex / "proof"
+        wait_until(lambda: proof.exists() or self.has_died(), seconds=30, what="the proof")
+        for size in ("4200k", "2M"):  # its compressed bytes, then half of the rest
+            self.run_if_alive("gc", "--to", size)
+            self.read(6, 20)
+        self.run_if_alive("unmount", self.target)
+
+    def run_if_alive(self, *arguments: str) -> None:
+        """Otherwise the command would start another daemon."""
+        if not self.has_died():
+            self.imgvol.run(*arguments, check=False)
+
+    def has_died(self) -> bool:
+        try:
+            self.imgvol.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+@pytest.mark.fault("F01")
+@pytest.mark.fault("F29")
+def test_killed_at_any_call_while_a_complete_layer_gives_back_parts(short_path, registry, tmp_path):
+    require_fuse()
+    noise = random.Random(29)
+    entries = [images.directory("usr", mtime_ns=TIME)]
+    for number in range(4):
+        text = bytes(noise.choices(b"01", k=MB))
+        entries.append(images.file(f"usr/{number}", text, mtime_ns=TIME))
+    layer = Stargz(entries, chunk=100_000).layer()
+    name = "space/proven:1"
+    images.push(
+        images.write_layout(tmp_path, {"x": images.Image([layer])}), "x", registry.reference(name)
+    )
+    files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
+    world = ProvenWorld(short_path, registry, LazyImage(name, layer, files), 9)
+    try:
+        assert not world.run(Crash(PUNCH, 0))
+        counted = calls(world.log)
+        assert counted[PUNCH] > 3, "there is something to be killed at"
+        directory = world.imgvol.root / "lazy" / world.image.hex
+        table = open_span_table((directory / "table").read_bytes())
+        assert SpanMap(directory / "spans", table.span_count).unkept_count, "the blob has gone"
+        check_every_end(world, counted)
+    finally:
+        if world.imgvol.process is not None:
+            stop(world.imgvol.process)

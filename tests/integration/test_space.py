@@ -118,6 +118,79 @@ def test_a_cache_smaller_than_the_working_set(short_path, agent, registry, large
         assert daemon.json("scrub")["faults"] == []
 
 
+@pytest.fixture(scope="module", params=["estargz", "soci"])
+def two_images(request, registry, tmp_path_factory):
+    """20 MB each, and 3 MB compressed."""
+    found = []
+    for seed in (31, 32):
+        noise, name = random.Random(seed), f"space/two-{request.param}-{seed}"
+        entries = [images.directory("data", mtime_ns=TIME)]
+        for number in range(5):
+            data = bytes(noise.choices(b"01", k=FILE))
+            entries.append(images.file(f"data/{number}", data, mtime_ns=TIME))
+        if request.param == "soci":
+            layer = images.Layer(entries, "gzip")
+            put_soci_image(registry, name, layer, 1 << 20)
+        else:
+            layer = Stargz(entries, chunk=256 * 1024).layer()
+            layout = images.write_layout(
+                tmp_path_factory.mktemp(name.replace("/", "-")), {"x": images.Image([layer])}
+            )
+            images.push(layout, "x", registry.reference(f"{name}:1"))
+        files = {entry.name: entry.content for entry in entries if entry.type == b"0"}
+        found.append(LazyImage(f"{name}:1", layer, files))
+    return found
+
+
+def test_layers_that_are_complete_and_mounted_give_back_parts(
+    short_path, agent, registry, two_images
+):
+    """Each image fits, both do not. They are read whole, in turns."""
+    require_fuse()
+    # One fits below the high line, compressed bytes included: there the background stops.
+    quota = 34 * MB
+    with running_daemon(short_path, "--quota", "34M", FETCH_QUIET=0.05) as daemon:
+        daemon.expected_log = ["no room to fetch a layer ahead of its readers"]
+        targets = [daemon.target(f"mnt{number}") for number in range(2)]
+        proof = daemon.root / "lazy" / two_images[0].hex / "proof"
+
+        def given_back():
+            return scrape(daemon.run_dir / "imgvol.sock")[
+                "imgvol_evicted_bytes_total", "what=spans"
+            ]
+
+        def read_whole(image, target):
+            for name, data in image.files.items():
+                found = agent.ask("digest", path=f"{target}/{name}")
+                assert f"sha256:{found}" == images.sha256(data)
+            drop_caches()
+
+        with Watch(daemon.root) as watch:
+            daemon.run("mount", registry.reference(two_images[0].name), targets[0])
+            read_whole(two_images[0], targets[0])
+            wait_until(proof.exists, seconds=30, what="the proof")
+            assert given_back() == 0
+            assert "complete" in daemon.run("ps", "--layers").stdout
+            daemon.run("mount", registry.reference(two_images[1].name), targets[1])
+            for _ in range(2):
+                for image, target in zip(two_images, targets, strict=True):
+                    read_whole(image, target)
+        assert given_back() > 20 * MB
+        assert watch.most <= quota + SLACK
+        assert daemon.json("fsck")["wrong"] == []
+        assert daemon.json("scrub")["faults"] == []
+
+        # What has gone is not believed to be here by the next daemon.
+        daemon.json("gc", "--to", "20M")
+        assert "they are fetched when they are read" in daemon.run("ps", "--layers").stdout
+        daemon.terminate()
+        daemon.start()
+        assert proof.exists()
+        for image, target in zip(two_images, targets, strict=True):
+            read_whole(image, target)
+        assert daemon.json("fsck")["wrong"] == []
+
+
 def drop_caches():
     with open("/proc/sys/vm/drop_caches", "w") as caches:
         caches.write("1")

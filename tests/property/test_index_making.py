@@ -24,6 +24,7 @@ from imgvol.oci.digest import Digest
 from imgvol.publish import index_job
 from support import tars
 from support.soci import checkpoints_of, decode_all, ranges_of, sha256
+from support.tar_files import FILES
 
 STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_FIXED, zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)
 
@@ -120,20 +121,7 @@ def test_checkpoints_lie_at_the_first_ends_of_blocks_behind_a_span(members, cuts
     ]
 
 
-# But for whiteouts of nothing, which no layer may have.
-NO_NAMES = {b".wh.", b".wh..", b".wh..."}
-names = st.binary(min_size=1, max_size=40).filter(
-    lambda name: not set(name) & {0, ord("/")} and name not in NO_NAMES
-)
-files = st.lists(
-    st.tuples(
-        names, st.binary(max_size=3000), st.integers(0, 0o7777), st.integers(0, (1 << 21) - 1)
-    ),
-    max_size=12,
-)
-
-
-@given(files=files, padding=st.integers(0, 3), is_plain=st.booleans())
+@given(files=FILES, padding=st.integers(0, 3), is_plain=st.booleans())
 def test_what_is_written_is_read_as_the_tar_is(files, padding, is_plain):
     archive = b"".join(
         tars.member(name[:99], content, mode=mode, uid=uid) for name, content, mode, uid in files

@@ -26,14 +26,8 @@ from imgvol.publish import index_job
 from support import tars
 from support.frames import FrameDraft, cut, draft_of, frame, skippable
 from support.soci import decode_all, sha256
+from support.tar_files import FILES
 
-names = st.binary(min_size=1, max_size=40).filter(lambda name: not set(name) & {0, ord("/")})
-files = st.lists(
-    st.tuples(
-        names, st.binary(max_size=3000), st.integers(0, 0o7777), st.integers(0, (1 << 21) - 1)
-    ),
-    max_size=12,
-)
 # One frame after another: where the tar is cut, how it is packed, and what comes before it.
 frames = st.lists(
     st.tuples(
@@ -67,7 +61,7 @@ def pack(tar: bytes, how) -> tuple[bytes, int]:
 
 
 @given(
-    files=files,
+    files=FILES,
     padding=st.integers(0, 40),
     how=frames,
     span_size=st.sampled_from([1, 700, 4096, 1 << 20]),

@@ -102,14 +102,19 @@ def _has_any(table: SpanTable, start: int, end: int, present: Spans) -> bool:
 
 
 def everything_else(
-    table: SpanTable, present: Iterable[int]
+    table: SpanTable, present: Iterable[int], kept: Spans
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """What of data and blob belongs to no present span: an earlier process may have left it."""
+    """What of data and blob belongs to no present span: an earlier process may have left it.
+
+    Args:
+        kept: Those of which the compressed bytes are here, too.
+    """
     data, blob = Ranges(), Ranges()
     for span in sorted(present):
         for start, end in table.positions(span):
             data.add(start, end)
-        blob.add(*table.compressed_range(span))
+        if span in kept:
+            blob.add(*table.compressed_range(span))
 
     def inner(ranges: Ranges, size: int) -> list[tuple[int, int]]:
         return [whole_blocks(*hole, lambda a, _: a >= size) for hole in ranges.holes(0, size)]
@@ -117,7 +122,7 @@ def everything_else(
     return inner(data, table.data_size), inner(blob, table.blob_size)
 
 
-def size_of(table: SpanTable, span: int) -> int:
-    """About what a present span takes."""
-    start, end = table.compressed_range(span)
+def size_of(table: SpanTable, span: int, *, with_blob: bool = True) -> int:
+    """About what a present span takes, with its compressed bytes or without."""
+    start, end = table.compressed_range(span) if with_blob else (0, 0)
     return end - start + sum(last - first for first, last in table.positions(span))

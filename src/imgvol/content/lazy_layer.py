@@ -7,6 +7,7 @@
       blob     the compressed spans that have been fetched, at their places in the blob, sparse
       spans    which of them are present, and of which the compressed bytes are not
       chunks   where each digest of its table is, for other layers (chunk_catalogue.py); a hint
+      proof    that the whole was verified while it stayed lazy (proof.py), if it was
 
 Readers see bytes of a span only after it has been verified and written. The compressed bytes are
 kept until the whole layer has been verified, so that this fetches nothing twice; then the layer
@@ -17,6 +18,11 @@ A span may also come from another layer of this machine that has the same bytes.
 against the same digests; but its compressed bytes are not here then, and without all of them the
 whole cannot be verified. Such a layer *forgoes its proof*: nothing is fetched for the sake of that
 alone, and it stays as it is, each part covered by a digest of its table, until it is pulled.
+
+Where the store must stay within a size, a layer that is open is proven where it lies, and stays
+lazy: its table knows how to fetch again what has to go for want of room. The compressed bytes serve
+nothing then but its final form, and go first; while they are all here, it is given that form when
+its last view closes.
 """
 
 import contextlib
@@ -36,6 +42,7 @@ from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME
 from imgvol.content.lazy_directory import BLOB_NAME, SPANS_NAME, TABLE_NAME
 from imgvol.content.open_file import OpenFile, read_whole
+from imgvol.content.proof import read_proof, write_proof
 from imgvol.content.punch import BLOCK
 from imgvol.content.ranges import Ranges, joined
 from imgvol.content.readahead import ReadaheadTracker
@@ -56,7 +63,7 @@ from imgvol.errors import (
 from imgvol.layers.index import LayerIndex
 from imgvol.layers.lazy.open import open_span_table
 from imgvol.layers.lazy.spans import NoSpans, Region, SpanTable
-from imgvol.oci.digest import Digest
+from imgvol.oci.digest import DiffID, Digest
 
 
 class LazyLayerStore:
@@ -120,17 +127,39 @@ class LazyLayerStore:
         self.reclaimer = SpanReclaimer(
             present=self.present,
             discard=self._discard,
+            give_up=self._give_up,
             kept=self.kept,
             uses=self.uses,
             locks=self._locks,
             space=self._space,
             data=lambda: self._data,
         )
+        self.reclaimer.is_proven = self._is_proven = read_proof(directory) is not None
 
     @property
     def directory(self) -> Path:
         """Where its files are, unless it is complete."""
         return self._directory
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the whole was verified while it stayed lazy; spans may have gone since."""
+        return self._is_proven
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it is at hand, and was verified as a whole."""
+        return self.is_complete or (self._is_proven and self.present.is_full)
+
+    @property
+    def has_blob(self) -> bool:
+        """Whether it can be verified as a whole with what is here."""
+        return self.present.is_full and self.kept.covers(0, self.table.blob_size)
+
+    @property
+    def _drops_compressed(self) -> bool:
+        """Whether the compressed bytes of what comes serve nothing: the others are not all here."""
+        return self._is_proven and self.forgoes_proof
 
     @property
     def forgoes_proof(self) -> bool:
@@ -360,8 +389,9 @@ class LazyLayerStore:
         if data is None:
             return True  # completed meanwhile, hence verified as a whole
         start, end = self.table.compressed_range(span)
+        is_kept = self.present.is_kept(span)
         try:
-            if not self.present.is_kept(span):
+            if not is_kept:
                 return self._has_parts(data, span)
             regions = self.table.decode(span, self.kept.read(start, end - start))
             return all(
@@ -369,7 +399,9 @@ class LazyLayerStore:
                 for region in regions
             )
         except (ContentError, StoreDamaged):
-            return False
+            # The compressed bytes may have been given back in this moment.
+            is_dropped = is_kept and not self.present.is_kept(span)
+            return is_dropped and self._is_sound(span)
         except InternalError:
             return True  # completed in this moment
 
@@ -403,6 +435,13 @@ class LazyLayerStore:
             self._unkept_size -= end - start
         self.present.discard(span)
 
+    def _give_up(self, span: int) -> None:
+        """Counts the compressed bytes of a span as missing. For whoever holds the lock."""
+        start, end = self.table.compressed_range(span)
+        if span in self.present and self.present.is_kept(span):
+            self._unkept_size += end - start
+            self.present.give_up(span)
+
     def put_span(
         self, span: int, regions: Sequence[Region], compressed: bytes = b"", *, is_kept: bool = True
     ) -> None:
@@ -419,10 +458,12 @@ class LazyLayerStore:
         """
         if self._data is None:
             return  # all of it is here by now
+        if self._drops_compressed:
+            compressed, is_kept = b"", False
         start, end = self.table.compressed_range(span)
         # With the blocks at its ends, which may be new.
         size = BLOCK + sum(len(region.data) for region in regions)
-        if not self.kept.covers(start, end):
+        if compressed and not self.kept.covers(start, end):
             size += BLOCK + len(compressed)
         self._space.take(size)
         try:
@@ -447,9 +488,13 @@ class LazyLayerStore:
         """Keeps bytes of the blob that have come, if there is room to spare. Blocks.
 
         Returns:
-            False: they come with their spans, or not at all.
+            False: there is none. They come with their spans, or not at all.
         """
-        if self.stays_lazy or not self._space.take_spare_room(len(piece)):
+        if self.stays_lazy:
+            return False
+        if self._drops_compressed:
+            return self._space.has_room(len(piece))
+        if not self._space.take_spare_room(len(piece)):
             return False
         try:
             self.kept.put(start, piece)
@@ -472,6 +517,16 @@ class LazyLayerStore:
             LocalError: The disk fails, or cannot give back parts of files.
         """
         return self.reclaimer.give_back(windows)
+
+    def prove(self, diff_id: DiffID) -> None:
+        """Notes durably that the whole has been verified, and stays lazy. Blocks.
+
+        Raises:
+            StoreFull: No room.
+            LocalError: The disk failed.
+        """
+        write_proof(self._directory, diff_id)
+        self.reclaimer.is_proven = self._is_proven = True
 
     def lacking(self, start: int, end: int, spans: Sequence[int]) -> list[tuple[int, int]]:
         """What of a range of the blob is still to be fetched to have all of it, and its spans.

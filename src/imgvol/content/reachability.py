@@ -58,6 +58,8 @@ class RootKind(StrEnum):
     CONVERSION = "conversion"
     COPY = "copy"
     """A lazy layer that is being filled from other ones."""
+    COMPLETION = "completion"
+    """A layer that is given its final form when nobody uses it any more."""
     INDEX = "index"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Final
 
 from imgvol.content.durable import translate_os_errors
 from imgvol.content.giving_back import (
@@ -14,11 +15,14 @@ from imgvol.content.giving_back import (
 )
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.open_file import OpenFile
-from imgvol.content.punch import allocated, punch_hole
+from imgvol.content.punch import BLOCK, allocated, punch_hole
 from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
 from imgvol.content.span_uses import SpanUses
 from imgvol.layers.lazy.spans import SpanTable
+
+# Bits that change in one go: the event loop waits for less than a millisecond.
+_BATCH: Final = 500
 
 
 class LayerLocks:
@@ -42,6 +46,7 @@ class SpanReclaimer:
     Args:
         present: Which spans are here.
         discard: Counts one of them as missing.
+        give_up: Counts the compressed bytes of one of them as missing.
         kept: Their compressed bytes.
         uses: Which of them are read; knows the layer's span table.
         locks: The layer's.
@@ -49,7 +54,8 @@ class SpanReclaimer:
         data: The data file, for as long as there is one.
 
     Attributes:
-        has_given_back: Whether anything was given back.
+        has_given_back: Whether any spans were given back.
+        is_proven: Whether the whole has been verified: the compressed bytes are not needed for it.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class SpanReclaimer:
         *,
         present: SpanMap,
         discard: Callable[[int], None],
+        give_up: Callable[[int], None],
         kept: KeptBlob,
         uses: SpanUses,
         locks: LayerLocks,
@@ -65,6 +72,8 @@ class SpanReclaimer:
     ) -> None:
         self._present = present
         self._discard = discard
+        self._give_up = give_up
+        self._compressed = _KeptSpans(present)
         self._kept = kept
         self._uses = uses
         self._locks = locks
@@ -73,6 +82,7 @@ class SpanReclaimer:
         self._holders = 0
         self._is_tidy = False
         self.has_given_back = False
+        self.is_proven = False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -93,8 +103,11 @@ class SpanReclaimer:
         return [
             (window, used_at, size)
             for window, used_at in self._uses.windows()
-            if (size := sum(size_of(table, span) for span in self._idle([window])))
+            if (size := sum(self._size_of(table, span) for span in self._idle([window])))
         ]
+
+    def _size_of(self, table: SpanTable, span: int) -> int:
+        return size_of(table, span, with_blob=self._present.is_kept(span))
 
     def _idle(self, windows: Collection[int]) -> list[int]:
         """The spans of some windows that are here and that nobody reads, in order."""
@@ -135,13 +148,51 @@ class SpanReclaimer:
         self._space.give(size)
         return GivenBack(len(gone), size)
 
+    @property
+    def spare_blob(self) -> int:
+        """Bytes of the kept blob that only the layer's final form would need. From memory."""
+        is_spare = self.is_proven and not self._holders and self._data() is not None
+        return self._kept.size if is_spare and _has_own_digests(self._uses.table) else 0
+
+    def give_back_blob(self) -> GivenBack:
+        """Gives back the compressed bytes of a proven layer, whose content stays. Blocks.
+
+        In the same order as spans: bits, map, hole.
+
+        Raises:
+            LocalError: The disk fails, or cannot give back parts of files.
+        """
+        locks = self._locks
+        with locks.saving, locks.storing, self._kept.writing:
+            with locks.bookkeeping:
+                blob = self._kept.file
+                if blob is None or not self.spare_blob:
+                    return GivenBack()
+                # Whoever wants to verify the whole does not find it from now on.
+                self._kept.drop(0, self._uses.table.blob_size)
+            spans = list(self._present)
+            for start in range(0, len(spans), _BATCH):
+                with locks.bookkeeping:
+                    for span in spans[start : start + _BATCH]:
+                        self._give_up(span)
+            before = allocated(blob.fd)
+            with translate_os_errors("give back a part of a layer"):
+                try:
+                    self._present.save_missing()
+                except FileNotFoundError:
+                    return GivenBack()  # completed or removed meanwhile: all of it has gone
+                punch_hole(blob.fd, 0, self._uses.table.blob_size + BLOCK)
+            size = max(0, before - allocated(blob.fd))
+        self._space.give(size)
+        return GivenBack(0, size)
+
     def _punch(self, table: SpanTable, gone: Sequence[int], data: int, blob: int) -> None:
         present = self._present
         if self._is_tidy:
             holes = list(data_holes(table, gone, present))
-            blob_parts = list(blob_holes(table, gone, present))
+            blob_parts = list(blob_holes(table, gone, self._compressed))
         else:
-            holes, blob_parts = everything_else(table, present)
+            holes, blob_parts = everything_else(table, present, self._compressed)
             self._is_tidy = True
         # Whoever fetches them again shall not believe that they are here.
         for span in gone:
@@ -155,8 +206,26 @@ class SpanReclaimer:
     def _drop_kept(self, table: SpanTable, span: int) -> None:
         """Forgets the compressed bytes of a span, but for those that it shares with others."""
         start, end = table.compressed_range(span)
-        if span and span - 1 in self._present:
+        if span and span - 1 in self._compressed:
             start = max(start, table.compressed_range(span - 1)[1])
-        if span + 1 < table.span_count and span + 1 in self._present:
+        if span + 1 < table.span_count and span + 1 in self._compressed:
             end = min(end, table.compressed_range(span + 1)[0])
         self._kept.drop(start, end)
+
+
+class _KeptSpans:
+    """The present spans whose compressed bytes are here, too."""
+
+    def __init__(self, present: SpanMap) -> None:
+        self._present = present
+
+    def __contains__(self, span: int) -> bool:
+        return span in self._present and self._present.is_kept(span)
+
+
+def _has_own_digests(table: SpanTable) -> bool:
+    """Whether the content can be told to be right without its compressed form, for a scrub.
+
+    Of a table that is pinned, either all spans have such digests or none: SOCI's have not.
+    """
+    return table.is_pinned and table.span_count > 0 and table.parts(0) is not None

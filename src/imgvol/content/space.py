@@ -61,8 +61,9 @@ class SpaceLedger:
         self.on_pressure: Callable[[], None] | None = None
         self._lines = UNLIMITED.lines(0, 0)
         self._used = 0
-        # All that was ever counted as written: what a measurement may not have seen.
-        self._written = 0
+        # All that was ever counted as written, and as gone: a measurement may or may not have seen
+        # what was added to these since it began.
+        self._written = self._given = 0
         # What writers wait for.
         self._wanted = 0
         self._rounds_begun = self._rounds_ended = 0
@@ -129,16 +130,21 @@ class SpaceLedger:
         """Something has gone from the disk."""
         with self._changed:
             self._used = max(0, self._used - size)
+            self._given += size
             self._note_level()
             self._changed.notify_all()
 
-    def begin_measuring(self) -> int:
-        """A mark for `settle`: what is written from now on may not be measured."""
+    def begin_measuring(self) -> tuple[int, int]:
+        """A mark for `settle`: what comes and goes from now on may be measured, or not."""
         with self._changed:
-            return self._written
+            return self._written, self._given
 
-    def settle(self, measured: int, mark: int, free: int) -> None:
-        """Replaces the count by a measurement.
+    def settle(self, measured: int, mark: tuple[int, int], free: int) -> None:
+        """Corrects the count by a measurement.
+
+        While it was measured some was written, and some has gone: nobody knows how much of that was
+        seen. So a measurement tells the least and the most that the store can take now, and the
+        count stays if it lies between them. If nothing has changed, it tells it to the byte.
 
         Args:
             measured: What the store takes.
@@ -146,7 +152,9 @@ class SpaceLedger:
             free: What is left on its filesystem.
         """
         with self._changed:
-            self._used = measured + self._written - mark
+            least = max(0, measured - (self._given - mark[1]))
+            most = measured + self._written - mark[0]
+            self._used = min(max(self._used, least), most)
             self._lines = self.limits.lines(measured, free)
             self._note_level()
             self._changed.notify_all()

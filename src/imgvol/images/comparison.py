@@ -1,6 +1,7 @@
 """Whether what a table of contents told of a layer is what its tar holds."""
 
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 from imgvol.content.layer_store import LayerStore
@@ -12,17 +13,11 @@ _STEP: Final = 1 << 20
 _PAGE: Final = 4096
 
 
-def first_difference(
-    lazy: LazyLayerStore, complete: LayerStore, stopped: threading.Event
-) -> bytes | None:
-    """The path of the first file that differs, in anything that users see; None when none does.
+def first_entry_difference(one: LayerIndex, other: LayerIndex) -> bytes | None:
+    """The path of the first entry that differs, in anything but content; None when none does.
 
-    The same files are numbered alike, so that nodes can be compared one by one. Content that is not
-    present in the lazy form has been shown to nobody, and is not compared. Blocks, for as long as
-    reading the layer twice takes, or
-    until it is stopped; what it returns then means nothing.
+    The same files are numbered alike, so that nodes can be compared one by one.
     """
-    one, other = lazy.index, complete.index
     for name in ("node_count", "entry_count", "whiteout_count"):
         if getattr(one, name) != getattr(other, name):
             return b"/"
@@ -31,13 +26,37 @@ def first_difference(
     ):
         return b"/"
     for node in range(one.node_count):
-        if one.is_foreign_link(node):
-            continue
-        if _attributes(one, node) != _attributes(other, node) or not _same_content(
-            lazy, complete, node, stopped
-        ):
-            return _path(one, node)
+        is_alike = one.is_foreign_link(node) or _attributes(one, node) == _attributes(other, node)
+        if not is_alike:
+            return path_of(one, node)
     return None
+
+
+def first_difference(
+    lazy: LazyLayerStore, complete: LayerStore, stopped: threading.Event
+) -> bytes | None:
+    """The path of the first file that differs, in anything that users see; None when none does.
+
+    Content that is not present in the lazy form has been shown to nobody, and is not compared.
+    Blocks, for as long as reading the layer twice takes, or until it is stopped; what it returns
+    then means nothing.
+    """
+    difference = first_entry_difference(lazy.index, complete.index)
+    if difference is not None:
+        return difference
+    for node in file_nodes(lazy.index):
+        if not _same_content(lazy, complete, node, stopped):
+            return path_of(lazy.index, node)
+    return None
+
+
+def file_nodes(index: LayerIndex) -> Iterator[int]:
+    """The nodes that have content."""
+    for node in range(index.node_count):
+        if index.is_directory(node) or index.is_foreign_link(node):
+            continue
+        if index.record(node).type is NodeType.FILE:
+            yield node
 
 
 def _edges(index: LayerIndex) -> list[tuple[bytes, int]]:
@@ -58,15 +77,10 @@ def _attributes(index: LayerIndex, node: int) -> tuple[object, ...]:
 def _same_content(
     lazy: LazyLayerStore, complete: LayerStore, node: int, stopped: threading.Event
 ) -> bool:
-    if lazy.index.is_directory(node):
-        return True
-    record = lazy.index.record(node)
-    if record.type is not NodeType.FILE:
-        return True
+    size = lazy.index.record(node).size
     return all(
-        stopped.is_set()
-        or _same_range(lazy, complete, node, offset, min(_STEP, record.size - offset))
-        for offset in range(0, record.size, _STEP)
+        stopped.is_set() or _same_range(lazy, complete, node, offset, min(_STEP, size - offset))
+        for offset in range(0, size, _STEP)
     )
 
 
@@ -81,7 +95,8 @@ def _same_range(
     )
 
 
-def _path(index: LayerIndex, node: int) -> bytes:
+def path_of(index: LayerIndex, node: int) -> bytes:
+    """A path of a node."""
     if index.is_directory(node):
         return index.path_of(node)
     for directory in range(index.node_count):

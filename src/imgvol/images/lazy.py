@@ -6,7 +6,9 @@ quiet, everything else; makes present spans durable every few seconds; and at th
 whole blob through the same pipeline as any pulled layer, unless content was copied from other
 layers (`fetch.copies`) and the blob is not whole. Only that proves the blob's digest and the
 diff ID. The tar's files are then compared, one by one, with what the table of contents had
-promised. A layer that fails this is condemned: its readers get errors from then on, and the store
+promised. Where the store must stay within a size, all this happens where the layer lies
+(`proving`), and it stays lazy until its last view closes, so that parts of it can still be given
+back. A layer that fails this is condemned: its readers get errors from then on, and the store
 remembers why, so that nobody is shown it again. If only the table of contents lied, the next mount
 shows the tar; it has another slot, because the kernel still knows other files under the old one.
 """
@@ -24,6 +26,7 @@ from imgvol import limits
 from imgvol.config import PINNED_ONLY, LazyTrust
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.reachability import Root, RootKind, Thing, ThingKind
 from imgvol.content.records import FaultKind, LayerFault, LayerRecord
 from imgvol.content.store import Store
 from imgvol.errors import (
@@ -31,6 +34,7 @@ from imgvol.errors import (
     DigestMismatch,
     ImgvolError,
     InvalidLayer,
+    LocalError,
     RemoteError,
     StoreDamaged,
     Unsupported,
@@ -40,6 +44,7 @@ from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.images.fetch.rest import fetch_rest
 from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.proving import InPlaceProof
 from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.layers.compression import Compression
@@ -59,6 +64,8 @@ class _Attached:
     record: LayerRecord
     fetcher: LayerFetcher
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    finishing: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_closed: bool = False
     ended: trio.Event = field(default_factory=trio.Event)
 
 
@@ -141,6 +148,7 @@ class LazyLayers:
         """The last view of a layer has closed: its task ends, with what is present made durable."""
         attached = self._attached.get(layer)
         if attached is not None:
+            attached.is_closed = True
             attached.scope.cancel()
 
     def attached(self) -> list[tuple[LazyLayerStore, LayerRecord]]:
@@ -159,6 +167,8 @@ class LazyLayers:
         """
         for attached in self._attached.values():
             if attached.record.digest == digest and attached.scope.cancel_called:
+                # Somebody uses it again: its final form can wait.
+                attached.finishing.cancel()
                 return attached.ended
         return None
 
@@ -175,6 +185,7 @@ class LazyLayers:
             is_open = layer.failure is None and not layer.is_complete
             if is_open and layer.digest == record.digest:
                 attached.scope.cancel()
+                attached.finishing.cancel()
                 complete = await self._store.open_layer(record)
                 with layer.reclaimer.paused():
                     lie = await self._find_lie(layer, complete)
@@ -193,6 +204,8 @@ class LazyLayers:
                     nursery.start_soon(self._flush_regularly, layer)
                     await self._complete(attached)
                     nursery.cancel_scope.cancel()
+            if attached.is_closed:
+                await self._finish(attached)
         finally:
             # Also when the daemon stops: what is present serves the next one.
             with trio.CancelScope(shield=True):
@@ -234,12 +247,17 @@ class LazyLayers:
                     await self._engine.copies.fill(layer, self._engine.wait_room)
                 # A span that arrives damaged says something of the line: it is asked for again.
                 await fetch_rest(layer, attached.fetcher)
-                if layer.forgoes_proof:
+                stays = self._store.space.limits.is_any and layer.table.is_pinned
+                if layer.forgoes_proof or (stays and layer.is_proven):
                     # As it is until a pull brings it whole, or its last view closes.
                     await trio.sleep_forever()
-                await self._engine.wait_room(attached.record.unpacked_size)
-                if await self._verify(attached):
-                    return
+                if stays:
+                    is_verified = await self._prove(attached)
+                else:
+                    await self._engine.wait_room(attached.record.unpacked_size)
+                    is_verified = await self._verify(attached)
+                if is_verified and not layer.is_proven:
+                    return  # complete, or bad
             except ImgvolError as exc:
                 # What the registry does is told by whoever fetches.
                 if not (was_told or isinstance(exc, RemoteError)):
@@ -255,10 +273,72 @@ class LazyLayers:
         """Verifies the whole; False: not all of it is here any more."""
         layer = attached.layer
         with layer.reclaimer.paused():
-            if not layer.kept.covers(0, layer.table.blob_size):
+            # Asked after it has been paused: spans that were being given back are missing by now.
+            if not layer.has_blob:
                 return False
             await self._verify_whole(attached)
             return True
+
+    async def _prove(self, attached: _Attached) -> bool:
+        """Verifies the whole where it lies, which stays lazy; False: not all of it is here."""
+        layer = attached.layer
+        # Paused no longer than need be: not while it waits for its turn.
+        async with self._completing:
+            with layer.reclaimer.paused():
+                if not layer.has_blob:
+                    return False
+                proof = InPlaceProof(layer, attached.record)
+                try:
+                    difference = await run_cancellable(
+                        proof.run, proof.cancel, limiter=trio.CapacityLimiter(1)
+                    )
+                except ContentError as exc:
+                    await self._condemn_whole(attached, exc)
+                    return True
+                if difference is None:
+                    await self._note_proof(attached)
+                    return True
+        await self._keep_tar(attached, _lie(layer, difference))
+        return True
+
+    async def _note_proof(self, attached: _Attached) -> None:
+        layer, record = attached.layer, attached.record
+        async with self._store.layer_lock(record.digest):
+            stored = await self._store.records.layer(record.digest)
+            if stored is None or stored.slot != record.slot or stored.is_complete:
+                return  # removed meanwhile, or pulled as a whole: then this is no news
+            await trio.to_thread.run_sync(layer.prove, record.diff_id)
+        self._verified += 1
+
+    async def _keep_tar(self, attached: _Attached, lie: ContentError) -> None:
+        """A table of contents has lied: what the next mount shows is the tar, if there is room."""
+        try:
+            if await self._verify(attached):
+                return
+        except LocalError as exc:
+            log.warning("layer %s: its tar is not kept: %s", attached.record.digest, exc)
+        self._condemn(attached.layer, lie)
+        fault = LayerFault(kind=FaultKind.TOC, reason=str(lie))
+        await self._remember(replace(attached.record, fault=fault))
+
+    async def _finish(self, attached: _Attached) -> None:
+        """Gives a proven layer that nobody uses any more its final form, if there is room."""
+        layer, record = attached.layer, attached.record
+        is_open = layer.failure is None and not layer.is_complete
+        if not (layer.is_proven and is_open and self._store.space.has_room(record.unpacked_size)):
+            return
+        root = Root(RootKind.COMPLETION, str(record.digest))
+        # Held first, looked for second: what has gone meanwhile must not come again.
+        things = [Thing(ThingKind.LAYER, record.digest)]
+        with attached.finishing, self._store.pins.holding(root, things):
+            try:
+                await self._flush(layer)
+                if await self._store.records.layer(record.digest) is not None:
+                    await self._verify(attached)
+            except ImgvolError as exc:
+                log.warning("layer %s stays as it is: %s", record.digest, exc)
+            except Exception:  # in the daemon's nursery it would end every view
+                log.exception("layer %s is not completed: a defect", record.digest)
 
     async def _verify_whole(self, attached: _Attached) -> None:
         layer, record = attached.layer, attached.record
@@ -275,10 +355,7 @@ class LazyLayers:
         try:
             verified = await run_cancellable(ingest.run, ingest.cancel, limiter=self._completing)
         except ContentError as exc:
-            # If the disk has lost what was fetched, its bytes say nothing of the layer.
-            if layer.failure is None:
-                self._condemn(layer, exc)
-                await self._remember(replace(record, fault=_fault_of(record, exc)))
+            await self._condemn_whole(attached, exc)
             return
         # Under this number until now; a layer that is recorded with a fault gets another one.
         verified = replace(verified, slot=record.slot)
@@ -292,6 +369,13 @@ class LazyLayers:
         await self._record(verified)
         layer.complete(complete)
         self._verified += 1
+
+    async def _condemn_whole(self, attached: _Attached, reason: ContentError) -> None:
+        layer, record = attached.layer, attached.record
+        # If the disk has lost what was fetched, its bytes say nothing of the layer.
+        if layer.failure is None:
+            self._condemn(layer, reason)
+            await self._remember(replace(record, fault=_fault_of(record, reason)))
 
     async def _record(self, layer: LayerRecord) -> None:
         """Records what has become of a layer: complete, or bad, or both."""
@@ -327,14 +411,16 @@ class LazyLayers:
             stopped.set,
             limiter=self._completing,
         )
-        if difference is None:
-            return None
-        return InvalidLayer(
-            "a table of contents does not tell what the layer holds",
-            hint="Unmount the image and mount it again: the layer is then served from its tar.",
-            layer=layer.digest,
-            path=difference,
-        )
+        return None if difference is None else _lie(layer, difference)
+
+
+def _lie(layer: LazyLayerStore, path: bytes) -> InvalidLayer:
+    return InvalidLayer(
+        "a table of contents does not tell what the layer holds",
+        hint="Unmount the image and mount it again: the layer is then served from its tar.",
+        layer=layer.digest,
+        path=path,
+    )
 
 
 def _fault_of(record: LayerRecord, reason: ContentError) -> LayerFault:

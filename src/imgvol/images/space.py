@@ -1,7 +1,8 @@
 """Keeps the store within its size: evicts what was used longest ago, down to the low line.
 
 A round measures, collects garbage, evicts whole layers of images that nobody uses, and then gives
-back parts of lazy layers that are mounted. Rounds begin when the count of what is written passes
+back parts of lazy layers that are mounted: compressed bytes of those that are proven, then windows
+of spans. Rounds begin when the count of what is written passes
 the high line (`content/space.py`), when somebody waits for room, and when a measurement finds it
 passed. What goes is chosen by pure functions over one picture (`content/eviction.py`); every
 removal looks again, in the transaction or under the lock that readers meet.
@@ -12,7 +13,7 @@ second. A crash in between leaves files without records, which the next start re
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -203,8 +204,12 @@ class SpaceKeeper:
 
     async def wait_room(self, size: int) -> None:
         """Waits until something fits below the high line, as long as it takes."""
-        while not self.store.space.has_room(size):  # noqa: ASYNC110 - any thread changes it
-            await trio.sleep(limits.SPACE_CHECK)
+        while not self.store.space.has_room(size):
+            # What serves no reader makes room for what may serve one.
+            async with self._turn:
+                freed = await self._give_back_blobs(size)
+            if not freed:
+                await trio.sleep(limits.SPACE_CHECK)
 
     # --- rounds ---------------------------------------------------------------------------------
 
@@ -252,12 +257,14 @@ class SpaceKeeper:
             evictions = choose_layers(picture, used - size)
             left = used - size - sum(eviction.size for eviction in evictions)
             self._pinned_until = 0.0
-            windows = choose_windows(await self._windows(), left)
+            blobs = self._spare_blobs()
+            spared = sum(layer.reclaimer.spare_blob for layer in _first(blobs, left))
+            windows = choose_windows(await self._windows(), left - spared)
         return EvictionReport(
             used=used,
             evictions=tuple(evictions),
             windows=len(windows),
-            given_back=sum(window.size for window in windows),
+            given_back=spared + sum(window.size for window in windows),
         )
 
     async def _round(self, excess: Callable[[], int]) -> EvictionReport:
@@ -270,6 +277,7 @@ class SpaceKeeper:
                 evictions = await self._evict_layers(excess())
             if not evictions and not collected:
                 self._layers_again_at = trio.current_time() + limits.EVICTION_PAUSE
+        spared = await self._give_back_blobs(excess()) if excess() else 0
         back, windows = GivenBack(), 0
         if excess():
             back, windows = await self._give_back(excess())
@@ -279,7 +287,7 @@ class SpaceKeeper:
             evictions=tuple(evictions),
             windows=windows,
             spans=back.spans,
-            given_back=back.size,
+            given_back=spared + back.size,
         )
         self._count(report)
         return report
@@ -336,6 +344,20 @@ class SpaceKeeper:
 
     # --- parts of mounted layers ----------------------------------------------------------------
 
+    def _spare_blobs(self) -> list[LazyLayerStore]:
+        """Proven layers whose compressed bytes are here: no reader needs these."""
+        layers = [layer for layer, _ in self.lazy_layers.attached() if layer.failure is None]
+        return [layer for layer in layers if layer.reclaimer.spare_blob]
+
+    async def _give_back_blobs(self, wanted: int) -> int:
+        freed = 0
+        for layer in self._spare_blobs():
+            if freed >= wanted:
+                break
+            give_back = layer.reclaimer.give_back_blob
+            freed += (await trio.to_thread.run_sync(give_back, limiter=self._limiter)).size
+        return freed
+
     async def _open_layers(self) -> list[LazyLayerStore]:
         """Those of which something can be fetched again, and may go."""
         if trio.current_time() >= self._pinned_until:
@@ -388,7 +410,8 @@ class SpaceKeeper:
             level=self.store.space.level,
             limits=self.store.space.limits,
             layers=picture.evictable,
-            spans=sum(window.size for window in windows),
+            spans=sum(window.size for window in windows)
+            + sum(layer.reclaimer.spare_blob for layer in self._spare_blobs()),
             kept=picture.kept,
         )
 
@@ -396,6 +419,15 @@ class SpaceKeeper:
 def _can_be_fetched(layer: LazyLayerStore) -> bool:
     is_good = layer.failure is None and not layer.is_complete and not layer.has_lost_writes
     return is_good and layer.fetcher is not None and layer.fetcher.failure is None
+
+
+def _first(layers: Sequence[LazyLayerStore], wanted: int) -> Iterator[LazyLayerStore]:
+    """As many layers as it takes to give back so many bytes of compressed ones."""
+    for layer in layers:
+        if wanted <= 0:
+            break
+        yield layer
+        wanted -= layer.reclaimer.spare_blob
 
 
 def _windows_of(layers: Collection[LazyLayerStore]) -> list[SpanWindow]:

@@ -47,14 +47,14 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
             present=record.size,
             reason=str(layer.failure or record.obstacle),
         )
-    state = "complete" if layer.is_complete else "here" if layer.is_settled else "lazy"
+    state = "complete" if layer.is_whole else "here" if layer.is_settled else "lazy"
     fetcher = layer.fetcher
     return LayerStatus(
         digest=layer.digest,
         format=record.format,
         state="bad" if layer.failure else state,
         size=record.size,
-        present=record.size if layer.is_complete else layer.present_size,
+        present=record.size if layer.is_whole else layer.present_size,
         fetched=fetcher.statistics.fetched if fetcher else 0,
         needed=fetcher.statistics.needed if fetcher else 0,
         reason=str(layer.failure or (fetcher and fetcher.failure) or _why_lazy(layer)),
@@ -62,6 +62,8 @@ def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
 
 
 def _why_lazy(layer: LazyLayerStore) -> str:
+    if layer.is_proven and not layer.is_whole:
+        return "parts of it were given back, for want of room: they are fetched when they are read"
     if layer.stays_lazy and not layer.is_complete:
         return "parts of it were given back, for want of room: it is not completed"
     return ""

@@ -314,7 +314,7 @@ class Views:
         lingering = len(self.lingering())
         stores = [shared.store for shared in self._layers.values()]
         lazy = [
-            store for store in stores if isinstance(store, LazyLayerStore) and not store.is_complete
+            store for store in stores if isinstance(store, LazyLayerStore) and not store.is_whole
         ]
         bad = sum(store.failure is not None for store in lazy)
         wanted = [store for store in lazy if store.failure is None]

@@ -4,6 +4,8 @@ import threading
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imgvol import limits
 from imgvol.config import UNLIMITED, SpaceLimits, parse_percent, parse_size
@@ -58,13 +60,61 @@ def test_sizes_and_percentages_as_people_write_them():
             parse_percent(text)
 
 
-def test_what_is_written_while_it_is_measured_counts():
+@pytest.mark.parametrize("seen", [300, 350, 400])
+def test_what_is_written_while_it_is_measured_counts_once(seen):
     ledger = ledger_of(quota=1000)
     ledger.take(300)
     mark = ledger.begin_measuring()
     ledger.take(100)
-    ledger.settle(350, mark, 0)
-    assert ledger.level.used == 450
+    ledger.settle(seen, mark, 0)
+    assert ledger.level.used == 400
+
+
+@pytest.mark.parametrize("seen", [300, 250, 200])
+def test_what_goes_while_it_is_measured_is_gone(seen):
+    ledger = ledger_of(quota=1000)
+    ledger.take(300)
+    mark = ledger.begin_measuring()
+    ledger.give(100)
+    ledger.settle(seen, mark, 0)
+    assert ledger.level.used == 200
+
+
+@given(st.lists(st.tuples(st.sampled_from(["write", "remove", "look"]), st.integers(0, 9))))
+def test_a_measurement_of_a_store_that_changes_spoils_no_count(steps):
+    """Files are looked at one after the other, while others are written and removed."""
+    ledger = ledger_of(quota=10**9)
+    files: dict[int, int] = {number: 10 + number for number in range(10)}
+    for size in files.values():
+        ledger.take(size)
+    mark, measured, seen = ledger.begin_measuring(), 0, set()
+    for what, number in steps:
+        if what == "write":
+            ledger.take(5)
+            files[number] = files.get(number, 0) + 5
+        elif what == "remove":
+            ledger.give(files.pop(number, 0))
+        elif number not in seen:
+            seen.add(number)
+            measured += files.get(number, 0)
+    measured += sum(size for number, size in files.items() if number not in seen)
+    ledger.settle(measured, mark, 0)
+    assert ledger.level.used == sum(files.values())
+
+
+def test_what_nobody_counts_is_in_the_next_measurement():
+    ledger = ledger_of(quota=1000)
+    ledger.take(300)
+    ledger.settle(350, ledger.begin_measuring(), 0)
+    assert ledger.level.used == 350
+    mark = ledger.begin_measuring()
+    ledger.take(10)
+    ledger.settle(500, mark, 0)
+    assert ledger.level.used == 500
+    mark = ledger.begin_measuring()
+    ledger.take(10)
+    ledger.settle(100, mark, 0)
+    assert ledger.level.used == 110, "no more than there can be"
 
 
 def test_spare_room_ends_at_the_high_line_and_the_rest_at_the_hard_one():

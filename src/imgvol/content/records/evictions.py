@@ -184,4 +184,5 @@ _REASONS: Final = {
     RootKind.PULL: "being pulled",
     RootKind.IMPORT: "being imported",
     RootKind.EXPORT: "being exported",
+    RootKind.COMPLETION: "being completed",
 }

@@ -38,8 +38,8 @@ _SEAL: Final = struct.Struct("<8sHHIQ")
 class Kind(enum.IntEnum):
     """What understands the body of a sealed table. Stored: numbers are never used again."""
 
-    CHUNKS = 1  # eStargz and zstd:chunked
     SOCI = 2
+    CHUNKS = 3  # eStargz and zstd:chunked; it was 1 while chunks lay without gaps
 
 
 class Region(NamedTuple):

@@ -156,7 +156,6 @@ def own_file(machine, source):
 
 
 @pytest.mark.root
-@pytest.mark.fault("F27")
 def test_source_changed_between_plan_and_clone_is_refused(machine):
     source = machine.store("old", OLD)
     layer = machine.lazy("new", NEW)

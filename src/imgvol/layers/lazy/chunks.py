@@ -19,7 +19,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from operator import add, le
 from typing import Final, Self
 
@@ -76,7 +76,6 @@ class ChunkTable(SpanTable):
         ]
         self._starts, self._ends, self._firsts, *tables = tables
         self._positions, self._inner, self._sizes, self._spans, self._order, bare_chunks = tables
-        self._check_positions()
         self._without_digest = frozenset(bare_chunks)
         self.is_pinned = not self._without_digest
         self._digests = bounds[-2]
@@ -85,6 +84,7 @@ class ChunkTable(SpanTable):
         self.span_count = spans
         self.chunk_count = chunks
         self.prefetch: Sequence[int] = range(prefetch)
+        self._check_positions()
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:
@@ -97,8 +97,9 @@ class ChunkTable(SpanTable):
 
     def _check_positions(self) -> None:
         """A chunk that reached into the next one, or out of the file, would overwrite others."""
-        following = chain(self._positions[1:], (self.data_size,))
-        if not all(map(le, map(add, self._positions, self._sizes), following)):
+        end = self._end(self.chunk_count - 1) if self.chunk_count else 0
+        ends = map(add, self._positions, self._sizes)
+        if end != self.data_size or not all(map(le, ends, self._positions[1:])):
             raise damaged("positions")
 
     def to_bytes(self) -> bytes:

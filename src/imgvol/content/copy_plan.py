@@ -20,98 +20,23 @@ import threading
 import time
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from imgvol import limits
 from imgvol.content.chunk_catalogue import NO_NODE, ChunkCatalogue, ChunkOwners
-from imgvol.content.cloning import clone_part, shared_range
+from imgvol.content.cloning import clone_part
+from imgvol.content.copy_places import Clone, CopyCounts, Places
 from imgvol.content.copy_sources import Candidate, CopySource, SourceFiles, write_catalogue
 from imgvol.content.layout import CHUNKS_NAME, StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.namesakes import namesakes, same_files
-from imgvol.content.open_file import OpenFile
 from imgvol.errors import StoreDamaged
 from imgvol.layers.lazy.chunks import ChunkTable
 from imgvol.layers.lazy.spans import Part, Region
 from imgvol.oci.digest import Digest
 
-_NO_SOURCE: Final = 0xFFFF
-
 # The landmarks of eStargz are a byte each, belong to no file, and would be all that is fetched.
 _WELL_KNOWN: Final = {hashlib.sha256(data).digest(): data for data in (b"\x0f",)}
-
-
-@dataclass(slots=True)
-class CopyCounts:
-    """What became of tries to copy.
-
-    Attributes:
-        spans: Spans that were copied.
-        size: Bytes that they have in the blob: what was not fetched.
-        cloned: Bytes of content whose blocks are shared with another file.
-        unlike: Chunks whose likely place had other bytes.
-        damaged: Chunks whose verified place has other bytes by now, by layer.
-    """
-
-    spans: int = 0
-    size: int = 0
-    cloned: int = 0
-    unlike: int = 0
-    damaged: tuple[Digest, ...] = ()
-
-
-class _Places:
-    """Where chunks may be: the number of a source, a file of it, and a position there."""
-
-    def __init__(self, chunks: int) -> None:
-        self.sources = array("H", [_NO_SOURCE]) * chunks
-        self.files = array("I", [0]) * chunks
-        self.positions = array("Q", [0]) * chunks
-
-    def __contains__(self, chunk: int) -> bool:
-        return self.sources[chunk] != _NO_SOURCE
-
-    def put(self, chunk: int, source: int, place: tuple[int, int]) -> None:
-        self.sources[chunk] = source
-        self.files[chunk], self.positions[chunk] = place
-
-    def get(self, chunk: int) -> tuple[int, int, int] | None:
-        """All three, if they are known; another thread may drop them at any time."""
-        source = self.sources[chunk]
-        return None if source == _NO_SOURCE else (source, self.files[chunk], self.positions[chunk])
-
-    def drop(self, chunk: int) -> None:
-        self.sources[chunk] = _NO_SOURCE
-
-
-@dataclass(frozen=True, slots=True)
-class _Clone:
-    """A chunk whose blocks lie in a source as they will in the layer.
-
-    Attributes:
-        chunk: Its number.
-        part: It, in the layer.
-        places: Which table of places told.
-        source: Where that is.
-        file: Of the source.
-        start: Its first byte there.
-        device: The filesystem of that.
-    """
-
-    chunk: int
-    part: Part
-    places: _Places
-    source: SourceFiles
-    file: OpenFile
-    start: int
-    device: int
-
-    @property
-    def size(self) -> int:
-        """Bytes that are shared."""
-        first, last = shared_range(self.start, self.part.position, self.part.size)
-        return last - first
 
 
 class CopyPlan:
@@ -129,9 +54,9 @@ class CopyPlan:
         self._layer = layer
         self._table = table
         self._can_copy = bytearray(table.span_count)
-        self._known = _Places(table.chunk_count)
-        self._likely = _Places(table.chunk_count)
-        self._possible = _Places(table.chunk_count)
+        self._known = Places(table.chunk_count)
+        self._likely = Places(table.chunk_count)
+        self._possible = Places(table.chunk_count)
         self._places = (self._known, self._likely, self._possible)
         self._sources: list[SourceFiles] = []
         # Filesystems that share no blocks with ours.
@@ -171,7 +96,7 @@ class CopyPlan:
         # Each round that fails leaves one place, or one filesystem, less to share from.
         while True:
             regions: list[Region] = []
-            clones: list[_Clone] = []
+            clones: list[Clone] = []
             if not self._gather(span, regions, clones, counts, damaged):
                 return False
             if not clones:
@@ -185,7 +110,7 @@ class CopyPlan:
         self,
         span: int,
         regions: list[Region],
-        clones: list[_Clone],
+        clones: list[Clone],
         counts: CopyCounts,
         damaged: set[Digest],
     ) -> bool:
@@ -202,7 +127,7 @@ class CopyPlan:
             regions.append(Region(part.position, data))
         return True
 
-    def _clone_of(self, chunk: int, part: Part) -> _Clone | None:
+    def _clone_of(self, chunk: int, part: Part) -> Clone | None:
         """How to share a chunk's blocks with the place where it would be read."""
         if part.size < limits.CLONE_LEAST:
             return None
@@ -214,13 +139,13 @@ class CopyPlan:
             with contextlib.suppress(StoreDamaged):
                 file, start = source.open(*place[1:])
                 device = os.fstat(file.fd).st_dev
-                clone = _Clone(chunk, part, places, source, file, start, device)
+                clone = Clone(chunk, part, places, source, file, start, device)
                 if clone.size and device not in self._unshared:
                     return clone
             break  # it is read there
         return None
 
-    def _share(self, clone: _Clone, target: int, counts: CopyCounts, damaged: set[Digest]) -> bool:
+    def _share(self, clone: Clone, target: int, counts: CopyCounts, damaged: set[Digest]) -> bool:
         try:
             if clone_part(clone.file, clone.start, clone.source.digest, target, clone.part):
                 return True
@@ -260,7 +185,7 @@ class CopyPlan:
     def _refuse(
         self,
         chunk: int,
-        places: _Places,
+        places: Places,
         source: SourceFiles,
         counts: CopyCounts,
         damaged: set[Digest],
@@ -355,7 +280,7 @@ class CopyPlan:
 
     def _put_all(
         self,
-        places: _Places,
+        places: Places,
         source: CopySource,
         number: int,
         missing: "array[int]",

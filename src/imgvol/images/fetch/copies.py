@@ -19,7 +19,8 @@ from typing import Final
 import trio
 
 from imgvol import limits
-from imgvol.content.copy_plan import CopyCounts, CopyPlan, plan_copies
+from imgvol.content.copy_places import CopyCounts
+from imgvol.content.copy_plan import CopyPlan, plan_copies
 from imgvol.content.copy_sources import Candidate
 from imgvol.content.giving_back import size_of
 from imgvol.content.layer import Layer

@@ -221,6 +221,7 @@ def store_usage() -> StoreUsage:
         linked_size=1_000_000,
         copied_spans=300,
         copied_bytes=8_000_000,
+        cloned_bytes=6_000_000,
         shared_layers=2,
         shared_bytes=50_000_000,
         disk_size=100_000_000_000,

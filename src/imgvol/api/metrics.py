@@ -181,6 +181,12 @@ def _copies(statistics: Statistics) -> Iterator[Metric]:
         "copied_bytes", "Their bytes, as the registry stores them.", (), [((), copies.size)]
     )
     yield _counter(
+        "cloned_bytes",
+        "Bytes of their content that share blocks with other layers.",
+        (),
+        [((), copies.cloned)],
+    )
+    yield _counter(
         "copies_refused",
         "Pieces that were to be copied and had other bytes.",
         ("reason",),

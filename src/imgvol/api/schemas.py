@@ -507,6 +507,7 @@ COMPONENTS: Final[dict[str, Schema]] = {
             "linked_size": _COUNT,
             "copied_spans": _COUNT,
             "copied_bytes": _COUNT,
+            "cloned_bytes": _COUNT,
             "shared_layers": _COUNT,
             "shared_bytes": _COUNT,
             "disk_free": _COUNT,

@@ -388,6 +388,7 @@ def _space_facts(space: dict[str, Any]) -> list[tuple[str, str]]:
 # What was saved: the number of bytes, what it is called, and of how many it is.
 _SAVINGS: Final = {
     "copied_bytes": ("copied, not fetched", "copied_spans", "pieces"),
+    "cloned_bytes": ("cloned, not written", "", ""),
     "shared_bytes": ("shared, not fetched", "shared_layers", "layers"),
     "linked_size": ("linked, not stored", "", ""),
 }

@@ -6,7 +6,8 @@ plainly know none, and hashing every file on the day that it comes would cost ev
 with the same path and size is a *likely* place, and one with the same name and size a *possible*
 one. Each is a guess until the bytes have been read
 and hashed: the digest is checked over the very bytes that are stored, and so it matters little who
-has them, or whether they change meanwhile.
+has them, or whether they change meanwhile. Where the filesystem shares blocks between files, larger
+pieces are shared instead of written, and hashed where they are then.
 
 The plan has 42 bytes per chunk and lives only as long as there is something to copy. Sources are
 searched one after the other, and only what was found of them is remembered. Everything here blocks.
@@ -14,64 +15,28 @@ searched one after the other, and only what was found of them is remembered. Eve
 
 import contextlib
 import hashlib
+import os
 import threading
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from imgvol import limits
-from imgvol.content.chunk_catalogue import NO_NODE, ChunkCatalogue, ChunkOwners, is_file
+from imgvol.content.chunk_catalogue import NO_NODE, ChunkCatalogue, ChunkOwners
+from imgvol.content.cloning import clone_part
+from imgvol.content.copy_places import Clone, CopyCounts, Places
 from imgvol.content.copy_sources import Candidate, CopySource, SourceFiles, write_catalogue
 from imgvol.content.layout import CHUNKS_NAME, StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.namesakes import namesakes, same_files
 from imgvol.errors import StoreDamaged
-from imgvol.layers.index import ROOT, WHITEOUT, LayerIndex
 from imgvol.layers.lazy.chunks import ChunkTable
 from imgvol.layers.lazy.spans import Part, Region
 from imgvol.oci.digest import Digest
 
-_NO_SOURCE: Final = 0xFFFF
-
 # The landmarks of eStargz are a byte each, belong to no file, and would be all that is fetched.
 _WELL_KNOWN: Final = {hashlib.sha256(data).digest(): data for data in (b"\x0f",)}
-
-
-@dataclass(slots=True)
-class CopyCounts:
-    """What became of tries to copy.
-
-    Attributes:
-        spans: Spans that were copied.
-        size: Bytes that they have in the blob: what was not fetched.
-        unlike: Chunks whose likely place had other bytes.
-        damaged: Chunks whose verified place has other bytes by now, by layer.
-    """
-
-    spans: int = 0
-    size: int = 0
-    unlike: int = 0
-    damaged: tuple[Digest, ...] = ()
-
-
-class _Places:
-    """Where chunks may be: the number of a source, a file of it, and a position there."""
-
-    def __init__(self, chunks: int) -> None:
-        self.sources = array("H", [_NO_SOURCE]) * chunks
-        self.files = array("I", [0]) * chunks
-        self.positions = array("Q", [0]) * chunks
-
-    def __contains__(self, chunk: int) -> bool:
-        return self.sources[chunk] != _NO_SOURCE
-
-    def put(self, chunk: int, source: int, place: tuple[int, int]) -> None:
-        self.sources[chunk] = source
-        self.files[chunk], self.positions[chunk] = place
-
-    def drop(self, chunk: int) -> None:
-        self.sources[chunk] = _NO_SOURCE
 
 
 class CopyPlan:
@@ -89,10 +54,13 @@ class CopyPlan:
         self._layer = layer
         self._table = table
         self._can_copy = bytearray(table.span_count)
-        self._known = _Places(table.chunk_count)
-        self._likely = _Places(table.chunk_count)
-        self._possible = _Places(table.chunk_count)
+        self._known = Places(table.chunk_count)
+        self._likely = Places(table.chunk_count)
+        self._possible = Places(table.chunk_count)
+        self._places = (self._known, self._likely, self._possible)
         self._sources: list[SourceFiles] = []
+        # Filesystems that share no blocks with ours.
+        self._unshared: set[int] = set()
         self.sampled = CopyCounts()
 
     def can_copy(self, span: int) -> bool:
@@ -111,47 +79,123 @@ class CopyPlan:
         for span in spans:
             if not self.can_copy(span) or span in self._layer.present:
                 continue
-            regions = self._read_span(span, counts, damaged)
-            if regions is None:
+            if not self._copy_span(span, counts, damaged):
                 self._can_copy[span] = 0
                 continue
-            self._layer.put_span(span, regions, is_kept=False)
             counts.spans += 1
             counts.size += _extent(self._table, span)
         counts.damaged = tuple(sorted(damaged))
         return counts
 
-    def _read_span(
-        self, span: int, counts: CopyCounts, damaged: set[Digest]
-    ) -> list[Region] | None:
-        regions = []
+    def _copy_span(self, span: int, counts: CopyCounts, damaged: set[Digest]) -> bool:
+        """Copies a span from wherever its chunks are; False if one of them is nowhere."""
+
+        def share(target: int) -> bool:
+            return all(self._share(clone, target, counts, damaged) for clone in clones)
+
+        # Each round that fails leaves one place, or one filesystem, less to share from.
+        while True:
+            regions: list[Region] = []
+            clones: list[Clone] = []
+            if not self._gather(span, regions, clones, counts, damaged):
+                return False
+            if not clones:
+                self._layer.put_span(span, regions, is_kept=False)
+                return True
+            if self._layer.put_copy(span, regions, share):
+                counts.cloned += sum(clone.size for clone in clones)
+                return True
+
+    def _gather(
+        self,
+        span: int,
+        regions: list[Region],
+        clones: list[Clone],
+        counts: CopyCounts,
+        damaged: set[Digest],
+    ) -> bool:
+        """Reads the chunks of a span, but for those whose blocks may be shared."""
         for chunk in sorted(self._table.chunks_of_span(span)):
             part = self._table.part(chunk)
+            clone = self._clone_of(chunk, part)
+            if clone is not None:
+                clones.append(clone)
+                continue
             data = self._read_part(chunk, part, counts, damaged)
             if data is None:
-                return None
+                return False
             regions.append(Region(part.position, data))
-        return regions
+        return True
+
+    def _clone_of(self, chunk: int, part: Part) -> Clone | None:
+        """How to share a chunk's blocks with the place where it would be read."""
+        if part.size < limits.CLONE_LEAST:
+            return None
+        for places in self._places:
+            place = places.get(chunk)
+            if place is None:
+                continue
+            source = self._sources[place[0]]
+            with contextlib.suppress(StoreDamaged):
+                file, start = source.open(*place[1:])
+                device = os.fstat(file.fd).st_dev
+                clone = Clone(chunk, part, places, source, file, start, device)
+                if clone.size and device not in self._unshared:
+                    return clone
+            break  # it is read there
+        return None
+
+    def _share(self, clone: Clone, target: int, counts: CopyCounts, damaged: set[Digest]) -> bool:
+        try:
+            if clone_part(clone.file, clone.start, clone.source.digest, target, clone.part):
+                return True
+        except OSError:
+            # Most cannot at all. Of whatever else it is, writing tells.
+            self._unshared.add(clone.device)
+            return False
+        except StoreDamaged:
+            pass  # cut off
+        self._refuse(clone.chunk, clone.places, clone.source, counts, damaged)
+        return False
+
+    def _is_sound(self, span: int, counts: CopyCounts, damaged: set[Digest]) -> bool:
+        """Whether all of a span can be read somewhere."""
+        return all(
+            self._read_part(chunk, self._table.part(chunk), counts, damaged) is not None
+            for chunk in sorted(self._table.chunks_of_span(span))
+        )
 
     def _read_part(
         self, chunk: int, part: Part, counts: CopyCounts, damaged: set[Digest]
     ) -> bytes | None:
         if part.digest in _WELL_KNOWN:
             return _WELL_KNOWN[part.digest]
-        for places in (self._known, self._likely, self._possible):
-            if chunk not in places:
+        for places in self._places:
+            place = places.get(chunk)
+            if place is None:
                 continue
-            source = self._sources[places.sources[chunk]]
+            source = self._sources[place[0]]
             with contextlib.suppress(StoreDamaged):  # gone, or cut off
-                data = source.read(places.files[chunk], places.positions[chunk], part.size)
+                data = source.read(*place[1:], part.size)
                 if hashlib.sha256(data).digest() == part.digest:
                     return data
-            places.drop(chunk)
-            if places is self._known and source.is_verified:
-                damaged.add(source.digest)
-            else:
-                counts.unlike += 1
+            self._refuse(chunk, places, source, counts, damaged)
         return None
+
+    def _refuse(
+        self,
+        chunk: int,
+        places: Places,
+        source: SourceFiles,
+        counts: CopyCounts,
+        damaged: set[Digest],
+    ) -> None:
+        """A place has other bytes than the chunk."""
+        places.drop(chunk)
+        if places is self._known and source.is_verified:
+            damaged.add(source.digest)
+        else:
+            counts.unlike += 1
 
     # --- planning --------------------------------------------------------------------------------
 
@@ -222,7 +266,7 @@ class CopyPlan:
         """Finds files of the same path and size; returns how many chunks that gave places."""
         index = self._layer.index
         nodes = {owners.nodes[chunk] for chunk in missing if chunk not in self._likely}
-        twins = dict(_same_files(index, source.index, nodes))
+        twins = dict(same_files(index, source.index, nodes))
         found = self._put_all(self._likely, source, number, missing, owners, twins)
         nodes = {
             owners.nodes[chunk]
@@ -230,13 +274,13 @@ class CopyPlan:
             if chunk not in self._likely and chunk not in self._possible
         }
         if 0 < len(nodes) <= limits.COPY_NAMES:
-            twins = dict(_namesakes(index, source.index, nodes))
+            twins = dict(namesakes(index, source.index, nodes))
             found += self._put_all(self._possible, source, number, missing, owners, twins)
         return found
 
     def _put_all(
         self,
-        places: _Places,
+        places: Places,
         source: CopySource,
         number: int,
         missing: "array[int]",
@@ -283,7 +327,7 @@ class CopyPlan:
             if sampled > limits.COPY_SAMPLE_SIZE:
                 break
             sampled += sizes[span]
-            if self._read_span(span, self.sampled, damaged) is not None:
+            if self._is_sound(span, self.sampled, damaged):
                 right += sizes[span]
             else:
                 self._can_copy[span] = 0
@@ -291,7 +335,7 @@ class CopyPlan:
         return self.size - guess + (guess * right // sampled if sampled else 0)
 
     def _has_place(self, chunk: int) -> bool:
-        if any(chunk in places for places in (self._known, self._likely, self._possible)):
+        if any(chunk in places for places in self._places):
             return True
         is_pinned = self._table.is_chunk_pinned(chunk)
         return is_pinned and self._table.digest(chunk) in _WELL_KNOWN
@@ -330,48 +374,3 @@ def plan_copies(
 def _extent(table: ChunkTable, span: int) -> int:
     start, end = table.compressed_range(span)
     return end - start
-
-
-def _same_files(index: LayerIndex, other: LayerIndex, nodes: set[int]) -> Iterator[tuple[int, int]]:
-    """Files of two layers with the same path and size, of those of the first that are named."""
-    # Directories are numbered breadth first: a parent comes before its children.
-    twins = {ROOT: ROOT}
-    for directory in _directories(index):
-        twin = twins.get(directory)
-        if twin is None:
-            continue
-        for name, node in index.iter_children(directory):
-            is_directory = node != WHITEOUT and index.is_directory(node)
-            if not is_directory and node not in nodes:
-                continue
-            found = other.child(twin, name)
-            if found is None or found == WHITEOUT:
-                continue
-            if is_directory:
-                if other.is_directory(found):
-                    twins[node] = found
-            elif is_file(other, found) and index.record(node).size == other.record(found).size:
-                yield node, found
-
-
-def _namesakes(index: LayerIndex, other: LayerIndex, nodes: set[int]) -> Iterator[tuple[int, int]]:
-    """Files of two layers with the same name and size, wherever, of those of the first."""
-    wanted: dict[bytes, list[int]] = {}
-    for directory in _directories(index):
-        for name, node in index.iter_children(directory):
-            if node in nodes:
-                wanted.setdefault(name, []).append(node)
-    for directory in _directories(other):
-        for name, found in other.iter_children(directory):
-            if name in wanted and found != WHITEOUT and is_file(other, found):
-                size = other.record(found).size
-                for node in wanted[name]:
-                    if index.record(node).size == size:
-                        yield node, found
-
-
-def _directories(index: LayerIndex) -> Iterator[int]:
-    directory = ROOT
-    while directory < index.node_count and index.is_directory(directory):
-        yield directory
-        directory += 1

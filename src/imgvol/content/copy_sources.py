@@ -71,9 +71,18 @@ class SourceFiles:
         Raises:
             StoreDamaged: They cannot be read, or have gone.
         """
+        opened, start = self.open(file, position)
+        return pread_exact(opened.fd, start, size, self.digest)
+
+    def open(self, file: int, position: int) -> tuple[OpenFile, int]:
+        """The file where such bytes are, and where in it.
+
+        Raises:
+            StoreDamaged: It has gone.
+        """
         if file == DATA:
-            return pread_exact(self._data.fd, self._base + position, size, self.digest)
-        return pread_exact(self._own_file(file - 1).fd, position, size, self.digest)
+            return self._data, self._base + position
+        return self._own_file(file - 1), position
 
     def _own_file(self, number: int) -> OpenFile:
         with self._lock:

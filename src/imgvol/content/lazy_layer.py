@@ -484,6 +484,42 @@ class LazyLayerStore:
             raise
         self.uses.note([span])
 
+    def put_copy(self, span: int, regions: Sequence[Region], share: Callable[[int], bool]) -> bool:
+        """As `put_span`, of a span that was copied, parts of which are not written.
+
+        Args:
+            span: Its number.
+            regions: What of it was verified and is to be written.
+            share: Puts the rest into the data file, which it is given, and says whether the file
+                has the right bytes then. Nothing else writes there meanwhile.
+
+        Returns:
+            False: the span stays missing.
+        """
+        start, end = self.table.compressed_range(span)
+        size = BLOCK + sum(last - first for first, last in self.table.positions(span))
+        is_stored = False
+        self._space.take(size)
+        try:
+            with self._locks.storing:
+                data = self._data
+                # What is present stays as it is: it is verified, and what is shared not yet.
+                if data is None or span in self.present:
+                    return True
+                with translate_os_errors("store a part of a layer"):
+                    for region in regions:
+                        write_all(data.fd, region.data, region.position)
+                    is_stored = share(data.fd)
+                with self._lock:
+                    if is_stored and span not in self.present:  # not completed in this moment
+                        self._unkept_size += end - start
+                        self.present.add(span, is_kept=False)
+        finally:
+            if not is_stored:
+                self._space.give(size)
+        self.uses.note([span])
+        return is_stored
+
     def keep(self, start: int, piece: bytes) -> bool:
         """Keeps bytes of the blob that have come, if there is room to spare. Blocks.
 

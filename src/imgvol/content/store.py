@@ -67,6 +67,7 @@ class StoreUsage:
         copied_spans: Spans of lazy layers that were copied from other layers, since the store was
             made.
         copied_bytes: What they have in their blobs: it was not fetched.
+        cloned_bytes: Content of these that was not written: it shares blocks with other layers.
         shared_layers: Layers that were not fetched because they were here under another digest.
         shared_bytes: Of their blobs.
     """
@@ -78,6 +79,7 @@ class StoreUsage:
     linked_size: int
     copied_spans: int
     copied_bytes: int
+    cloned_bytes: int
     shared_layers: int
     shared_bytes: int
     disk_size: int
@@ -331,6 +333,7 @@ class Store:
                 linked_size=inventory.shared_usage(self._layout.layers),
                 copied_spans=copied.pieces,
                 copied_bytes=copied.size,
+                cloned_bytes=savings[Saving.CLONED].size,
                 shared_layers=shared.pieces,
                 shared_bytes=shared.size,
                 disk_size=disk.f_blocks * disk.f_frsize,

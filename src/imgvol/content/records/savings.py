@@ -1,4 +1,4 @@
-"""What did not have to be fetched, because it was here: totals over the life of a store."""
+"""What did not have to be fetched, or written, because it was here: totals of a store's life."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -9,10 +9,13 @@ from imgvol.content.records.table import Table
 
 
 class Saving(StrEnum):
-    """Why something was not fetched. Stored."""
+    """Why something was not fetched, or not written. Stored."""
 
     COPIED = "copied"
     """Spans of lazy layers, whose content another layer had."""
+
+    CLONED = "cloned"
+    """What of their content shares blocks with that layer; pieces are not counted."""
 
     SHARED = "shared"
     """Layers whose diff ID another layer had been proven to have."""
@@ -23,7 +26,7 @@ class Saved(NamedTuple):
 
     Attributes:
         pieces: Spans, or layers.
-        size: Bytes of blobs.
+        size: Bytes of blobs; of files, for what was cloned.
     """
 
     pieces: int

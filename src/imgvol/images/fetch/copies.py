@@ -19,7 +19,8 @@ from typing import Final
 import trio
 
 from imgvol import limits
-from imgvol.content.copy_plan import CopyCounts, CopyPlan, plan_copies
+from imgvol.content.copy_places import CopyCounts
+from imgvol.content.copy_plan import CopyPlan, plan_copies
 from imgvol.content.copy_sources import Candidate
 from imgvol.content.giving_back import size_of
 from imgvol.content.layer import Layer
@@ -46,12 +47,14 @@ class CopyStatistics:
     Attributes:
         spans: Spans that were not fetched.
         size: Bytes that they have in their blobs.
+        cloned: Bytes of their content whose blocks are shared with the layers they came from.
         unlike: Chunks for which a file of the same path and size had other bytes.
         damaged: Chunks for which the layer that had them has other bytes by now.
     """
 
     spans: int = 0
     size: int = 0
+    cloned: int = 0
     unlike: int = 0
     damaged: int = 0
 
@@ -84,15 +87,19 @@ class LocalCopies:
         self._unfinished: set[LazyLayerStore] = set()
         self._background = trio.CapacityLimiter(_BACKGROUND_THREADS)
         self._readers = trio.CapacityLimiter(_READER_THREADS)
-        self._spans = self._size = self._unlike = self._damaged = 0
+        self._spans = self._size = self._cloned = self._unlike = self._damaged = 0
         self._told: set[Digest] = set()
-        # Spans and bytes that the database does not know of.
-        self._unsaved = (0, 0)
+        # Spans, bytes and cloned bytes that the database does not know of.
+        self._unsaved = (0, 0, 0)
 
     def statistics(self) -> CopyStatistics:
         """What was copied; from memory."""
         return CopyStatistics(
-            spans=self._spans, size=self._size, unlike=self._unlike, damaged=self._damaged
+            spans=self._spans,
+            size=self._size,
+            cloned=self._cloned,
+            unlike=self._unlike,
+            damaged=self._damaged,
         )
 
     def expect(self, layer: LazyLayerStore) -> None:
@@ -229,6 +236,7 @@ class LocalCopies:
     def _note(self, layer: LazyLayerStore, counts: CopyCounts) -> None:
         self._spans += counts.spans
         self._size += counts.size
+        self._cloned += counts.cloned
         self._unlike += counts.unlike
         self._damaged += len(counts.damaged)
         for digest in set(counts.damaged) - self._told:
@@ -238,15 +246,18 @@ class LocalCopies:
                 digest,
                 layer.digest,
             )
-        self._unsaved = (self._unsaved[0] + counts.spans, self._unsaved[1] + counts.size)
+        count, size, cloned = self._unsaved
+        self._unsaved = (count + counts.spans, size + counts.size, cloned + counts.cloned)
 
     async def _save(self) -> None:
         """Writes down what was saved since the last time: not for each reader, who would wait."""
-        count, size = self._unsaved
-        self._unsaved = (0, 0)
+        count, size, cloned = self._unsaved
+        self._unsaved = (0, 0, 0)
         if count:
             try:
                 await self._store.records.add_saving(Saving.COPIED, count, size)
+                if cloned:
+                    await self._store.records.add_saving(Saving.CLONED, 0, cloned)
             except ImgvolError as exc:
                 log.warning("what was saved is not written down: %s", exc)
 

@@ -7,7 +7,10 @@ A table of contents pins a SHA-256 for every chunk, and nothing for what lies be
 without one are listed apart: there are none, unless whoever opened the layer allowed it.
 
 Chunks are numbered in the order in which they were added, and their bytes follow one another in the
-data file in that order, without gaps. So positions need no sizes, and cannot overlap.
+data file in that order. Files of some size begin at whole blocks there, with a gap before them: the
+same file in another layer then has the same bytes in the same places of blocks, which filesystems
+can share. So chunks have positions and sizes, and whoever reads a stored table checks that no chunk
+begins before the one in front of it ends.
 """
 
 import hashlib
@@ -17,6 +20,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from operator import add, le
 from typing import Final, Self
 
 from imgvol import limits
@@ -31,6 +35,10 @@ from imgvol.layers.lazy.spans import (
     damaged,
     seal,
 )
+
+# Where files begin in the data file if they are worth it: filesystems share whole blocks, and this
+# is what ext4, xfs and btrfs make them unless told otherwise.
+ALIGNMENT: Final = 4096
 
 # What data that does not compress may take: deflate and zstd add less than a thousandth, and an
 # encoder that is flushed after each small file some bytes per file, whose header compresses well.
@@ -57,10 +65,10 @@ class ChunkTable(SpanTable):
         header = _HEADER.unpack_from(body)
         self.blob_size, self.data_size, number, spans, chunks, prefetch, bare = header
         # by span: where it starts and ends in the blob, its first place in `order`; by chunk: its
-        # position, where it starts in its span, its span; `order`: chunks by span and place there;
-        # chunks without a digest; digests of all
-        widths = (8, 8, 4, 8, 8, 4, 4, 4, DIGEST_SIZE)
-        counts = (spans, spans, spans + 1, chunks + 1, chunks, chunks, chunks, bare, chunks)
+        # position, where it starts in its span, its size, its span; `order`: chunks by span and
+        # place there; chunks without a digest; digests of all
+        widths = (8, 8, 4, 8, 8, 4, 4, 4, 4, DIGEST_SIZE)
+        counts = (spans, spans, spans + 1, *[chunks] * 5, bare, chunks)
         sizes = [width * count for width, count in zip(widths, counts, strict=True)]
         bounds = list(accumulate(sizes, initial=_HEADER.size))
         if bounds[-1] != len(body):
@@ -73,8 +81,8 @@ class ChunkTable(SpanTable):
             for (start, end), width in zip(pairwise(bounds), widths[:-1], strict=False)
         ]
         self._starts, self._ends, self._firsts, *tables = tables
-        self._positions, self._inner, self._spans, self._order, without_digest = tables
-        self._without_digest = frozenset(without_digest)
+        self._positions, self._inner, self._sizes, self._spans, self._order, bare_chunks = tables
+        self._without_digest = frozenset(bare_chunks)
         self.is_pinned = not self._without_digest
         self._digests = bounds[-2]
         self._body = body
@@ -82,6 +90,7 @@ class ChunkTable(SpanTable):
         self.span_count = spans
         self.chunk_count = chunks
         self.prefetch: Sequence[int] = range(prefetch)
+        self._check_positions()
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:
@@ -92,6 +101,13 @@ class ChunkTable(SpanTable):
         """
         return cls(body)
 
+    def _check_positions(self) -> None:
+        """A chunk that reached into the next one, or out of the file, would overwrite others."""
+        end = self._end(self.chunk_count - 1) if self.chunk_count else 0
+        ends = map(add, self._positions, self._sizes)
+        if end != self.data_size or not all(map(le, ends, self._positions[1:])):
+            raise damaged("positions")
+
     def to_bytes(self) -> bytes:
         """As SpanTable says."""
         return seal(Kind.CHUNKS, self._body)
@@ -101,9 +117,11 @@ class ChunkTable(SpanTable):
         start, end = max(position, 0), min(position + size, self.data_size)
         if start >= end:
             return ()
-        first = bisect_right(self._positions, start) - 1
-        last = bisect_left(self._positions, end, first + 1)
-        if last == first + 1:
+        first = max(0, bisect_right(self._positions, start) - 1)
+        if self._end(first) <= start:
+            first += 1  # it begins in the gap behind that one
+        last = bisect_left(self._positions, end, first)
+        if last - first == 1:
             return (self._spans[first],)
         return sorted(set(self._spans[first:last]))
 
@@ -114,7 +132,7 @@ class ChunkTable(SpanTable):
     def positions(self, span: int) -> Sequence[tuple[int, int]]:
         """As SpanTable says."""
         chunks = self._order[self._firsts[span] : self._firsts[span + 1]]
-        return [(self._positions[chunk], self._positions[chunk + 1]) for chunk in chunks]
+        return [(self._positions[chunk], self._end(chunk)) for chunk in chunks]
 
     def decode(self, span: int, data: bytes) -> list[Region]:
         """As SpanTable says."""
@@ -122,7 +140,7 @@ class ChunkTable(SpanTable):
         if len(data) != end - start:
             raise InvalidLayer("a span of a wrong size", offset=start, actual=len(data))
         chunks = sorted(self._order[self._firsts[span] : self._firsts[span + 1]])
-        needed = max(self._inner[chunk] + self._size(chunk) for chunk in chunks)
+        needed = max(self._inner[chunk] + self._sizes[chunk] for chunk in chunks)
         decoded = self._decompress(data, needed, start)
         return [self._verified(chunk, decoded, start) for chunk in chunks]
 
@@ -135,7 +153,7 @@ class ChunkTable(SpanTable):
 
     def part(self, chunk: int) -> Part:
         """A chunk: where it lies in the data file, and what pins it."""
-        return Part(self._positions[chunk], self._size(chunk), self.digest(chunk))
+        return Part(self._positions[chunk], self._sizes[chunk], self.digest(chunk))
 
     def digest(self, chunk: int) -> bytes:
         """The SHA-256 of a chunk; zeros if there is none."""
@@ -156,8 +174,8 @@ class ChunkTable(SpanTable):
 
     def chunks_at(self, position: int, size: int) -> range:
         """The chunks that begin within [position, position + size) of the data file."""
-        first = bisect_left(self._positions, position, 0, self.chunk_count)
-        return range(first, bisect_left(self._positions, position + size, first, self.chunk_count))
+        first = bisect_left(self._positions, position)
+        return range(first, bisect_left(self._positions, position + size, first))
 
     def span_of_chunk(self, chunk: int) -> int:
         """The span that a chunk is in."""
@@ -182,7 +200,7 @@ class ChunkTable(SpanTable):
 
     def _verified(self, chunk: int, decoded: bytes, offset: int) -> Region:
         inner = self._inner[chunk]
-        data = decoded[inner : inner + self._size(chunk)]
+        data = decoded[inner : inner + self._sizes[chunk]]
         if chunk in self._without_digest:
             return Region(self._positions[chunk], data)
         expected = self.digest(chunk)
@@ -196,8 +214,8 @@ class ChunkTable(SpanTable):
             )
         return Region(self._positions[chunk], data)
 
-    def _size(self, chunk: int) -> int:
-        return self._positions[chunk + 1] - self._positions[chunk]
+    def _end(self, chunk: int) -> int:
+        return self._positions[chunk] + self._sizes[chunk]
 
 
 class ChunkTableBuilder:
@@ -207,6 +225,9 @@ class ChunkTableBuilder:
         compression: Of the spans: gzip or zstd.
         blob_size: Bytes of the blob.
         data_end: Where the part of the blob that holds content ends, at the latest.
+
+    Attributes:
+        data_size: Where the next chunk will lie in the data file.
     """
 
     def __init__(self, compression: Compression, *, blob_size: int, data_end: int) -> None:
@@ -215,15 +236,23 @@ class ChunkTableBuilder:
         self._data_end = data_end
         self._offsets = array("Q")
         self._inner = array("Q")
-        self._positions = array("Q", [0])
+        self._positions = array("Q")
+        self._sizes = array("I")
+        self._content_size = 0
         self._digests = bytearray()
         self._without_digest = array("I")
         self._known_ends: dict[int, int] = {}  # of spans, by offset
+        self.data_size = 0
 
-    @property
-    def data_size(self) -> int:
-        """Where the next chunk will lie in the data file."""
-        return self._positions[-1]
+    def begin_file(self, size: int) -> int:
+        """The next chunks are those of a file; returns where they will lie in the data file.
+
+        Args:
+            size: Of the file.
+        """
+        if size >= limits.ALIGNED_FILE:
+            self.data_size = -(-self.data_size // ALIGNMENT) * ALIGNMENT
+        return self.data_size
 
     def add(
         self, *, offset: int, inner: int, size: int, digest: bytes | None, end: int | None = None
@@ -250,7 +279,7 @@ class ChunkTableBuilder:
                 allowed=limits.SPAN_SIZE,
                 actual=inner + size,
             )
-        total = self._positions[-1] + size
+        total = self._content_size + size
         allowed = max(limits.DECOMPRESSION_FREE, limits.DECOMPRESSION_RATIO * self._blob_size)
         if total > min(allowed, limits.TAR_SIZE):
             raise LimitExceeded(
@@ -260,7 +289,10 @@ class ChunkTableBuilder:
             )
         self._offsets.append(offset)
         self._inner.append(inner)
-        self._positions.append(total)
+        self._positions.append(self.data_size)
+        self._sizes.append(size)
+        self._content_size = total
+        self.data_size += size
         if digest is None:
             self._without_digest.append(len(self._offsets) - 1)
         self._digests += digest or bytes(DIGEST_SIZE)
@@ -289,7 +321,7 @@ class ChunkTableBuilder:
                 chunk = order[place]
                 if inner[chunk] < decoded:
                     raise InvalidLayer("chunks that overlap", offset=start)
-                decoded = inner[chunk] + self._positions[chunk + 1] - self._positions[chunk]
+                decoded = inner[chunk] + self._sizes[chunk]
                 spans[chunk] = number
                 place += 1
             limit = starts[number + 1] if number + 1 < len(starts) else self._data_end
@@ -297,14 +329,14 @@ class ChunkTableBuilder:
             firsts.append(place)
         header = _HEADER.pack(
             self._blob_size,
-            self.data_size,
+            self._positions[-1] + self._sizes[-1] if order else 0,
             _COMPRESSION_NUMBERS[self._compression],
             len(starts),
             len(order),
             bisect_left(starts, prefetch_end),
             len(self._without_digest),
         )
-        tables = (array("Q", starts), ends, firsts, self._positions, inner, spans)
+        tables = (array("Q", starts), ends, firsts, self._positions, inner, self._sizes, spans)
         chunks = (array("I", order), self._without_digest)
         body = [header, *map(_bytes, (*tables, *chunks)), bytes(self._digests)]
         return ChunkTable(b"".join(body))

@@ -42,9 +42,9 @@ _SEAL: Final = struct.Struct("<8sHHIQ")
 class Kind(enum.IntEnum):
     """What understands the body of a sealed table. Stored: numbers are never used again."""
 
-    CHUNKS = 1  # eStargz and zstd:chunked
     SOCI = 2
     FRAMES = 3  # zstd of several frames
+    CHUNKS = 4  # eStargz and zstd:chunked; it was 1 while chunks lay without gaps
 
 
 class Region(NamedTuple):

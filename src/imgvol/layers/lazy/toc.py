@@ -167,7 +167,7 @@ class _Reader:
             self._links.add(member)
         else:
             self._note_landmark(member, entry)
-            position = self._table.data_size
+            position = self._table.begin_file(member.size)
             self._file = _File(member, _string(entry, "digest"), position, _chunk(entry))
 
     def finish(self) -> LazyLayer:

@@ -33,6 +33,7 @@ from imgvol.publish.prioritizing import Priorities
 from imgvol.publish.pushing import Blob, Document
 from imgvol.publish.rewriting import rewrite_config, rewrite_layer, rewrite_manifest
 from imgvol.publish.worker import run_worker
+from imgvol.threads import run_cancellable
 
 _MEDIA_TYPES: Final = {
     Format.ESTARGZ: media_types.OCI_LAYER_GZIP,
@@ -198,8 +199,9 @@ class ConversionWork:
             self._taken[job.before.digest] = job.before
             job.take_over(str(obstacle))
         else:
-            write = partial(job.write_tar, str(obstacle))
-            await trio.to_thread.run_sync(write, limiter=self._limiter)
+            reader = LayerTarReader(job.tar)
+            write = partial(job.write_tar, reader, str(obstacle))
+            await run_cancellable(write, reader.cancel, limiter=self._limiter)
 
     def blobs(self) -> list[Blob]:
         """All layers that the target needs."""
@@ -263,7 +265,7 @@ class LayerJob:
             unpacked_size=self.tar.size,
         )
 
-    def write_tar(self, reason: str) -> None:
+    def write_tar(self, reader: LayerTarReader, reason: str) -> None:
         """It becomes a plain tar, for nobody has its blob. Blocks.
 
         Raises:
@@ -272,7 +274,7 @@ class LayerJob:
         """
         hasher = self.tar.digest.hasher()
         with translate_os_errors("convert an image"), (self.directory / BLOB_NAME).open("wb") as to:
-            for piece in self.tar.iter_pieces():
+            for piece in reader.iter_pieces():
                 hasher.update(piece)
                 to.write(piece)
         if Digest.from_hasher(hasher) != self.tar.digest:

@@ -32,6 +32,7 @@ from imgvol.layers.lazy.spans import (
     Part,
     Region,
     SpanTable,
+    check_expansion,
     damaged,
     seal,
 )
@@ -280,13 +281,7 @@ class ChunkTableBuilder:
                 actual=inner + size,
             )
         total = self._content_size + size
-        allowed = max(limits.DECOMPRESSION_FREE, limits.DECOMPRESSION_RATIO * self._blob_size)
-        if total > min(allowed, limits.TAR_SIZE):
-            raise LimitExceeded(
-                "layer expands like a decompression bomb",
-                limit="DECOMPRESSION_RATIO",
-                allowed=limits.DECOMPRESSION_RATIO,
-            )
+        check_expansion(self._blob_size, total)
         self._offsets.append(offset)
         self._inner.append(inner)
         self._positions.append(self.data_size)

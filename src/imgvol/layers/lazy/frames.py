@@ -26,6 +26,8 @@ from imgvol.layers.lazy.spans import (
     Kind,
     Region,
     SpanTable,
+    check_expansion,
+    check_span_size,
     damaged,
     seal,
     verify_span,
@@ -103,25 +105,13 @@ class FrameTable(SpanTable):
         plain_size = self._positions[-1]
         if self._positions[0] != 0 or self.data_size > plain_size:
             raise InvalidLayer("a table of zstd frames that leaves out some of the layer")
-        free = max(limits.DECOMPRESSION_FREE, limits.DECOMPRESSION_RATIO * self.blob_size)
-        if plain_size > min(free, limits.TAR_SIZE):
-            raise LimitExceeded(
-                "layer expands like a decompression bomb",
-                limit="DECOMPRESSION_RATIO",
-                allowed=limits.DECOMPRESSION_RATIO,
-            )
+        check_expansion(self.blob_size, plain_size)
         before = 0
         for span, (start, end, _) in enumerate(self._runs):
             size = self._plain_size(span)
             if not before <= start < end <= self.blob_size or size <= 0:
                 raise InvalidLayer("zstd frames that are out of order", offset=start)
-            if max(end - start, size) > limits.SPAN_SIZE:
-                raise LimitExceeded(
-                    "a span of the layer is too large",
-                    limit="SPAN_SIZE",
-                    allowed=limits.SPAN_SIZE,
-                    offset=start,
-                )
+            check_span_size(start, max(end - start, size))
             before = end
 
     @classmethod

@@ -30,6 +30,7 @@ from imgvol.layers.lazy.spans import (
     LazyLayer,
     Region,
     SpanTable,
+    check_span_size,
     damaged,
     seal,
     verify_span,
@@ -99,13 +100,7 @@ class SociTable(SpanTable):
             raise InvalidLayer("zTOC with a span outside of the blob")
         for span in range(self.span_count):
             start, end = self.compressed_range(span)
-            if max(end - start, self._size(span)) > limits.SPAN_SIZE:
-                raise LimitExceeded(
-                    "a span of the layer is too large",
-                    limit="SPAN_SIZE",
-                    allowed=limits.SPAN_SIZE,
-                    offset=start,
-                )
+            check_span_size(start, max(end - start, self._size(span)))
 
     @classmethod
     def from_body(cls, body: bytes) -> Self:

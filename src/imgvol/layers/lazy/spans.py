@@ -27,7 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from imgvol.errors import DigestMismatch, StoreDamaged
+from imgvol import limits
+from imgvol.errors import DigestMismatch, LimitExceeded, StoreDamaged
 from imgvol.oci.digest import Digest
 
 MAGIC: Final = b"imgvolST"
@@ -221,6 +222,40 @@ def unseal(data: bytes) -> tuple[Kind, bytes]:
         return Kind(kind), body
     except ValueError:
         raise damaged("kind", actual=kind) from None
+
+
+def check_span_size(start: int, size: int) -> None:
+    """Refuse a span that no reader would hold at once.
+
+    Args:
+        start: Its first byte in the blob.
+        size: Its bytes, compressed or plain: the larger number.
+
+    Raises:
+        LimitExceeded: It is too large.
+    """
+    if size > limits.SPAN_SIZE:
+        raise LimitExceeded(
+            "a span of the layer is too large",
+            limit="SPAN_SIZE",
+            allowed=limits.SPAN_SIZE,
+            offset=start,
+        )
+
+
+def check_expansion(blob_size: int, plain_size: int) -> None:
+    """Refuse a layer that claims to decode to more than any honest one does.
+
+    Raises:
+        LimitExceeded: It does.
+    """
+    free = max(limits.DECOMPRESSION_FREE, limits.DECOMPRESSION_RATIO * blob_size)
+    if plain_size > min(free, limits.TAR_SIZE):
+        raise LimitExceeded(
+            "layer expands like a decompression bomb",
+            limit="DECOMPRESSION_RATIO",
+            allowed=limits.DECOMPRESSION_RATIO,
+        )
 
 
 def verify_span(data: bytes, start: int, end: int, expected: bytes) -> None:

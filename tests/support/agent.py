@@ -162,10 +162,11 @@ def do_content(path):
     return _encode(Path(path).read_bytes())
 
 
-def do_read_together(reads, readers):
+def do_read_together(reads, readers, exactly=False):
     """Reads ranges of files, given as path, offset and size, in as many threads; in order.
 
-    Each result is a digest, or the name of an error, or "SHORT" for less than there is.
+    Each result is a digest, or the name of an error, or "SHORT" for less than there is. Exactly:
+    the kernel asks for these pages and for none around them, however often it is done.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -173,6 +174,8 @@ def do_read_together(reads, readers):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if exactly:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
                 data = os.pread(fd, size, offset)
                 if len(data) < min(size, os.fstat(fd).st_size - offset):
                     return "SHORT"

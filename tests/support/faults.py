@@ -6,6 +6,8 @@ compared by tests/unit/test_faults_table.py. At the end of a run a line tells ho
 shown: a row counts when at least one of its tests has run and none of those that ran has failed.
 """
 
+import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ import pytest
 TABLE = Path(__file__).parents[2] / "docs" / "faults.md"
 NOT_APPLICABLE = "not applicable"
 OPEN = "open"
+# Names the file with what the runs before this one have shown.
+EARLIER_RUNS = "IMGVOL_TEST_FAULTS"
 _TEST = re.compile(r"`(tests/[\w/]+\.py::\w+)`")
 
 
@@ -61,25 +65,37 @@ def pytest_configure(config):
 
 
 class _Tally:
-    """Sums up, over a run, what became of the tests of each row."""
+    """Sums up, over a run, what became of the tests of each row.
+
+    Rows go with the reports, as the tests may run in other processes; where several runs make up
+    one, what the first ones showed is in a file for the last.
+    """
 
     def __init__(self) -> None:
-        self._passed: set[str] = set()
-        self._failed: set[str] = set()
+        self._file = Path(os.environ.get(EARLIER_RUNS, os.devnull))
+        earlier = json.loads(self._file.read_text() or "{}")
+        self._passed = set(earlier.get("passed", ()))
+        self._failed = set(earlier.get("failed", ()))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
         report = yield
-        rows = {row for mark in item.iter_markers("fault") for row in mark.args}
+        rows = [row for mark in item.iter_markers("fault") for row in mark.args]
+        report.user_properties += [("fault", row) for row in rows]
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        rows = {value for name, value in report.user_properties if name == "fault"}
         if report.failed:
             self._failed |= rows
         elif report.when == "call" and report.passed:
             self._passed |= rows
-        return report
 
     def pytest_terminal_summary(self, terminalreporter):
         if self._passed or self._failed:
             terminalreporter.line(summary(self._passed, self._failed, TABLE.read_text()))
+            found = {"passed": sorted(self._passed), "failed": sorted(self._failed)}
+            self._file.write_text(json.dumps(found))
 
 
 def summary(passed: set[str], failed: set[str], table: str) -> str:

@@ -82,10 +82,9 @@ async def test_a_layer_is_proven_where_it_lies_and_gives_back_what_it_can_fetch_
     async with case_of(tmp_path, honest(), monkeypatch) as case:
         async with within(QUOTA, case) as (lazy, keeper):
             layer = await attached(case, lazy)
-            await until(lambda: layer.is_proven)
+            await until(lambda: layer.is_proven and lazy.statistics().verified == 1)
             assert (layer.is_complete, layer.is_whole) == (False, True)
             assert layer_status(layer, case.record).state == "complete"
-            assert lazy.statistics().verified == 1
             assert not list((tmp_path / "layers").iterdir())
             assert not list((tmp_path / "ingest").iterdir())
             assert await contents(layer) == CONTENTS

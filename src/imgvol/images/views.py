@@ -385,24 +385,21 @@ class Views:
         if record.is_refused:
             assert record.fault is not None
             raise record.fault.refusal(record.digest)
-        if record.is_in_place:
-            return await self._open_in_place(record)
-        if record.is_complete:
+        if record.is_stored:
             return await self.store.open_layer(record)
-        layer = await self.store.open_lazy_layer(record)
+        try:
+            if record.is_in_place:
+                return await self.store.open_in_place_layer(record)
+            layer = await self.store.open_lazy_layer(record)
+        except StoreDamaged:
+            # A pull may have brought all of it into the store since its record was read.
+            known = await self.store.records.refresh_layers([record])
+            if not known or not known[0].is_stored:
+                raise
+            return await self._open_layer(known[0])
         layer.on_complete = partial(self._drop_lazy_index, layer)
         await self.on_lazy_layer(layer, record)
         return layer
-
-    async def _open_in_place(self, record: LayerRecord) -> Layer:
-        try:
-            return await self.store.open_in_place_layer(record)
-        except StoreDamaged:
-            # A pull may have copied it into the store since its record was read.
-            known = await self.store.records.refresh_layers([record])
-            if not known or known[0].is_in_place:
-                raise
-            return await self._open_layer(known[0])
 
     def _drop_lazy_index(self, completed: LazyLayerStore) -> None:
         for view in self._by_slot.values():

@@ -436,6 +436,22 @@ async def test_a_layer_pulled_as_a_whole_serves_the_views_that_are_open(tmp_path
         await until(lambda: is_settled(lazy, layer))
 
 
+async def test_a_layer_pulled_as_a_whole_while_its_view_is_opened_is_opened_where_it_is_then(
+    tmp_path, monkeypatch
+):
+    async with case_of(tmp_path, honest(), monkeypatch) as case:
+        open_lazily = case.store.open_lazy_layer
+
+        async def pulled_first(record):
+            await pull_whole(case)
+            return await open_lazily(record)
+
+        monkeypatch.setattr(case.store, "open_lazy_layer", pulled_first)
+        async with Views(case.store).hold(image_record([case.record])) as view:
+            assert not isinstance(view.layers[0], LazyLayerStore)
+            assert {name: await read(view.layers[0], name) for name in CONTENTS} == CONTENTS
+
+
 @pytest.mark.expects_log("is bad, its readers get errors: a table of contents does not tell")
 async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull(
     tmp_path, monkeypatch

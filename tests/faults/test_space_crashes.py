@@ -187,7 +187,7 @@ def test_killed_at_any_call_while_a_complete_layer_gives_back_parts(short_path, 
     noise = random.Random(29)
     entries = [images.directory("usr", mtime_ns=TIME)]
     for number in range(4):
-        text = bytes(noise.choices(b"01", k=MB))
+        text = images.compressible(noise, MB)
         entries.append(images.file(f"usr/{number}", text, mtime_ns=TIME))
     layer = Stargz(entries, chunk=100_000).layer()
     name = "space/proven:1"

@@ -126,7 +126,7 @@ def two_images(request, registry, tmp_path_factory):
         noise, name = random.Random(seed), f"space/two-{request.param}-{seed}"
         entries = [images.directory("data", mtime_ns=TIME)]
         for number in range(5):
-            data = bytes(noise.choices(b"01", k=FILE))
+            data = images.compressible(noise, FILE)
             entries.append(images.file(f"data/{number}", data, mtime_ns=TIME))
         if request.param == "soci":
             layer = images.Layer(entries, "gzip")

@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import random
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -168,6 +169,12 @@ def compressed(data: bytes, compression: str) -> bytes:
         return zstandard.ZstdCompressor(level=3).compress(data)
     assert compression == "none"
     return data
+
+
+def compressible(noise: random.Random, size: int) -> bytes:
+    """Bytes of which compression leaves about an eighth, quickly: a page each of noise and text."""
+    pages = (noise.randbytes(512) + b"imgvol. " * 448 for _ in range(size // 4096 + 1))
+    return b"".join(pages)[:size]
 
 
 def sha256(data: bytes) -> str:

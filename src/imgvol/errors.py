@@ -40,10 +40,11 @@ may enter any of them: URLs are redacted where they are put in. The three edges 
 status, gRPC code) each map classes in one function of their own, from the class attributes below.
 """
 
+import copy
 import enum
 import errno as _errno
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class Blame(enum.Enum):
@@ -82,6 +83,14 @@ class ImgvolError(Exception):
         """The class's name in kebab case: the stable word that scripts match on."""
         name = type(self).__name__
         return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+    def anew(self) -> Self:
+        """An equal error that was never raised: to keep one, or to raise one that is kept.
+
+        What was raised knows the calls that it came through, and these know their objects. So it
+        would keep whoever keeps it, and whatever is open there.
+        """
+        return copy.copy(self)
 
     def __str__(self) -> str:
         details = ", ".join(f"{k} {_shown(v)}" for k, v in self.fields.items())

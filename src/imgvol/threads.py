@@ -29,14 +29,26 @@ async def run_cancellable(
             if result is None:
                 cancel()
 
-    async with limiter, trio.open_nursery() as nursery:
-        nursery.start_soon(pass_cancellation_on)
-        with trio.CancelScope(shield=True):
-            result = await trio.to_thread.run_sync(
-                outcome.capture, work, limiter=trio.CapacityLimiter(1)
-            )
-        nursery.cancel_scope.cancel()
-    # What a cancelled piece of work raised is a consequence: the caller gets Cancelled from here.
-    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        async with limiter, trio.open_nursery() as nursery:
+            nursery.start_soon(pass_cancellation_on)
+            with trio.CancelScope(shield=True):
+                result = await trio.to_thread.run_sync(
+                    outcome.capture, work, limiter=trio.CapacityLimiter(1)
+                )
+            nursery.cancel_scope.cancel()
+        # What a cancelled piece of work raised is a consequence: the caller gets Cancelled from
+        # here.
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except BaseException:  # cancelled, or several times so: a group
+        if isinstance(result, outcome.Error):
+            # It knows the calls of the thread, and those know it: they would keep each other, and
+            # what the work had, until Python's collector comes by.
+            result.error.__traceback__ = None
+        raise
     assert result is not None
-    return result.unwrap()
+    try:
+        return result.unwrap()
+    finally:
+        # So would the error and this call.
+        result = None

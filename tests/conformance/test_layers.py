@@ -333,7 +333,10 @@ async def test_a_failure_for_good_is_told_and_answers_every_read(make, tmp_path,
     for name in (b"one", b"page", b"large"):
         with pytest.raises(ImgvolError) as raised:
             await read(case.layer, name)
-        assert raised.value is case.layer.failure
+        assert type(raised.value) is type(case.layer.failure)
+        assert str(raised.value) == str(case.layer.failure)
+        # What was raised knows the layer, by the calls that it came through: the layer has another.
+        assert raised.value is not case.layer.failure
 
 
 async def test_a_registry_that_failed_is_asked_again(tmp_path, monkeypatch):

@@ -108,7 +108,7 @@ def test_what_stays_is_right_and_nothing_else_takes_a_block(data):
             check(reopened, present=set(reopened.present))
             assert set(reopened.present) <= present
         layer.give_back(range(SIZE // 7000 + 1))
-        assert allocated(layer._data.fd) == 0
+        assert allocated(layer._holdings.data.fd) == 0
         reopened = reopen_lazy_layer(Path(base))
         assert set(reopened.present) == set()
 
@@ -128,7 +128,7 @@ def test_only_blocks_of_present_spans_are_taken(data):
         if not layer.stays_lazy:
             return
         positions = [place for span in present for place in table.positions(span)]
-        assert allocated(layer._data.fd) <= blocks_of(positions)
+        assert allocated(layer._holdings.data.fd) <= blocks_of(positions)
         ranges = [table.compressed_range(span) for span in present]
         assert allocated(layer.kept.file.fd) <= blocks_of(ranges)
 
@@ -262,7 +262,7 @@ def test_what_an_earlier_process_has_left_goes_with_the_first(tmp_path):
     assert set(reopened.present) == set()
     put(reopened, 5)
     put(reopened, 30)
-    before = allocated(reopened._data.fd, reopened.kept.file.fd)
+    before = allocated(reopened._holdings.data.fd, reopened.kept.file.fd)
     given_back = reopened.give_back([reopened.uses._window_of(30)])
     assert given_back.spans == 1
     assert given_back.size > before - 40_000

@@ -326,6 +326,10 @@ class Soak:
         for what, things in left.items():
             if things:
                 self._problem(f"after {trouble}: {what} left: {things}")
+        try:
+            wait_until(lambda: not _gone_files(pid), seconds=SETTLING, what="files")
+        except AssertionError:
+            self._problem(f"after {trouble}: open though they have gone: {_gone_files(pid)}")
         self._files = self._files or _files(pid) + FILES_SLACK
         for what, count, most in (("files", _files, self._files), ("threads", _threads, THREADS)):
             try:
@@ -397,6 +401,15 @@ def _files_of(entries: list[images.Entry]) -> dict[str, bytes]:
 
 def _files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def _gone_files(pid: int) -> list[str]:
+    """What a process has open though it was removed: its room on the disk is taken all the same."""
+    links = []
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed in this moment
+            links.append(os.readlink(f"/proc/{pid}/fd/{number}"))
+    return [link for link in links if link.endswith(" (deleted)")]
 
 
 def _threads(pid: int) -> int:

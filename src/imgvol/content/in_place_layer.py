@@ -73,7 +73,7 @@ class InPlaceLayer:
             StoreDamaged: The file that holds the layer has changed, or cannot be read.
         """
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
@@ -138,11 +138,11 @@ class InPlaceLayer:
             StoreDamaged: They are not, now or before.
         """
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
         found = self._file.identity()
         if not found.may_be(self._known):
             self.failure = self._refusal("has changed since the layer was verified")
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
         return found == self._known
 
     def _verify_again(self) -> None:
@@ -160,7 +160,7 @@ class InPlaceLayer:
                 hasher.update(piece)
             if Digest.from_hasher(hasher) != self.digest or not found.may_be(self._known):
                 self.failure = self._refusal("has changed since the layer was verified")
-                raise self.failure.with_traceback(None)
+                raise self.failure.anew()
             self._known = found
 
     def _refusal(self, what: str, reason: str | None = None) -> StoreDamaged:

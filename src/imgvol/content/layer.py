@@ -19,7 +19,9 @@ class Layer(Protocol):
     them to what is said here.
 
     Lifecycle: The `Store` opens layers (in threads: that takes the disk). Nobody closes them: the
-    descriptors go with the last reference, so that no reader loses one under its hands.
+    descriptors go with the last reference, so that no reader loses one under its hands. So nothing
+    that a layer has may have the layer: both would stay, with the room of removed files, until
+    Python's collector comes by, which in a daemon that has nothing to do is never.
 
     Identity: `digest` and `slot` never change, and neither does what `index` says: the same nodes,
     names and attributes for as long as the layer is open, and whenever it is opened in this slot.

@@ -76,7 +76,7 @@ class LayerStore:
                 were, or the disk fails.
         """
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""

@@ -37,6 +37,7 @@ from imgvol import limits
 from imgvol.content.durable import translate_os_errors, write_all
 from imgvol.content.fetching import DemandTally, Fetcher
 from imgvol.content.giving_back import GivenBack
+from imgvol.content.holdings import Holdings
 from imgvol.content.kept_blob import KeptBlob
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.layout import DATA_NAME, INDEX_NAME
@@ -73,9 +74,9 @@ class LazyLayerStore:
         table: Its span table.
         present: Which spans are here.
         kept: Which compressed bytes are here.
-        fetcher: Brings the others.
+        fetcher: Brings the others, from when its first view is opened until its last one closes.
         demand: Counts the reads that waited; shared by the layers of one engine.
-        on_complete: Called when the final form has taken over, `index` included.
+        on_complete: Called with the layer when the final form has taken over, `index` included.
         uses: Which spans are read, and were.
         reclaimer: Gives spans back for which there is no room.
     """
@@ -93,7 +94,7 @@ class LazyLayerStore:
         self.fetcher: Fetcher | None = None
         self.demand = DemandTally()
         self.failure: ImgvolError | None = None
-        self.on_complete: Callable[[], None] = lambda: None
+        self.on_complete: Callable[[LazyLayerStore], None] = lambda _layer: None
         self._directory = directory
         self._disk_reads = disk_reads
         self._complete: LayerStore | None = None
@@ -106,8 +107,7 @@ class LazyLayerStore:
         try:
             self.index = LayerIndex(read_whole(directory / INDEX_NAME))
             self.table: SpanTable = open_span_table(read_whole(directory / TABLE_NAME))
-            # None once the layer is complete: what it takes on disk is given back.
-            self._data: OpenFile | None = OpenFile(directory / DATA_NAME, os.O_RDWR)
+            data = OpenFile(directory / DATA_NAME, os.O_RDWR)
             blob = OpenFile(directory / BLOB_NAME, os.O_RDWR)
         except OSError as exc:
             raise StoreDamaged(
@@ -115,25 +115,9 @@ class LazyLayerStore:
             ) from exc
         self.present = SpanMap(directory / SPANS_NAME, self.table.span_count)
         self.kept = KeptBlob(blob, digest)
-        # Bytes of the blob that stand for content which is here without them.
-        self._unkept_size = 0
-        for span in self.present:
-            start, end = self.table.compressed_range(span)
-            if self.present.is_kept(span):
-                self.kept.note(start, end)
-            else:
-                self._unkept_size += end - start
+        self._holdings = Holdings(self.table, self.present, self.kept, data)
         self.uses = SpanUses(self.table)
-        self.reclaimer = SpanReclaimer(
-            present=self.present,
-            discard=self._discard,
-            give_up=self._give_up,
-            kept=self.kept,
-            uses=self.uses,
-            locks=self._locks,
-            space=self._space,
-            data=lambda: self._data,
-        )
+        self.reclaimer = SpanReclaimer(self._holdings, self.uses, self._locks, self._space)
         self.reclaimer.is_proven = self._is_proven = read_proof(directory) is not None
 
     @property
@@ -178,7 +162,9 @@ class LazyLayerStore:
     @property
     def present_size(self) -> int:
         """Bytes of the blob of which the content is here, or will not be fetched. From memory."""
-        return self.table.blob_size if self.is_settled else self.kept.size + self._unkept_size
+        return (
+            self.table.blob_size if self.is_settled else self.kept.size + self._holdings.unkept_size
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -228,9 +214,9 @@ class LazyLayerStore:
             ContentError: A span is not what its digest names, or the layer turned out to be bad.
         """
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
         # Ours while we need it, whatever becomes of the layer meanwhile.
-        data = self._data
+        data = self._holdings.data
         if data is None:
             return await self._read_complete(node, offset, size)
         size = min(size, self.index.record(node).size - offset)
@@ -262,13 +248,14 @@ class LazyLayerStore:
         data: OpenFile,
     ) -> bytes | bytearray:
         wanted = self.missing(spans)
-        if self.fetcher is not None:
-            self.fetcher.note_wanted(spans)
+        fetcher = self.fetcher
+        if fetcher is not None:
+            fetcher.note_wanted(spans)
         if wanted:
-            assert self.fetcher is not None, "attached when the view was opened"
+            assert fetcher is not None, "attached when the view was opened"
             with self.demand.waits.waiting():
                 try:
-                    await self.fetcher.ensure(wanted)
+                    await fetcher.ensure(wanted)
                 except StoreFull as exc:
                     # Programs that read know nothing of rooms.
                     raise LocalError(
@@ -277,14 +264,14 @@ class LazyLayerStore:
                         digest=self.digest,
                     ) from exc
             if self.failure is not None:
-                raise self.failure.with_traceback(None)
-            if self._data is None:
+                raise self.failure.anew()
+            if self._holdings.data is None:
                 return await self._read_complete(node, offset, size)
             if self.missing(wanted):
                 raise InternalError("a fetched span is missing", digest=self.digest)
             self.demand.bytes += size
-        if self.fetcher is not None:
-            self._read_ahead(self.fetcher, node, offset, size)
+        if fetcher is not None:
+            self._read_ahead(fetcher, node, offset, size)
         if self._spare and any(span in self._spare for span in spans):
             return await trio.to_thread.run_sync(
                 self._gather_spare, data, pieces, size, spans, limiter=self._disk_reads
@@ -319,7 +306,7 @@ class LazyLayerStore:
     def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
         """As `read`, of what is present, before it is complete: the rest are zeros. Blocks."""
         size = min(size, self.index.record(node).size - offset)
-        return self._gather(self._data, self._pieces(node, offset, size), size)
+        return self._gather(self._holdings.data, self._pieces(node, offset, size), size)
 
     def _pieces(self, node: int, offset: int, size: int) -> list[tuple[int, int, int]]:
         """What a range of a file is made of: place in the answer, position, length; no holes."""
@@ -385,7 +372,7 @@ class LazyLayerStore:
         return damaged
 
     def _is_sound(self, span: int) -> bool:
-        data = self._data
+        data = self._holdings.data
         if data is None:
             return True  # completed meanwhile, hence verified as a whole
         start, end = self.table.compressed_range(span)
@@ -423,24 +410,10 @@ class LazyLayerStore:
         """
         with self._lock:
             for span in spans:
-                self._discard(span)
+                self._holdings.discard(span)
                 self.kept.drop(*self.table.compressed_range(span))
         with self._locks.saving, translate_os_errors("mark what is damaged of a layer"):
             self.present.save_missing()
-
-    def _discard(self, span: int) -> None:
-        """Counts a span as missing. For whoever holds the lock."""
-        start, end = self.table.compressed_range(span)
-        if span in self.present and not self.present.is_kept(span):
-            self._unkept_size -= end - start
-        self.present.discard(span)
-
-    def _give_up(self, span: int) -> None:
-        """Counts the compressed bytes of a span as missing. For whoever holds the lock."""
-        start, end = self.table.compressed_range(span)
-        if span in self.present and self.present.is_kept(span):
-            self._unkept_size += end - start
-            self.present.give_up(span)
 
     def put_span(
         self, span: int, regions: Sequence[Region], compressed: bytes = b"", *, is_kept: bool = True
@@ -456,7 +429,7 @@ class LazyLayerStore:
         Raises:
             StoreFull: No room; the span stays missing.
         """
-        if self._data is None:
+        if self._holdings.data is None:
             return  # all of it is here by now
         if self._drops_compressed:
             compressed, is_kept = b"", False
@@ -470,15 +443,13 @@ class LazyLayerStore:
             with self._locks.storing:
                 if compressed:
                     self.kept.put(start, compressed)
-                data = self._data
+                data = self._holdings.data
                 if data is not None:
                     with translate_os_errors("store a part of a layer"):
                         for region in regions:
                             write_all(data.fd, region.data, region.position)
                 with self._lock:
-                    if span not in self.present:  # else another thread has been as quick
-                        self._unkept_size += 0 if is_kept else end - start
-                        self.present.add(span, is_kept=is_kept)
+                    self._holdings.add(span, is_kept=is_kept)
         except ImgvolError:
             self._space.give(size)
             raise
@@ -496,13 +467,12 @@ class LazyLayerStore:
         Returns:
             False: the span stays missing.
         """
-        start, end = self.table.compressed_range(span)
         size = BLOCK + sum(last - first for first, last in self.table.positions(span))
         is_stored = False
         self._space.take(size)
         try:
             with self._locks.storing:
-                data = self._data
+                data = self._holdings.data
                 # What is present stays as it is: it is verified, and what is shared not yet.
                 if data is None or span in self.present:
                     return True
@@ -511,9 +481,8 @@ class LazyLayerStore:
                         write_all(data.fd, region.data, region.position)
                     is_stored = share(data.fd)
                 with self._lock:
-                    if is_stored and span not in self.present:  # not completed in this moment
-                        self._unkept_size += end - start
-                        self.present.add(span, is_kept=False)
+                    if is_stored:
+                        self._holdings.add(span, is_kept=False)
         finally:
             if not is_stored:
                 self._space.give(size)
@@ -601,7 +570,7 @@ class LazyLayerStore:
         # Bytes are written before their bit is set: what the snapshot speaks of is in the files.
         with self._lock:
             bits = self.present.snapshot()
-        data, blob = self._data, self.kept.file
+        data, blob = self._holdings.data, self.kept.file
         if bits == self.present.saved or self._has_lost_writes or data is None or blob is None:
             return
         with translate_os_errors("store a part of a layer"):
@@ -631,12 +600,12 @@ class LazyLayerStore:
         """
         with self._lock:
             self._complete = store
-            self._data = None
-        self.kept.close()
+            self._holdings.data = None
         self.index = store.index
         self.table = NoSpans(self.table.blob_size)
+        self._holdings.close()
         self.uses.close()
         # Whoever waits for a span that is still on its way need not any more.
         with self._lock:
             self.present.fill()
-        self.on_complete()
+        self.on_complete(self)

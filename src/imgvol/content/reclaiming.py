@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
 from imgvol.content.durable import translate_os_errors
@@ -13,8 +13,7 @@ from imgvol.content.giving_back import (
     everything_else,
     size_of,
 )
-from imgvol.content.kept_blob import KeptBlob
-from imgvol.content.open_file import OpenFile
+from imgvol.content.holdings import Holdings
 from imgvol.content.punch import BLOCK, allocated, punch_hole
 from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
@@ -44,14 +43,10 @@ class SpanReclaimer:
     """Knows what of a layer could be given back, and does it. For any thread.
 
     Args:
-        present: Which spans are here.
-        discard: Counts one of them as missing.
-        give_up: Counts the compressed bytes of one of them as missing.
-        kept: Their compressed bytes.
-        uses: Which of them are read; knows the layer's span table.
+        holdings: What of the layer is here.
+        uses: Which spans of it are read; knows the layer's span table.
         locks: The layer's.
         space: What the store takes.
-        data: The data file, for as long as there is one.
 
     Attributes:
         has_given_back: Whether any spans were given back.
@@ -59,26 +54,15 @@ class SpanReclaimer:
     """
 
     def __init__(
-        self,
-        *,
-        present: SpanMap,
-        discard: Callable[[int], None],
-        give_up: Callable[[int], None],
-        kept: KeptBlob,
-        uses: SpanUses,
-        locks: LayerLocks,
-        space: SpaceLedger,
-        data: Callable[[], OpenFile | None],
+        self, holdings: Holdings, uses: SpanUses, locks: LayerLocks, space: SpaceLedger
     ) -> None:
-        self._present = present
-        self._discard = discard
-        self._give_up = give_up
-        self._compressed = _KeptSpans(present)
-        self._kept = kept
+        self._holdings = holdings
+        self._present = holdings.present
+        self._compressed = _KeptSpans(holdings.present)
+        self._kept = holdings.kept
         self._uses = uses
         self._locks = locks
         self._space = space
-        self._data = data
         self._holders = 0
         self._is_tidy = False
         self.has_given_back = False
@@ -98,7 +82,7 @@ class SpanReclaimer:
     def windows(self) -> list[tuple[int, float, int]]:
         """What could be given back: window, when it was used last, about how many bytes. Blocks."""
         table = self._uses.table
-        if self._data() is None or self._holders:
+        if self._holdings.data is None or self._holders:
             return []
         return [
             (window, used_at, size)
@@ -127,13 +111,13 @@ class SpanReclaimer:
         locks = self._locks
         with locks.saving, locks.storing, self._kept.writing:
             with locks.bookkeeping:
-                data, blob = self._data(), self._kept.file
+                data, blob = self._holdings.data, self._kept.file
                 if data is None or blob is None or self._holders:
                     return GivenBack()
                 table = self._uses.table
                 gone = self._idle(windows)
                 for span in gone:
-                    self._discard(span)
+                    self._holdings.discard(span)
                 self.has_given_back = self.has_given_back or bool(gone)
             if not gone:
                 return GivenBack()
@@ -151,7 +135,7 @@ class SpanReclaimer:
     @property
     def spare_blob(self) -> int:
         """Bytes of the kept blob that only the layer's final form would need. From memory."""
-        is_spare = self.is_proven and not self._holders and self._data() is not None
+        is_spare = self.is_proven and not self._holders and self._holdings.data is not None
         return self._kept.size if is_spare and _has_own_digests(self._uses.table) else 0
 
     def give_back_blob(self) -> GivenBack:
@@ -174,7 +158,7 @@ class SpanReclaimer:
             for start in range(0, len(spans), _BATCH):
                 with locks.bookkeeping:
                     for span in spans[start : start + _BATCH]:
-                        self._give_up(span)
+                        self._holdings.give_up(span)
             before = allocated(blob.fd)
             with translate_os_errors("give back a part of a layer"):
                 try:

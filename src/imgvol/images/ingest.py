@@ -165,9 +165,14 @@ class LayerIngest:
             failure = self._storing_failure or exc
             self._pieces.break_off()
         storing.join()
-        for reason in (failure, self._storing_failure):
-            if reason is not None and not isinstance(reason, _Cancelled):
-                raise reason
+        reason: BaseException | None = None
+        try:
+            for reason in (failure, self._storing_failure):
+                if reason is not None and not isinstance(reason, _Cancelled):
+                    raise reason
+        finally:
+            # It knows this call, and so us: we would keep each other, and the blob.
+            failure = reason = self._storing_failure = None
         if self._record is None:
             raise InternalError("a layer's pull was cancelled", digest=self._descriptor.digest)
         self._progress.state = "done"

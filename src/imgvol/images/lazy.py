@@ -146,6 +146,7 @@ class LazyLayers:
 
     def detach(self, layer: LazyLayerStore) -> None:
         """The last view of a layer has closed: its task ends, with what is present made durable."""
+        layer.fetcher = None  # they would keep each other, and all files of the layer
         attached = self._attached.get(layer)
         if attached is not None:
             attached.is_closed = True
@@ -398,7 +399,7 @@ class LazyLayers:
                 log.error("layer %s: the next daemon will not know it is bad: %s", bad.digest, exc)
 
     def _condemn(self, layer: LazyLayerStore, reason: ContentError) -> None:
-        layer.failure = reason
+        layer.failure = reason.anew()
         self._bad += 1
         log.error("layer %s is bad, its readers get errors: %s", layer.digest, reason)
         self.on_condemned(layer)

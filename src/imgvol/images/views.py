@@ -10,7 +10,6 @@ The filesystem finds views and layers by their slots, the numbers in inode numbe
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import trio
@@ -397,7 +396,7 @@ class Views:
             if not known or not known[0].is_stored:
                 raise
             return await self._open_layer(known[0])
-        layer.on_complete = partial(self._drop_lazy_index, layer)
+        layer.on_complete = self._drop_lazy_index
         await self.on_lazy_layer(layer, record)
         return layer
 

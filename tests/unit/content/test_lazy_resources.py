@@ -62,7 +62,7 @@ async def test_a_completed_layer_gives_back_the_room_of_its_lazy_form(tmp_path):
 def test_a_completed_layer_keeps_neither_its_table_nor_a_second_index(tmp_path):
     layer = make_lazy_layer(tmp_path, TABLE)
     table, told = weakref.ref(layer.table), []
-    layer.on_complete = lambda: told.append(layer.index)
+    layer.on_complete = lambda completed: told.append(completed.index)
     layer.complete(Complete())
     gc.collect()
     assert table() is None

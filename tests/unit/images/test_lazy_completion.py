@@ -1,8 +1,11 @@
 """Lazy layers in the background: completed, verified, compared, switched; or condemned."""
 
+import contextlib
+import gc
 import logging
 import os
 import threading
+import weakref
 
 import pytest
 import trio
@@ -466,3 +469,57 @@ async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull
         with pytest.raises(ContentError):
             await read(layer, b"small")
         await until(lambda: is_settled(lazy, layer))
+
+
+# --- what a closed layer leaves behind
+# --------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_collector():
+    """Nothing goes but by its last reference: the collector may not come by for a long time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def files_open_below(root) -> list[str]:
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [link for link in links if link.startswith((f"{root}/lazy/", f"{root}/layers/"))]
+
+
+async def view_and_close(case, lazy, *, until_complete: bool) -> weakref.ref[LazyLayerStore]:
+    """Has a view of a layer that is open while readers read it, and then closes it."""
+    views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+    async with views.hold(image_record([case.record])) as view:
+        layer = view.layers[0]
+        node = resolve(view.tree, b"/etc/large")
+        assert isinstance(layer, LazyLayerStore)
+        with contextlib.suppress(RegistryUnavailable):
+            await view.read(node, 0, 1)
+        await until(lambda: not case.source.failures and layer.fetcher.failure is None)
+        assert bytes(await view.read(node, 0, len(LARGE))) == LARGE
+        assert files_open_below(case.store.layout.root)
+        if until_complete:
+            await until(lambda: layer.is_complete)
+            huge = resolve(view.tree, b"/etc/huge")
+            await view.read(huge, 0, 10)
+    await until(lambda: is_settled(lazy, layer))
+    return weakref.ref(layer)
+
+
+@pytest.mark.expects_log("its registry fails: down")
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("until_complete", [False, True])
+@pytest.mark.parametrize("failures", [0, 2])
+async def test_a_layer_goes_with_its_last_view_and_closes_its_files(
+    tmp_path, monkeypatch, until_complete, failures
+):
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        case.source.failures = [RegistryUnavailable("down")] * failures
+        layer = await view_and_close(case, lazy, until_complete=until_complete)
+        await until(lambda: layer() is None and not files_open_below(tmp_path))

@@ -2,8 +2,9 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -65,6 +66,7 @@ class LayerFetcher:
         self._recovered = trio.Event()
         # Spans that readers have wanted, and those that nobody has to fetch any more.
         self._wanted = set(layer.present)
+        self._is_missing = partial(_is_missing, engine, layer, self._flights)
         self._amplification = Amplification(layer, self._is_missing)
 
     @property
@@ -117,7 +119,7 @@ class LayerFetcher:
     async def _bring(self, spans: Collection[int]) -> None:
         with self._engine.reading():
             if self.failure is not None and trio.current_time() < self._failed_until:
-                raise self.failure.with_traceback(None)
+                raise self.failure.anew()
             if self._engine.copies is not None:
                 grounded = [span for span in spans if span not in self._flights]
                 await self._engine.copies.take(self._layer, self._layer.missing(grounded))
@@ -162,13 +164,6 @@ class LayerFetcher:
         # A trace knows better than to guess.
         if spans and not is_failing and not is_busy and not self.runs:
             self._launch(Flight(*self._extent(spans), tuple(spans), Purpose.READAHEAD))
-
-    def _is_missing(self, span: int) -> bool:
-        """Whether a span is neither here nor under way."""
-        if span in self._layer.present or span in self._flights:
-            return False
-        copies = self._engine.copies
-        return copies is None or not copies.has(self._layer, span)
 
     def _count(self, purpose: Purpose) -> int:
         return len({id(f) for f in self._flights.values() if f.purpose is purpose})
@@ -215,7 +210,7 @@ class LayerFetcher:
             if not flight.waiters:
                 self.end(flight)
         if flight.error is not None:
-            raise flight.error.with_traceback(None)
+            raise flight.error.anew()
 
     def unclaimed(self, spans: Sequence[int]) -> list[int]:
         """Those of some spans that are neither here nor under way."""
@@ -304,7 +299,7 @@ class LayerFetcher:
                 # What it did not store because nobody waited then is asked for again.
                 is_passed_over = isinstance(flight.error, StoreFull) and not flight.is_short
                 if flight.error and not is_passed_over and self._layer.missing(spans):
-                    raise flight.error.with_traceback(None)
+                    raise flight.error.anew()
             is_served = True
         finally:
             for flight in flights:
@@ -335,7 +330,8 @@ class LayerFetcher:
                 self._note_recovery()
         except ImgvolError as exc:
             landing = Landing.FAILED
-            flight.error = exc
+            # Where it came from may keep it for a while, and by it this call, and us.
+            flight.error = exc.with_traceback(None)
             if isinstance(exc, RemoteError):
                 self._note_failure(exc)
             elif isinstance(exc, StoreFull):
@@ -397,6 +393,15 @@ class LayerFetcher:
             finally:
                 self.statistics.fetched += fetch.received
                 engine.tallies.fetched[flight.purpose] += fetch.received
+
+
+def _is_missing(
+    engine: "FetchEngine", layer: LazyLayerStore, flights: Mapping[int, Flight], span: int
+) -> bool:
+    """Whether a span is neither here nor under way."""
+    if span in layer.present or span in flights:
+        return False
+    return engine.copies is None or not engine.copies.has(layer, span)
 
 
 def _host_of(origin: Origin) -> str:

@@ -68,13 +68,21 @@ class RangeFetch:
             self._reader.cancel()
 
     def run(self) -> None:
-        """Receives the range and stores its spans, each as soon as it is whole. Blocks.
+        """Receives the range and stores its spans, each as soon as it is whole. Blocks. Once.
 
         Raises:
             RemoteError: The registry does not deliver.
             ContentError: What it delivers is not what was promised.
             LocalError: The disk does not take it, nor is there memory for whoever waits.
         """
+        try:
+            self._run()
+        finally:
+            # An error knows this call. Where it came from may keep it for a while, and is not to
+            # keep the layer's files open.
+            del self._layer
+
+    def _run(self) -> None:
         flight = self._flight
         was_wrong = False
         while True:
@@ -89,7 +97,7 @@ class RangeFetch:
                     raise
                 was_wrong = True
         if self._no_room is not None:
-            raise self._no_room
+            raise self._no_room.anew()
         if flight.reached != flight.end:
             raise ProtocolError(
                 "a source sent a range of another size than was asked for",
@@ -141,7 +149,7 @@ class RangeFetch:
         if self._flight.purpose in {Purpose.BACKGROUND, Purpose.PREFETCH}:
             self._no_room = StoreFull("no room to fetch a layer ahead of its readers")
             if not self._flight.waiters:
-                raise self._no_room
+                raise self._no_room.anew()
 
     def _take(self, piece: bytes) -> None:
         """Stores the spans that this piece completes."""
@@ -180,5 +188,5 @@ class RangeFetch:
             # Those who wait are served all the same; whoever comes later asks again.
             spared = self._layer.put_spare(span, regions)
             if spared is not Spared.KEPT:
-                self._no_room = exc
+                self._no_room = exc.anew()
                 self._flight.is_short |= spared is Spared.REFUSED

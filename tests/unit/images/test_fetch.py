@@ -4,11 +4,13 @@ Most tests run without threads, in virtual time: every flight takes what `line` 
 """
 
 import random
+import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -334,6 +336,33 @@ async def test_the_last_reader_s_end_ends_the_flight_and_a_later_one_gets_its_da
         assert (first, end) == ((10 * KIB, 30 * KIB), 30 * KIB)
         assert 20 * KIB <= again <= 10 * KIB + 16_000
         await until(lambda: fetcher.statistics.requests == 1)
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_flight_lands_while_its_layer_is_just_being_completed(
+    tmp_path, source, monkeypatch
+):
+    source.hold(25 * KIB)
+    async with attached(tmp_path) as (layer, fetcher):
+        is_landed, is_dropping, drop = threading.Event(), threading.Event(), layer.uses.close
+
+        def drop_slowly():
+            # The table has been dropped by now, and nothing counts as present yet.
+            is_dropping.set()
+            assert is_landed.wait(5)
+            drop()
+
+        monkeypatch.setattr(layer.uses, "close", drop_slowly)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetcher.ensure, [1, 2])
+            await until(lambda: 1 in layer.present)
+            nursery.start_soon(trio.to_thread.run_sync, layer.complete, SimpleNamespace(index=None))
+            await until(is_dropping.is_set)
+            source.release()
+            await until(lambda: fetcher.statistics.requests)
+            is_landed.set()
+        assert layer.missing([1, 2]) == []
+        assert fetcher.failure is None
 
 
 @pytest.mark.usefixtures("line", "small")

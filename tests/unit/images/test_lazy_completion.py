@@ -471,8 +471,7 @@ async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull
         await until(lambda: is_settled(lazy, layer))
 
 
-# --- what a closed layer leaves behind
-# --------------------------------------------------------------------
+# --- what a closed layer leaves behind -----------------------------------------------------------
 
 
 @pytest.fixture

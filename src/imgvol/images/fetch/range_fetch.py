@@ -41,6 +41,8 @@ class RangeFetch:
         pace: Pace,
     ) -> None:
         self._layer = layer
+        # The layer drops its own once it is complete, and that may be in the middle of a span.
+        self._table = layer.table
         self._source = source
         self._descriptor = descriptor
         self._flight = flight
@@ -153,7 +155,7 @@ class RangeFetch:
 
     def _take(self, piece: bytes) -> None:
         """Stores the spans that this piece completes."""
-        flight, ranges = self._flight, self._layer.table.compressed_range
+        flight, ranges = self._flight, self._table.compressed_range
         self._held += piece
         flight.reached += len(piece)
         has_more = False
@@ -173,10 +175,10 @@ class RangeFetch:
     def _store(self, span: int) -> None:
         if span in self._layer.present:
             return
-        start, end = self._layer.table.compressed_range(span)
+        start, end = self._table.compressed_range(span)
         compressed = bytes(self._held[start - self._held_from : end - self._held_from])
         try:
-            regions = self._layer.table.decode(span, compressed)
+            regions = self._table.decode(span, compressed)
         except ContentError as exc:
             self._layer.kept.drop(start, end)
             if start < self._comes_from:

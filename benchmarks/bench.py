@@ -28,7 +28,9 @@ from cri import bench_cri  # noqa: E402
 from index import bench_index  # noqa: E402
 from lazy import bench_lazy  # noqa: E402
 from publish import bench_publish  # noqa: E402
+from streams import bench_streams  # noqa: E402
 from traces import bench_traces  # noqa: E402
+from transport import bench_transport  # noqa: E402
 from volumes import bench_volumes  # noqa: E402
 
 from support import rootfs  # noqa: E402
@@ -304,7 +306,7 @@ def many_entries(count: int) -> Layer:
 
 def resident(daemon: Imgvol) -> float:
     """Megabytes."""
-    for line in Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines():
+    for line in Path(f"/proc/{daemon.worker_pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) / 1000
     raise AssertionError("no VmRSS")
@@ -341,6 +343,10 @@ def bench_all(
         "traces": partial(bench_traces, bench.registry, bench.work, lines),
         "publish": partial(bench_publish, bench.registry, bench.work),
         "index": partial(bench_index, bench.rounds, against),
+        "streams": partial(bench_streams, bench.registry, bench.work, size),
+        "transport": partial(
+            bench_transport, bench.work, size=size, rounds=bench.rounds, drop_caches=drop_caches
+        ),
     }
     assert actions.keys() == set(TASKS)
     for task in tasks or USUAL:
@@ -349,8 +355,8 @@ def bench_all(
 
 USUAL = ("pull", "tree", "sequential", "small", "entries", "import", "volumes")
 # cri takes three minutes, lazy and traces ten, and other people's programs (scripts/setup-peers),
-# publish fifteen; index takes one.
-TASKS = (*USUAL, "cri", "lazy", "traces", "publish", "index")
+# publish fifteen; index takes one, transport five, streams a second for each 10 MB of --size.
+TASKS = (*USUAL, "cri", "lazy", "traces", "publish", "index", "transport", "streams")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -187,13 +187,16 @@ def make_images(registry: Registry, work: Path) -> dict[str, str]:
     return names
 
 
-def packages_tar(name: str, packages: Sequence[str]) -> bytes:
+def packages_tar(name: str, packages: Sequence[str], *, is_compiled: bool = False) -> bytes:
     """A layer with Python packages, which come from the package index, once."""
     kept = rootfs.cache_directory() / f"{name}.tar"
     if not kept.exists():
         with tempfile.TemporaryDirectory() as directory:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
             subprocess.run([*pip, "--target", f"{directory}/{SITE}", *packages], check=True)
+            if is_compiled:  # by hashes, as the tar has other times
+                mode = ["--invalidation-mode", "unchecked-hash"]
+                run(sys.executable, "-m", "compileall", "-q", *mode, f"{directory}/{SITE}")
             made = f"{directory}.tar"
             subprocess.run(
                 ["tar", "--create", "--sort=name", "--owner=0", "--group=0", "--mtime=@0",

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -196,6 +197,14 @@ class TraceConfig:
 LOCAL_TRACES: Final = TraceConfig()
 
 
+class TransportChoice(StrEnum):
+    """What carries the kernel's requests: see `fs.choice`."""
+
+    AUTO = "auto"
+    PYFUSE3 = "pyfuse3"
+    KERNEL = "kernel"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreloadConfig:
     """The directory whose images are always here.
@@ -243,6 +252,8 @@ class Config:
         runtime_handlers: What handlers of runtimes mean, each as `NAME=PLATFORM`.
         preload: The directory whose images are always here.
         space: How much disk the store may take.
+        transport: What carries the kernel's requests.
+        passthrough: Whether the kernel may read large files in the store itself, where it can.
     """
 
     root: Path
@@ -262,6 +273,8 @@ class Config:
     runtime_handlers: tuple[str, ...] = ()
     preload: PreloadConfig = NO_PRELOAD
     space: SpaceLimits = UNLIMITED
+    transport: TransportChoice = TransportChoice.AUTO
+    passthrough: bool = True
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], uid: int) -> Self:
@@ -298,6 +311,8 @@ class Config:
             registries=RegistryPaths.from_environment(environ, uid),
             preload=_preload(environ),
             space=_space(environ),
+            transport=_transport(environ),
+            passthrough=_switch(environ, "IMGVOL_PASSTHROUGH", default="1"),
         )
         return config.with_directories(environ.get("IMGVOL_ROOT"), environ.get("IMGVOL_RUN"))
 
@@ -307,6 +322,14 @@ class Config:
             self,
             root=Path(os.path.abspath(root)) if root else self.root,
             run=Path(os.path.abspath(run)) if run else self.run,
+        )
+
+    def with_transport(self, transport: str | None, passthrough: bool | None) -> Self:
+        """The same with what somebody has said of the transport; None keeps what is there."""
+        return replace(
+            self,
+            transport=TransportChoice(transport) if transport else self.transport,
+            passthrough=self.passthrough if passthrough is None else passthrough,
         )
 
     @property
@@ -398,6 +421,16 @@ def _space(environ: Mapping[str, str]) -> SpaceLimits:
     )
 
 
+def _transport(environ: Mapping[str, str]) -> TransportChoice:
+    value = environ.get("IMGVOL_TRANSPORT") or TransportChoice.AUTO
+    try:
+        return TransportChoice(value)
+    except ValueError as exc:
+        raise InvalidArgument(
+            "IMGVOL_TRANSPORT is none that there is", hint=", ".join(TransportChoice), value=value
+        ) from exc
+
+
 def _preload(environ: Mapping[str, str]) -> PreloadConfig:
     directory = environ.get("IMGVOL_PRELOAD")
     return PreloadConfig(
@@ -435,9 +468,15 @@ def pulls_environment(
     return {**kept, **overrides}
 
 
-def _switch(environ: Mapping[str, str], name: str) -> bool:
-    """What a variable that is 1 or 0 says; off when it is not set."""
-    value = environ.get(name) or "0"
+def supervisor_is_wanted(environ: Mapping[str, str]) -> bool | None:
+    """Whether daemons run under a supervisor when the command line does not say; None: unsaid."""
+    is_said = bool(environ.get("IMGVOL_SUPERVISOR"))
+    return _switch(environ, "IMGVOL_SUPERVISOR") if is_said else None
+
+
+def _switch(environ: Mapping[str, str], name: str, default: str = "0") -> bool:
+    """What a variable that is 1 or 0 says; off when it is not set, unless told otherwise."""
+    value = environ.get(name) or default
     if value not in {"0", "1"}:
         raise InvalidArgument(f"{name} is neither 0 nor 1", value=value)
     return value == "1"

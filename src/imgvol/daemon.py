@@ -17,22 +17,30 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from imgvol import __version__, limits
 from imgvol.api.cri.tallies import CallCounts
 from imgvol.api.docker import make_docker_dispatch, write_spec
+from imgvol.api.keeping import Keeper
 from imgvol.api.problems import as_imgvol_error
 from imgvol.api.routes import make_dispatch
 from imgvol.api.server import ApiServer
 from imgvol.api.services import CriService, DaemonInfo, Server, Services, Statistics
-from imgvol.config import Config, pulls_environment
+from imgvol.config import Config, TransportChoice, pulls_environment
 from imgvol.content.check import Finding
 from imgvol.content.durable import translate_os_errors
-from imgvol.content.store import Store
+from imgvol.content.store import Store, check_version
 from imgvol.errors import ImgvolError, InternalError, LocalError, MachineLacks
+from imgvol.fs import session
+from imgvol.fs.choice import Choice, choose, load_transport, make_transport
+from imgvol.fs.kernel.keeping import ConnectionKeeper
+from imgvol.fs.kernel.mounting import SystemMounting, UserMounting
+from imgvol.fs.operations import Operations
+from imgvol.fs.succession import check_succession, taken_over
+from imgvol.fs.targets.sessions import TargetSessions, open_target_sessions
 from imgvol.image_components import ImageComponents, open_images
 from imgvol.images import inspection
 from imgvol.images.leases import Leases
@@ -42,15 +50,11 @@ from imgvol.images.service import ImageService
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
 from imgvol.logs import logging_to
-from imgvol.process import (
-    EXIT_FAILED,
-    EXIT_STOPPED,
-    Starter,
-    leave_stuck,
-    raise_file_limit,
-)
+from imgvol.process import Starter, leave_stuck, raise_file_limit
 from imgvol.publish.converting import Converter
 from imgvol.service_manager import ServiceManager
+from imgvol.supervisor.turn import Turn
+from imgvol.supervisor.verdict import EXIT_FAILED, EXIT_STOPPED
 from imgvol.tallies import RequestTallies
 from imgvol.volumes import recovery
 from imgvol.volumes.check import check_mounts
@@ -59,6 +63,10 @@ from imgvol.volumes.manager import VolumeManager
 from imgvol.volumes.named import NamedVolumes
 from imgvol.volumes.sandboxes import Sandboxes
 from imgvol.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from imgvol.api.cri.handlers import Handlers
+    from imgvol.api.cri.server import CriServer
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +96,12 @@ def run(
     # The watchdog of a service manager ends us by SIGABRT: code and line numbers, no values.
     faulthandler.enable()
     manager = ServiceManager.from_environment(os.environ)
+    turn = manager.own_turn()
+    if turn is not None:
+        successor = _stand_by(config, manager, turn)
+        if successor is None:
+            return EXIT_STOPPED
+        manager = successor
     # Nothing but pulls, and the credential helpers that they run, looks there from now on.
     environment = pulls_environment(os.environ, config.exec_env_prefix)
     os.environ.clear()
@@ -99,6 +113,31 @@ def run(
     except LocalError as exc:  # there is no log
         starter.report_failure(exc)
         return EXIT_FAILED
+
+
+def _stand_by(config: Config, manager: ServiceManager, turn: Turn) -> ServiceManager | None:
+    """Loads what a daemon needs, and blocks until the one before has ended.
+
+    It takes nothing, and changes nothing: there is a daemon.
+
+    Returns:
+        Who keeps things for us; None: we could not go on, which was told, or are not needed.
+    """
+    choice = _choose(config)
+    try:
+        load_transport(choice.transport)
+        if config.cri is not None:
+            _load_cri()
+        check_succession(turn.names, choice.transport)
+        check_version(config.root)
+    except ImgvolError as exc:
+        turn.refuse(str(exc))
+        return None
+    return manager.after(turn, __version__)
+
+
+def _choose(config: Config) -> Choice:
+    return choose(config.transport, release=os.uname().release)
 
 
 def _run(daemon: "_Daemon", starter: Starter) -> int:
@@ -119,11 +158,13 @@ class _Mounts:
 
     Attributes:
         obstacle: Why nothing can be mounted here; None when it can.
+        sessions: Of targets, where the daemon may not bind.
     """
 
     volumes: VolumeManager
     sandboxes: Sandboxes
     obstacle: MachineLacks | None
+    sessions: TargetSessions | None
 
 
 class _Daemon:
@@ -133,10 +174,16 @@ class _Daemon:
         self._manager = manager
         self._lifecycle = Lifecycle(announce=self._announce, abandon=leave_stuck)
         self._watchdog = Watchdog(manager)
+        self._choice = _choose(config)
+        mounting = SystemMounting if config.is_system else UserMounting
+        self._mounting = mounting(config.views)
+        self._connection_keeper = ConnectionKeeper(manager, self._mounting)
         self._started_at = time.time()
         self._is_ready = False
         # A daemon that is told to stop forgets its volumes; one that is restarted keeps them.
         self._forget_volumes = False
+        # Told to stop; one that fails may be followed by another, which takes over what is kept.
+        self._is_over = False
         self._requests = RequestTallies()
         self._has_lost_filesystem = False
         self._cri: CriService | None = None
@@ -164,20 +211,39 @@ class _Daemon:
         self._is_ready = True
         if self._cri is not None:
             self._cri.open()
-        self._manager.ready(f"serving {config.views}")
+        await trio.to_thread.run_sync(self._tell_ready)
         log.info("ready: version %s, root %s, run %s", __version__, config.root, config.run)
         # Whoever is told that we are ready may stop us in the next moment: nothing comes after.
         self._starter.report_ready()
 
+    def _tell_ready(self) -> None:
+        self._manager.drop_rest()
+        self._manager.ready(f"serving {self._config.views}")
+
     async def _recover_mounts(self, images: ImageComponents) -> _Mounts:
         """Mounts the filesystem, and every volume that the last daemon left."""
+        can_go_on = self._choice.transport is TransportChoice.KERNEL and not session.obstacle()
+        before = taken_over(
+            self._connection_keeper, images.views, images.store.records, is_wanted=can_go_on
+        )
+        async with before as alive:
+            return await self._mount(images, alive)
+
+    async def _mount(self, images: ImageComponents, alive: tuple[int, int] | None) -> _Mounts:
+        """Does so.
+
+        Args:
+            images: What there is to mount.
+            alive: The device of the filesystem that was taken over; None: a new one is mounted.
+        """
         config, lifecycle, records = self._config, self._lifecycle, images.store.records
         with lifecycle.stage("detaching dead mounts"):
-            await recovery.detach_dead(records, config.views)
+            await recovery.detach_dead(records, config.views, alive=alive)
         with lifecycle.stage("directory of volumes"):
             # As the kernel tells mount points.
             homes = Homes(await trio.to_thread.run_sync(config.volumes.resolve))
-        obstacle = await self._open_filesystem(images.views)
+        obstacle = await self._open_filesystem(images.views, is_there=alive is not None)
+        sessions = None if obstacle else await self._open_target_sessions(images.views)
         volumes = VolumeManager(
             images=images.service,
             views=images.views,
@@ -186,6 +252,9 @@ class _Daemon:
             homes=homes,
             obstacle=obstacle,
             may_bind=config.is_system,
+            sessions=sessions,
+            # Only there can callers be killed that wait for a name.
+            streams=images.streams if self._choice.transport is TransportChoice.KERNEL else None,
         )
         await lifecycle.open(
             "volumes", self._open_volumes(volumes, homes, images), stop_within=limits.STOP_VOLUMES
@@ -197,15 +266,19 @@ class _Daemon:
             homes=homes,
             views_directory=config.views,
         )
-        return _Mounts(volumes=volumes, sandboxes=sandboxes, obstacle=obstacle)
+        return _Mounts(volumes=volumes, sandboxes=sandboxes, obstacle=obstacle, sessions=sessions)
 
     async def _open_sockets(self, images: ImageComponents, mounts: _Mounts) -> Sequence[Server]:
         """Lets clients in: all that they may ask for is there."""
         config, lifecycle = self._config, self._lifecycle
         if config.cri is not None:
             with lifecycle.stage("CRI"):
-                self._cri = await trio.to_thread.run_sync(_cri_server, config.cri, images.service)
-        api = ApiServer(config.socket, make_dispatch(self._services(images, mounts)))
+                keeper = self._keeper("cri")
+                self._cri = await trio.to_thread.run_sync(
+                    _cri_server, config.cri, images.service, keeper
+                )
+        dispatch = make_dispatch(self._services(images, mounts))
+        api = ApiServer(config.socket, dispatch, keeper=self._keeper("api"))
         await lifecycle.start("control API", api.run)
         servers: list[Server] = [api]
         if self._cri is not None:
@@ -254,28 +327,32 @@ class _Daemon:
             task_status.started()
             async for number in signals:
                 log.info("received %s", signal.Signals(number).name)
-                self._lifecycle.stop()
+                self._end()
 
-    async def _open_filesystem(self, views: Views) -> MachineLacks | None:
-        """Mounts the filesystem; returns what is in the way, if something is."""
-        try:
-            from imgvol.fs import session
-        except ImportError:
-            return MachineLacks(
-                "pyfuse3 is not installed",
-                hint="With libfuse3-dev and gcc present: pip install 'imgvol[fuse]'",
-            )
+    async def _open_filesystem(self, views: Views, *, is_there: bool) -> MachineLacks | None:
+        """Mounts the filesystem, or serves the one that is there.
+
+        Returns:
+            What is in the way, if something is.
+        """
         config = self._config
         obstacle = session.obstacle()
         if obstacle is None:
             try:
-                await trio.to_thread.run_sync(_ensure_directory, config.views)
-                mounted = session.open_session(
-                    views,
-                    config.views,
+                # One that was taken over is there; to look at it would wait for ourselves.
+                if not is_there:
+                    await trio.to_thread.run_sync(_ensure_directory, config.views)
+                log.debug("transport %s: %s", *self._choice)
+                transport = make_transport(
+                    self._choice.transport,
+                    Operations(views, self._requests),
+                    self._mounting,
                     is_system=config.is_system,
-                    on_lost=self._filesystem_lost,
-                    requests=self._requests,
+                    keeper=self._connection_keeper,
+                    passthrough=config.passthrough,
+                )
+                mounted = session.open_session(
+                    views, config.views, transport, on_lost=self._filesystem_lost
                 )
                 await self._lifecycle.open("filesystem", mounted, may_fail=MachineLacks)
             except MachineLacks as exc:
@@ -283,6 +360,14 @@ class _Daemon:
         if obstacle is not None:
             log.warning("images can be pulled and looked into, but not mounted: %s", obstacle)
         return obstacle
+
+    async def _open_target_sessions(self, views: Views) -> TargetSessions | None:
+        """What mounts at targets where we may not bind; None: nothing does, or we may."""
+        config = self._config
+        if config.is_system or self._choice.transport is not TransportChoice.KERNEL:
+            return None
+        sessions = open_target_sessions(views, config.views, self._requests)
+        return await self._lifecycle.open("sessions of targets", sessions)
 
     def _filesystem_lost(self) -> None:
         """The connection to the kernel is gone; a new process can make another, this one cannot."""
@@ -319,18 +404,24 @@ class _Daemon:
         await named.recover()
         with translate_os_errors("write the plugin's spec file"):
             await trio.to_thread.run_sync(write_spec, str(spec), str(config.docker_socket))
-        return ApiServer(config.docker_socket, make_docker_dispatch(named))
+        dispatch = make_docker_dispatch(named)
+        return ApiServer(config.docker_socket, dispatch, keeper=self._keeper("docker"))
+
+    def _keeper(self, name: str) -> Keeper:
+        return Keeper(self._manager, name, lambda: self._is_over)
 
     async def _stop_when_idle(
         self, limit: float, servers: Sequence[Server], images: ImageComponents, mounts: _Mounts
     ) -> None:
         while True:
             await trio.sleep(min(IDLE_CHECK, limit))
-            is_used = mounts.volumes.count > 0 or images.service.pulls_under_way > 0
+            is_used = len(mounts.volumes.table) > 0 or images.service.pulls_under_way > 0
+            # A target that was detached may still be in use.
+            is_used = is_used or (mounts.sessions is not None and mounts.sessions.count > 0)
             is_used = is_used or (images.preloader is not None and images.preloader.is_busy)
             if not is_used and min(server.idle_seconds() for server in servers) >= limit:
                 log.info("nobody has asked for anything in %g s", limit)
-                self._lifecycle.stop()
+                self._end()
                 await trio.sleep_forever()
 
     # --- what the API is given ------------------------------------------------------------------
@@ -376,9 +467,10 @@ class _Daemon:
             pulls=images.service.statistics(),
             space=images.space.statistics(),
             disk=images.store.disk_queue,
-            volumes=mounts.volumes.count,
+            volumes=len(mounts.volumes.table),
             is_serving=mounts.obstacle is None and not self._has_lost_filesystem,
             loop_blocked=self._watchdog.blocked(),
+            worker_restarts=self._manager.restarts,
             cri=CallCounts() if self._cri is None else self._cri.statistics(),
         )
 
@@ -398,6 +490,12 @@ class _Daemon:
 
     def _stop(self) -> None:
         self._forget_volumes = True
+        self._end()
+
+    def _end(self) -> None:
+        # One that has failed already ends for that reason.
+        if not self._lifecycle.is_stopping:
+            self._is_over = True
         self._lifecycle.stop()
 
     def _announce(self, what: str) -> None:
@@ -423,12 +521,17 @@ async def _note_leases(leases: Leases) -> None:
         log.error("what is left of the leases cannot be written down: %s", exc)
 
 
-def _cri_server(socket: Path, images: ImageService) -> CriService:
+def _cri_server(socket: Path, images: ImageService, keeper: Keeper) -> CriService:
     """The Container Runtime Interface. gRPC takes 0.2 s and 20 MiB: only who serves it loads it."""
+    server, handlers = _load_cri()
+    return server(socket, handlers(images).methods(), keeper=keeper)
+
+
+def _load_cri() -> "tuple[type[CriServer], type[Handlers]]":
     from imgvol.api.cri.handlers import Handlers
     from imgvol.api.cri.server import CriServer
 
-    return CriServer(socket, Handlers(images).methods())
+    return CriServer, Handlers
 
 
 def _ensure_directory(path: Path) -> None:

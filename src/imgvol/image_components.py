@@ -27,6 +27,7 @@ from imgvol.images.pulls import PullSettings
 from imgvol.images.service import ImageService
 from imgvol.images.sharing import open_shared_pulls
 from imgvol.images.space import SpaceKeeper
+from imgvol.images.streams import ImageStreams, open_image_streams
 from imgvol.images.traces.service import Traces, open_traces
 from imgvol.images.views import Views
 from imgvol.lifecycle import Lifecycle
@@ -52,6 +53,7 @@ class ImageComponents:
     preloader: Preloader | None
     indexes: Indexes
     space: SpaceKeeper
+    streams: ImageStreams
 
     async def find_trace(self, name: str) -> Trace | None:
         """The trace that a mount of an image follows; None: there is none, or no such image."""
@@ -90,10 +92,11 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         config.background_rate, logins=logins.for_reads(), registries=registries
     )
     engine = await lifecycle.open("fetching", fetching)
-    engine.copies = LocalCopies(store, views.layer_by_slot)
+    engine.copies = LocalCopies(store, views.layers.by_slot)
     lazy_layers = await lifecycle.open(
         "lazy layers", open_lazy_layers(store, engine, views, service, config.trust)
     )
+    streams = await lifecycle.open("streams", open_image_streams(service, views))
     traces = await lifecycle.open(
         "traces", open_traces(store, views, engine, config.traces, lazy_layers.fetcher)
     )
@@ -122,6 +125,7 @@ async def open_images(config: Config, lifecycle: Lifecycle) -> ImageComponents:
         preloader=preloader,
         indexes=Indexes(store, logins=logins, registries=registries, collect=collector.collect),
         space=space,
+        streams=streams,
     )
 
 

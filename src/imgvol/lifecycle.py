@@ -136,7 +136,7 @@ class Lifecycle:
     def fail(self, component: str, exception: Exception) -> None:
         """A component cannot go on: everything stops."""
         if self._failure is None:
-            log.error("%s failed, so everything stops: %s", component, exception)
+            log.error("%s failed, so everything stops: %s", component, _told(exception))
         self._note(exception, component=component)
         self.stop()
 
@@ -297,6 +297,15 @@ async def _has_gone(component: _Component, seconds: float) -> bool:
     with trio.move_on_after(seconds):
         await component.gone.wait()
     return component.gone.is_set()
+
+
+def _told(exception: BaseException) -> str:
+    """What went wrong, in one line: a nursery's group says nothing of what its tasks raised."""
+    if isinstance(exception, BaseExceptionGroup):
+        return "; ".join(map(_told, exception.exceptions))
+    if isinstance(exception, ImgvolError):
+        return str(exception)
+    return f"{type(exception).__name__}: {exception}"
 
 
 def _if_defect(error: ImgvolError) -> ImgvolError | None:

@@ -122,6 +122,8 @@ TRACE_DEPTH: Final = 4
 TRACE_STEP: Final = 64
 # How often a recording says how far it is.
 TRACE_PROGRESS: Final = 0.2
+# Seconds for the kernel to forget what it has of a view when a recording begins.
+TRACE_FORGETTING: Final = 10.0
 # Seconds that a run waits for room in the store before it ends.
 TRACE_ROOM: Final = 5.0
 # Windows that failed, after which readers are left to themselves.
@@ -391,8 +393,32 @@ LAYOUT_FILE_SIZE: Final = 4 * KIB
 # --- filesystem -----------------------------------------------------------------------------------
 # A read's answer, whatever happens behind it.
 HANDLER_DEADLINE: Final = 30.0
-# pyfuse3 worker tasks: about 9 KiB resident each; slow reads must not starve lookups.
+# What waits for a layer that streams: the pull ends by itself when nothing comes any more.
+STREAM_DEADLINE: Final = 86_400.0
+# Seconds between two looks of all who wait for it: pieces come by the hundred each second.
+STREAM_PULSE: Final = 0.02
+# Reads that wait at once: about 9 KiB resident each; slow reads must not starve lookups.
 FUSE_TASKS: Final = 4096
+# Requests of the kernel's own readahead at once. Its default, 12, is used up by a few files of one
+# registry that hangs; each may hold FUSE_PAGES of memory.
+FUSE_BACKGROUND: Final = 512
+# Pages in one read: as far as the kernel reads ahead (READAHEAD_KIB, with pages of 4 KiB).
+FUSE_PAGES: Final = 256
+# Files of the store that the kernel holds open for inodes that are passed through, about 1 KiB
+# each: they count against nobody's limit of open files but the machine's (fs.file-max).
+FUSE_BACKING_FILES: Final = 4096
+# Large inodes that are open, and written down for the next process: 16 bytes each, of which most
+# are never touched. Beyond, that one passes nothing through of which it does not know.
+FUSE_OPEN_FILES: Final = 16_384
+# Between looks at a caller who waits and was sent a signal: there may be another one by now.
+FUSE_CALLER_CHECK: Final = 0.25
+# The kernel asks first of all what it can have, in the same moment as it mounts.
+FUSE_INIT_DEADLINE: Final = 10.0
+# Mounting is one system call, and nothing of ours is asked on the way.
+FUSERMOUNT_DEADLINE: Final = 30.0
+# Until a successor has opened what the kernel may ask for: callers wait, and cannot be killed. It
+# takes tenths of a second for a thousand volumes; beyond this, errors are better.
+TAKE_OVER_DEADLINE: Final = 20.0
 READAHEAD_KIB: Final = 1024
 # While files come over a line of less than this many bytes a second: what the kernel starts with.
 READAHEAD_SLOW_KIB: Final = 128
@@ -418,6 +444,8 @@ SANDBOX_MOUNTS: Final = 256
 MOUNT_OPTIONS: Final = 32
 # A view that the kernel is just forgetting is looked up again: once for each earlier withdrawal.
 BIND_ATTEMPTS: Final = 5
+# Volumes that a recovery mounts before it looks up again: 0.1 s, mostly in one thread.
+RECOVERED_AT_ONCE: Final = 256
 # Directories of views that a recovery keeps open. Most volumes of a machine are of few images.
 KEPT_VIEWS: Final = 64
 # Users of a sandbox's volumes have so long to leave before they count as busy; at most, and unless
@@ -464,6 +492,10 @@ CRI_REQUEST_SIZE: Final = 1 * MIB
 # Calls in progress, of all clients: a kubelet pulls at most some tens of images at once. A call
 # that waits takes some 20 KiB and no thread.
 CRI_CALLS: Final = 1024
+# Connections: a kubelet has two, each of crictl's commands one or two. Each takes two descriptors,
+# and what is read at once of a request or an answer.
+CRI_CONNECTIONS: Final = 256
+CRI_PIECE: Final = 64 * KIB
 # Images in one message of a stream: kubelets take 16 MiB, an image has some hundred bytes.
 CRI_STREAM_BATCH: Final = 256
 # An error's text: clients take 8 KiB of headers, where three bytes may stand for one of these.
@@ -503,6 +535,59 @@ EVENT_SUBSCRIBERS: Final = 32
 EVENT_QUEUE: Final = 1024
 # Seconds between events that tell how far pulls are.
 PULL_EVENTS: Final = 1.0
+# --- supervision --------------------------------------------------------------------------------
+# A word of a worker: NOTIFY_BUFFER_MAX of systemd, which would not take more either.
+NOTIFY_SIZE: Final = 4 * KIB
+# Seconds that what has to arrive may wait for room in the manager's queue.
+NOTIFY_PATIENCE: Final = 1.0
+# Datagrams that are read before other things have their turn.
+NOTIFY_BATCH: Final = 64
+# Refused ones of one worker that the log tells of: a worker that talks nonsense talks much.
+NOTIFY_COMPLAINTS: Final = 20
+# sd_pid_notify_with_fds(3): names of descriptors; SCM_MAX_FD of the kernel: those of one datagram.
+DESCRIPTOR_NAME_LENGTH: Final = 255
+DESCRIPTORS_SENT: Final = 253
+# What is kept from worker to worker: some listeners, a few descriptors for each FUSE connection.
+DESCRIPTORS_KEPT: Final = 128
+# Seconds between a worker and the next one. After one crash there is no pause, as callers wait; the
+# first one is short; the longest is what systemd's own users choose (RestartMaxDelaySec). After
+# workers that became ready no caller shall wait for longer than half a second in all; what keeps
+# those from dying one after the other is that the next has to be loaded, which takes longer.
+WORKER_PAUSE_FIRST: Final = 0.1
+WORKER_PAUSE_FACTOR: Final = 2.0
+WORKER_PAUSE_BRIEF: Final = 0.1
+WORKER_PAUSE_MOST: Final = 30.0
+# A worker that was ready for so long has been of use: to start it costs about as much time.
+WORKER_HEALTHY: Final = 1.0
+# Workers in a row that did not become ready: clients are told at the first number, some seconds
+# after the first crash; at the second, a minute later, the supervisor gives up.
+WORKER_FAILING: Final = 3
+WORKER_TRIES: Final = 10
+# A client waits for a worker that is due within so many seconds.
+WORKER_PATIENCE: Final = 2.0
+# As WatchdogSec= of the unit: several times what blocks the event loop in the worst case.
+WORKER_WATCHDOG: Final = 30.0
+# A start that asks for no time, and the most that one may ask for at once.
+WORKER_START: Final = START_STAGE
+WORKER_START_MOST: Final = 600.0
+# Its own deadline, and what an interpreter needs to end.
+WORKER_STOP: Final = STOP_DEADLINE + 2.0
+# What the kernel needs to end a worker whose supervisor was killed: its memory, its mounts.
+WORKER_LEFT: Final = 2.0
+# Between SIGABRT and SIGKILL: the stacks of hundreds of threads are written in that time.
+WORKER_ABORT: Final = 2.0
+# A supervisor that was late by so much was itself not running: deadlines move along.
+SUPERVISOR_LATE: Final = 1.0
+# What is said to a worker that stands by, and by it: names of all descriptors; a line.
+TURN_SIZE: Final = DESCRIPTORS_KEPT * (DESCRIPTOR_NAME_LENGTH + 1) + KIB
+TURN_LINE: Final = KIB
+# One that ended without having had its turn is started again after so many seconds.
+STANDBY_AGAIN: Final = 60.0
+# `supervisor.json`: a dozen short fields.
+SUPERVISOR_STATUS_SIZE: Final = 4 * KIB
+# A client that has no answer looks there so often.
+SUPERVISOR_LOOK: Final = 0.5
+
 # --- log file -----------------------------------------------------------------------------------
 # As k3s keeps containerd's: the size of a full one, how many full ones, and for how long.
 LOG_FILE_SIZE: Final = 50 * MIB

@@ -14,7 +14,7 @@ from imgvol.content.ownership import own_directory
 from imgvol.content.rebuild import rebuild_database
 from imgvol.content.records import Records
 from imgvol.volumes.check import check_mounts
-from imgvol.volumes.mounts import detach_dead_mounts
+from imgvol.volumes.unmounting import detach_dead_mounts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +52,10 @@ async def check(config: Config, *, repair: bool) -> CheckReport:
 
 async def _check(config: Config, layout: StoreLayout, *, repair: bool) -> CheckReport:
     mounts = check_mounts(config.views, (), is_served=False)
+    stuck: list[Finding] = []
     if mounts and repair:
         await trio.to_thread.run_sync(detach_dead_mounts, config.views)
+        stuck = check_mounts(config.views, (), is_served=False)
     damage = [
         Finding(subject="database", problem=problem, remedy=Remedy.REBUILD)
         for problem in await trio.to_thread.run_sync(examine, layout.database)
@@ -80,4 +82,7 @@ async def _check(config: Config, layout: StoreLayout, *, repair: bool) -> CheckR
             if stubborn:
                 break
         await database.save_copy(layout.database_copy)
-    return CheckReport(repaired=(*damage, *mounts, *repaired), wrong=tuple(wrong), set_aside=aside)
+    detached = [finding for finding in mounts if finding not in stuck]
+    return CheckReport(
+        repaired=(*damage, *detached, *repaired), wrong=(*wrong, *stuck), set_aside=aside
+    )

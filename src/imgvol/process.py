@@ -7,17 +7,13 @@ import logging
 import os
 import resource
 import sys
-from typing import Final, NoReturn
+from typing import NoReturn
 
 from imgvol.api.problems import error_document
 from imgvol.errors import ImgvolError
+from imgvol.supervisor.verdict import EXIT_STUCK
 
 log = logging.getLogger(__name__)
-
-# Of the process: it was told to end; it could not start or go on; it could not end in good order.
-EXIT_STOPPED: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_STUCK: Final = 3
 
 
 class Starter:

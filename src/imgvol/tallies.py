@@ -130,10 +130,14 @@ class RequestCounts:
     Attributes:
         operations: Each kind that has been asked for.
         bytes_read: Bytes in answers to reads.
+        passed_opens: Files that were opened, and are read by the kernel in the store.
+        backing_files: Files of the store that the kernel holds for that.
     """
 
     operations: tuple[OperationCounts, ...] = ()
     bytes_read: int = 0
+    passed_opens: int = 0
+    backing_files: int = 0
 
 
 class RequestTallies:
@@ -141,13 +145,17 @@ class RequestTallies:
 
     Attributes:
         bytes_read: Bytes in answers to reads.
+        passed_opens: Files that were opened, and are read by the kernel in the store.
+        backing_files: Files of the store that the kernel holds for that.
     """
 
-    __slots__ = ("_operations", "bytes_read")
+    __slots__ = ("_operations", "backing_files", "bytes_read", "passed_opens")
 
     def __init__(self) -> None:
         self._operations: dict[str, OperationTally] = {}
         self.bytes_read = 0
+        self.passed_opens = 0
+        self.backing_files = 0
 
     def of(self, operation: str) -> OperationTally:
         """The tally of one kind of request; the kinds are the handlers, so they are few."""
@@ -159,7 +167,12 @@ class RequestTallies:
     def snapshot(self) -> RequestCounts:
         """The counts so far."""
         operations = tuple(t.snapshot(name) for name, t in sorted(self._operations.items()))
-        return RequestCounts(operations=operations, bytes_read=self.bytes_read)
+        return RequestCounts(
+            operations=operations,
+            bytes_read=self.bytes_read,
+            passed_opens=self.passed_opens,
+            backing_files=self.backing_files,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The contract of `content.layer.Layer`, held over everything that readers can meet as a layer."""
 
+import contextlib
 import os
 import random
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from imgvol import limits
+from imgvol.content.damage import DamagedParts
 from imgvol.content.fetching import FetchStatistics
 from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer import Layer
@@ -93,7 +95,7 @@ class Fetcher(FakeFetcher):
             raise self.failure.with_traceback(None)
         for span in spans:
             start, end = self._layer.table.compressed_range(span)
-            self._layer.put_span(span, self._layer.table.decode(span, TAR[start:end]))
+            self._layer.intake.put_span(span, self._layer.table.decode(span, TAR[start:end]))
             await trio.lowlevel.checkpoint()
 
 
@@ -148,7 +150,7 @@ def lazy_present(root: Path) -> Case:
     assert isinstance(layer, LazyLayerStore)
     for span in range(layer.table.span_count):
         start, end = layer.table.compressed_range(span)
-        layer.put_span(span, layer.table.decode(span, TAR[start:end]))
+        layer.intake.put_span(span, layer.table.decode(span, TAR[start:end]))
 
     def damage() -> None:
         os.truncate(StoreLayout(root).lazy_layer(DIGEST) / "data", 0)
@@ -266,6 +268,28 @@ async def test_any_range_is_exact(layer, name):
         assert await read(layer, name, offset, size) == content[offset : offset + size]
 
 
+@pytest.mark.parametrize("name", CONTENTS)
+async def test_what_is_read_without_waiting_is_the_same_or_nothing(layer, name):
+    content, noise = CONTENTS[name], random.Random(name)
+    node = node_of(layer, name)
+    for _ in range(2):  # and when all of it has just been read
+        for _ in range(30):
+            offset = noise.randrange(len(content) + 1)
+            size = noise.choice([0, 1, PAGE, SPAN, MANY])
+            found = layer.read_now(node, offset, size)
+            assert found is None or bytes(found) == content[offset : offset + size]
+        await read(layer, name)
+
+
+@pytest.mark.parametrize("make", [complete, lazy_completed, in_place])
+async def test_what_was_just_read_is_there_without_waiting(make, tmp_path, monkeypatch):
+    use_plain_tables(monkeypatch)
+    layer = make(tmp_path).layer
+    for name in (b"page", b"large"):
+        await read(layer, name)
+        assert layer.read_now(node_of(layer, name), 0, MANY) == CONTENTS[name]
+
+
 async def test_many_read_at_once(layer):
     async def look(seed: int) -> None:
         noise = random.Random(seed)
@@ -293,6 +317,37 @@ async def test_a_reader_who_goes_away_harms_nobody(layer):
     assert layer.failure is None
 
 
+@pytest.mark.parametrize("name", CONTENTS)
+async def test_a_file_of_the_store_that_may_stand_for_one_is_that_file(layer, name):
+    node = node_of(layer, name)
+    file = await layer.backing_file(node)
+    assert (file is not None) == layer.has_backing_file(node)
+    if file is not None:
+        assert os.pread(file.fd, 4 * limits.LARGE_FILE, 0) == CONTENTS[name]
+    assert layer.is_sound(node)
+
+
+@pytest.mark.parametrize("make", [complete, lazy_completed])
+def test_large_files_of_complete_layers_have_one_until_the_layer_is_bad(
+    make, tmp_path, monkeypatch
+):
+    use_plain_tables(monkeypatch)
+    layer = make(tmp_path).layer
+    having = {name for name in CONTENTS if layer.has_backing_file(node_of(layer, name))}
+    assert having == {b"large", b"large-sparse"}
+    layer.failure = InvalidLayer("lies")
+    for name in CONTENTS:
+        assert not layer.has_backing_file(node_of(layer, name))
+        assert not layer.is_sound(node_of(layer, name))
+
+
+@pytest.mark.parametrize("make", [lazy_present, in_place])
+def test_no_file_has_one_where_content_may_go_or_change(make, tmp_path, monkeypatch):
+    use_plain_tables(monkeypatch)
+    layer = make(tmp_path).layer
+    assert not any(layer.has_backing_file(node_of(layer, name)) for name in CONTENTS)
+
+
 # --- when it cannot ------------------------------------------------------------------------------
 
 
@@ -300,6 +355,8 @@ async def test_a_reader_who_goes_away_harms_nobody(layer):
 async def test_what_cannot_be_read_is_an_error_and_never_short(case, name):
     case.damage()
     for _ in range(2):
+        with contextlib.suppress(ImgvolError):
+            assert case.layer.read_now(node_of(case.layer, name), 0, MANY) is None
         with pytest.raises(ImgvolError):
             await read(case.layer, name)
 
@@ -348,3 +405,25 @@ async def test_a_registry_that_failed_is_asked_again(tmp_path, monkeypatch):
     assert case.layer.failure is None
     case.layer.fetcher.failure = None
     assert await read(case.layer, b"page") == CONTENTS[b"page"]
+
+
+@pytest.mark.parametrize("make", [complete, lazy_completed])
+async def test_a_file_of_the_store_that_was_cut_off_stands_for_none(make, tmp_path, monkeypatch):
+    use_plain_tables(monkeypatch)
+    case = make(tmp_path)
+    case.damage()
+    with pytest.raises(StoreDamaged, match="size"):
+        await case.layer.backing_file(node_of(case.layer, b"large"))
+
+
+async def test_nothing_of_a_layer_stands_for_a_file_while_a_part_is_known_to_be_damaged(tmp_path):
+    layer = complete(tmp_path).layer
+    assert isinstance(layer, LayerStore)
+    large, other = node_of(layer, b"large"), node_of(layer, b"large-sparse")
+    number = layer.index.own_file(large)
+    assert number is not None
+    layer.damaged = DamagedParts({number: ((PAGE, PAGE + 1),)})
+    assert not layer.has_backing_file(large)
+    assert not layer.has_backing_file(other)
+    assert not layer.is_sound(large)
+    assert layer.is_sound(other)

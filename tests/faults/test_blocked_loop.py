@@ -78,6 +78,7 @@ def test_a_loop_that_does_not_turn_is_told_counted_and_not_called_alive(short_pa
         prelude=f"exec({source!r})",
         limits={"LOOP_BLOCKED": 1.0, "LOOP_BEAT": 0.1},
         expected_log=["the event loop"],
+        supervisor=False,
     )
     layout = images.write_layout(short_path / "layout", {"v1": IMAGE})
     imgvol.start()

@@ -42,7 +42,7 @@ def layout(short_path):
 @pytest.fixture
 def imgvol(short_path):
     """Started and killed by the test."""
-    imgvol = Imgvol(short_path)
+    imgvol = Imgvol(short_path, supervisor=False)
     yield imgvol
     if imgvol.process is not None and imgvol.process.poll() is None:
         imgvol.terminate()

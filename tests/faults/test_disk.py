@@ -77,11 +77,6 @@ def machine(short_path):
     assert made.imgvol.unexpected_log() == []
 
 
-def drop_caches():
-    with open("/proc/sys/vm/drop_caches", "w") as caches:
-        caches.write("1")
-
-
 @pytest.mark.fault("F20")
 @pytest.mark.parametrize(
     "error", ["ENOSPC", pytest.param("EDQUOT", marks=pytest.mark.fault("F22"))]
@@ -137,7 +132,7 @@ def test_a_store_that_is_read_only_serves_what_it_has(machine, agent):
     machine.imgvol.expected_log.append("Read-only|read-only|EROFS")
     with machine.failing.of(*WRITES, error="EROFS"):
         machine.pull_fails("readonly")
-        drop_caches()
+        agent.ask("forget", path=f"{machine.target}/small")
         assert agent.ask_bytes("content", path=f"{machine.target}/small") == SMALL
         assert machine.imgvol.json("images")
     machine.check_other()
@@ -154,7 +149,7 @@ def test_short_writes_are_gone_on_with(machine):
 @pytest.mark.fault("F23")
 def test_what_the_disk_cannot_read_is_an_error_of_that_read(machine, agent):
     machine.imgvol.expected_log.append("cannot be read|Input/output error")
-    drop_caches()
+    agent.ask("forget", path=f"{machine.target}/small")
     with machine.failing.of("pread", error="EIO"):
         assert agent.errno_of("content", path=f"{machine.target}/small") == "EIO"
         assert agent.errno_of("stat", path=f"{machine.target}/small") == "OK"

@@ -42,7 +42,7 @@ VolumeManager.detach_all = detach_all
 def broken(short_path):
     """A daemon to be spoilt, with an image to mount."""
     require_fuse()
-    imgvol = Imgvol(short_path)
+    imgvol = Imgvol(short_path, supervisor=False)
     layout = images.write_layout(short_path / "layout", {"v1": IMAGE})
     yield imgvol, f"oci:{layout}:v1"
     if imgvol.process is not None and imgvol.process.poll() is None:
@@ -59,7 +59,7 @@ def test_a_component_that_fails_ends_the_daemon_in_order_and_is_named(broken, ag
     switch.touch()
     assert imgvol.process.wait(20) == 1
     log = imgvol.log_end()
-    assert "collection failed, so everything stops: it broke" in log
+    assert "collection failed, so everything stops: RuntimeError: it broke" in log
     assert "kind RuntimeError, component collection" in log
     assert "RuntimeError: it broke" in log, "the traceback has the cause"
     assert agent.ask("list", path=target) == [], "unmounted in good order"

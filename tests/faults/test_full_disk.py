@@ -11,6 +11,7 @@ from imgvol.content.span_map import SpanMap
 from imgvol.layers.lazy.open import open_span_table
 from support import images
 from support.agent import Agent
+from support.caches import drop_caches
 from support.daemon import Imgvol
 from support.failing import Failing
 from support.programs import require_fuse, stop, wait_until
@@ -76,6 +77,7 @@ def read_all(agent, image, target, seed):
     return list(found), list(wanted)
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F20")
 @pytest.mark.fault("F21")
 @pytest.mark.parametrize("lazy_image", ["estargz", "soci-1MiB"], indirect=True)
@@ -108,11 +110,7 @@ def test_a_full_disk_serves_readers_from_memory_and_goes_on_when_there_is_room(
     assert small_disk.json("fsck")["wrong"] == []
 
 
-def drop_caches():
-    with open("/proc/sys/vm/drop_caches", "w") as caches:
-        caches.write("1")
-
-
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F21")
 @pytest.mark.fault("F22")
 @pytest.mark.parametrize("lazy_image", ["zstd:chunked"], indirect=True)

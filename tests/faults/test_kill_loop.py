@@ -60,6 +60,7 @@ print(len(right), len(wrong))
 """
 
 
+@pytest.mark.alone("measures time")
 @pytest.mark.fault("F06")
 @pytest.mark.timeout(1200 if IS_WHOLE else 240)
 def test_killed_again_and_again_under_load(short_path):
@@ -70,7 +71,7 @@ def test_killed_again_and_again_under_load(short_path):
     archives = short_path / "archives"
     archives.mkdir()
     archive = images.write_docker_archive(archives / "a.tar", KEPT, ARCHIVED)
-    imgvol = Imgvol(short_path, options=("--preload", str(archives)))
+    imgvol = Imgvol(short_path, options=("--preload", str(archives)), supervisor=False)
     imgvol.start()
     target = imgvol.target("mnt")
     imgvol.run("mount", f"oci:{layout}:kept", target)

@@ -36,7 +36,7 @@ def imported(base, archive, *, death):
     """
     log = base / "calls"
     log.write_text("")
-    imgvol = Imgvol(base)
+    imgvol = Imgvol(base, supervisor=False)
     imgvol.prelude = crash.prelude(death, log)
     imgvol.start()
     before = crash.calls(log)
@@ -67,7 +67,7 @@ def test_killed_at_any_call_while_importing(short_path, archive):
         if imported(base, archive, death=death) is None:
             continue
         fired.add(death.kind)
-        imgvol = Imgvol(base)
+        imgvol = Imgvol(base, supervisor=False)
         imgvol.start()
         found = {name for image in imgvol.json("images") for name in image["names"]}
         assert found in (set(), NAMES), death

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from support.caches import drop_caches
 from support.daemon import Imgvol
 from support.gates import RedirectGate, SignatureGate, TokenGate
 from support.images import sha256
@@ -37,7 +38,7 @@ OUTAGE = ["its registry fails", "read: no answer within"]
 def quick(short_path):
     """A daemon with short waits, which a test may kill."""
     require_fuse()
-    imgvol = Imgvol(short_path, limits=dict(QUICK))
+    imgvol = Imgvol(short_path, limits=dict(QUICK), supervisor=False)
     imgvol.start()
     try:
         yield imgvol
@@ -159,6 +160,7 @@ def test_wrong_bytes_are_errors_and_never_shown(patient, agent, proxy, lazy_imag
     check_all(agent, lazy_image, target)
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F87")
 @only("podman")
 def test_outage_spares_what_is_here_and_ends_by_itself(quick, agent, proxy, lazy_image):
@@ -169,8 +171,7 @@ def test_outage_spares_what_is_here_and_ends_by_itself(quick, agent, proxy, lazy
     fd = agent.ask("open", path=f"{target}/first/filler")
     proxy.down()
     # The kernel's own copies would prove nothing.
-    with open("/proc/sys/vm/drop_caches", "w") as caches:
-        caches.write("1")
+    drop_caches()
     check_reads(agent, here)
     started = time.monotonic()
     # In the range that crawls: whatever readers have been given beside what they asked for.

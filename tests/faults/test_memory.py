@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.agent import Agent
-from support.machine import DIGEST, MIB, drop_caches, resident, running_machine
+from support.caches import PAGES_AND_NAMES, drop_caches
+from support.machine import DIGEST, MIB, resident, running_machine
 from support.programs import wait_until
 
 pytestmark = pytest.mark.root
@@ -20,7 +21,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @pytest.fixture
 def machine(short_path):
-    with running_machine(short_path) as running:
+    with running_machine(short_path, supervisor=False) as running:
         yield running
 
 
@@ -80,11 +81,12 @@ def test_the_kernel_kills_the_daemon_for_its_memory_and_the_next_one_goes_on(mac
     machine.check(agent)
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F82")
 def test_readers_short_of_memory_read_the_same(machine, group):
     with Agent() as reader:
         group.bound(reader.pid, 24 * MIB)
         for _ in range(2):
-            drop_caches()
+            drop_caches(PAGES_AND_NAMES)
             assert reader.ask("digest", path=f"{machine.target}/large") == DIGEST
         assert group.refusals > 0, "the bound was never met"

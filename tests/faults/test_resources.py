@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.machine import DIGEST, MIB, SMALL, drop_caches, resident, running_machine
+from support.caches import PAGES_AND_NAMES, drop_caches
+from support.machine import DIGEST, MIB, SMALL, resident, running_machine
 from support.programs import require, wait_until
 
 pytestmark = pytest.mark.fuse
@@ -30,6 +31,7 @@ def machine(short_path):
 # --- descriptors ----------------------------------------------------------------------------------
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F83")
 def test_without_descriptors_what_needs_some_fails_and_nothing_else(machine, agent):
     imgvol = machine.imgvol
@@ -43,7 +45,7 @@ def test_without_descriptors_what_needs_some_fails_and_nothing_else(machine, age
         failed = imgvol.run("pull", machine.other, check=False, timeout=60)
         assert failed.returncode == 1
         assert "too many open files" in failed.stderr.lower()
-        drop_caches()
+        drop_caches(PAGES_AND_NAMES)
         assert agent.ask_bytes("content", path=f"{machine.target}/d/7") == SMALL["d/7"]
         assert len(imgvol.json("ps")) == 1
     finally:
@@ -117,6 +119,7 @@ def test_ten_thousand_open_files(machine, processes):
 # --- what the kernel forgets ----------------------------------------------------------------------
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F82")
 def test_what_the_kernel_has_forgotten_is_asked_for_again(machine, agent):
     with ThreadPoolExecutor(1) as pool:
@@ -124,7 +127,7 @@ def test_what_the_kernel_has_forgotten_is_asked_for_again(machine, agent):
             lambda: [agent.ask("digest", path=f"{machine.target}/large") for _ in range(6)]
         )
         while not reading.done():
-            drop_caches()
+            drop_caches(PAGES_AND_NAMES)
         assert set(reading.result()) == {DIGEST}
     machine.check(agent)
 
@@ -157,18 +160,18 @@ def lease_ids(imgvol):
 
 @pytest.mark.fault("F15")
 def test_a_daemon_that_is_stopped_for_a_while_answers_then(machine, agent):
-    drop_caches()
+    agent.ask("forget", path=f"{machine.target}/large")
     machine.imgvol.run("lease", "create", "pod", "--expires", "1h")
-    machine.imgvol.process.send_signal(signal.SIGSTOP)
+    os.kill(machine.pid, signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(agent.ask, "digest", path=f"{machine.target}/large")
             time.sleep(3)
             assert not reading.done(), "nobody but the daemon can answer"
-            machine.imgvol.process.send_signal(signal.SIGCONT)
+            os.kill(machine.pid, signal.SIGCONT)
             assert reading.result(30) == DIGEST
     finally:
-        machine.imgvol.process.send_signal(signal.SIGCONT)
+        os.kill(machine.pid, signal.SIGCONT)
     assert "pod" in lease_ids(machine.imgvol)
     machine.check(agent)
 
@@ -187,13 +190,14 @@ def test_somebody_locks_the_database_and_reads_go_on(machine, agent):
         assert failed.returncode == 1
         assert "locked" in failed.stderr
         assert 5 < time.monotonic() - started < 40
-        drop_caches()
+        agent.ask("forget", path=f"{machine.target}/large")
         assert agent.ask("digest", path=f"{machine.target}/large") == DIGEST
         other.execute("ROLLBACK")
     other.close()
     machine.check(agent)
 
 
+@pytest.mark.alone("drops the kernel's caches")
 @pytest.mark.fault("F81")
 def test_killed_readers_go_at_once_and_disturb_nobody(machine, agent):
     choice = random.Random(3)
@@ -203,7 +207,7 @@ def test_killed_readers_go_at_once_and_disturb_nobody(machine, agent):
             subprocess.Popen([sys.executable, "-c", code, f"{machine.target}/large"])
             for _ in range(8)
         ]
-        drop_caches()
+        drop_caches(PAGES_AND_NAMES)
         time.sleep(choice.uniform(0.05, 0.4))
         for reader in readers:
             reader.send_signal(signal.SIGKILL)

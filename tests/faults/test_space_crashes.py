@@ -51,7 +51,8 @@ class World:
     def __init__(self, base, registry, image: LazyImage, megabytes: int = 7) -> None:
         self.image, self.reference = image, registry.reference(image.name)
         self.quota = megabytes * MB
-        self.imgvol = Imgvol(base, limits=dict(LIMITS), options=("--quota", f"{megabytes}M"))
+        options = ("--quota", f"{megabytes}M")
+        self.imgvol = Imgvol(base, limits=dict(LIMITS), options=options, supervisor=False)
         self.log = base / "calls"
         self.target = self.imgvol.target("mnt")
 

@@ -7,16 +7,18 @@ from http.client import HTTPException
 
 import pytest
 
+from imgvol.volumes.mountinfo import read_mountinfo
 from support import images
 from support.daemon import Imgvol
+from support.programs import run
 from support.runtime import call, left_below, mount_for, our_mounts
 
 pytestmark = pytest.mark.fuse
 
-IMAGE = images.Image([images.Layer([images.file("motd", b"hello")])])
-# Other work on the machine may slow down a try or two.
+IMAGE = images.Image([images.Layer([images.file("motd", b"hello"), images.directory("empty")])])
+# Other work on the machine may slow down some tries.
 READY_SECONDS = 2.0
-TRIES = 3
+TRIES = 6
 # Dies at the n-th call of a function of the daemon, before or after it has done its work.
 DIE = """
 import os, signal
@@ -45,7 +47,7 @@ def dying(module, function, number=1, *, after=False):
 
 @pytest.fixture
 def killed(short_path):
-    imgvol = Imgvol(short_path)
+    imgvol = Imgvol(short_path, supervisor=False)
     layout = images.write_layout(short_path / "layout", {"v1": IMAGE})
     imgvol.start()
     imgvol.run("pull", f"oci:{layout}:v1")
@@ -117,7 +119,7 @@ def test_killed_while_it_recovers_the_next_one_recovers(killed, name, agent, num
     paths = [mount_for(killed, f"pod-{n}", name)[0] for n in range(12)]
     kill(killed)
     start_and_die(killed, dying("imgvol.volumes.syscalls", "attach", number, after=after))
-    start_and_die(killed, dying("imgvol.volumes.syscalls", "unmount", after=after))
+    start_and_die(killed, dying("imgvol.volumes.syscalls", "detach_tree", after=after))
     for path in paths:
         found = agent.errno_of("content", path=f"{path}/motd")
         assert found in {"ENOTCONN", "ENOENT"}, "never an empty directory that looks like a view"
@@ -149,6 +151,49 @@ def test_killed_while_it_deletes_a_lease_the_rest_can_be_deleted(killed, name, f
     assert [v["sandbox"] for v in killed.json("ps")] == ["cli"]
 
 
+@pytest.mark.fault("F73")
+def test_a_dead_filesystem_that_somebody_has_covered_is_not_taken_for_the_one_that_serves(
+    killed, name, agent
+):
+    (path,) = mount_for(killed, "pod", name)
+    kill(killed)
+    views = str(killed.run_dir / "views")
+    run("mount", "-i", "-t", "tmpfs", "theirs", views)
+    killed.expected_log.append("a dead mount stays: something else is mounted over")
+    for _ in range(2):
+        killed.start()
+        assert agent.ask_bytes("content", path=f"{path}/motd") == b"hello"
+        assert our_mounts(killed) == [path]
+        killed.terminate()
+    sources = [m.source for m in read_mountinfo() if m.mount_point == os.fsencode(views)]
+    assert sources == [b"imgvol:" + os.fsencode(views), b"theirs"]
+    run("umount", "-i", views)
+    killed.start()
+    assert [m.mount_point for m in read_mountinfo()].count(os.fsencode(views)) == 1
+    assert agent.ask_bytes("content", path=f"{path}/motd") == b"hello"
+
+
+def test_a_volume_in_a_volume_is_mounted_again_in_it(killed, name, agent):
+    outer = killed.target("outer")
+    targets = [outer, f"{outer}/empty", f"{outer}/empty/empty"]
+
+    def is_one(mount):
+        return mount.mount_point.startswith(os.fsencode(outer))
+
+    for target in targets:
+        killed.run("mount", name, target)
+    for _ in range(2):
+        kill(killed)
+        killed.start()
+        assert [os.fsdecode(m.mount_point) for m in read_mountinfo() if is_one(m)] == targets
+        assert agent.ask_bytes("content", path=f"{targets[-1]}/motd") == b"hello"
+        assert [volume["state"] for volume in killed.json("ps")] == ["mounted"] * len(targets)
+    killed.run("stop", "--force")
+    assert killed.process.wait(20) == 0
+    assert not any(map(is_one, read_mountinfo()))
+
+
+@pytest.mark.alone("measures time")
 @pytest.mark.fault("F06")
 @pytest.mark.slow
 def test_with_a_thousand_leases_a_killed_daemon_is_back_in_two_seconds(killed, name, agent):
@@ -161,7 +206,9 @@ def test_with_a_thousand_leases_a_killed_daemon_is_back_in_two_seconds(killed, n
         killed.start()
         seconds.append(time.monotonic() - began)
         assert len(our_mounts(killed)) == len(paths)
-    assert min(seconds) < READY_SECONDS, seconds
+        if seconds[-1] < READY_SECONDS:
+            break
+    assert seconds[-1] < READY_SECONDS, seconds
     assert agent.ask_bytes("content", path=f"{paths[777]}/motd") == b"hello"
     assert len(killed.json("lease", "ls")) == len(paths)
     killed.run("stop", "--force")

@@ -39,6 +39,9 @@ from imgvol.errors import (
     ProtocolError,
     StoreDamaged,
 )
+from imgvol.fs.kernel.protocol import IN_HEADER
+from imgvol.fs.kernel.requests import MalformedRequest
+from imgvol.fs.kernel.requests import decode as decode_request
 from imgvol.images.preload.cache_file import parse_cache, render_cache
 from imgvol.images.preload.lists import parse_list
 from imgvol.layers.builder import IndexBuilder
@@ -119,6 +122,14 @@ def _cut(data: bytes) -> list[bytes]:
 def _preload_cache(data: bytes) -> None:
     cache = parse_cache(data)
     assert parse_cache(render_cache(cache)).keys() <= cache.keys()
+
+
+def _fuse_request(data: bytes) -> None:
+    """As it came, and with the length that it has: else nothing beyond that is reached."""
+    if len(data) >= IN_HEADER.size:
+        _, *others = IN_HEADER.unpack_from(data, 0)
+        decode_request(memoryview(IN_HEADER.pack(len(data), *others) + data[IN_HEADER.size :]))
+    decode_request(memoryview(data))
 
 
 # --- archives and compression ---------------------------------------------------------------------
@@ -608,5 +619,6 @@ PARSERS = {
     "hosts-toml": Parser(_hosts_toml, seeds.hosts_files, (BadKey,)),
     "registries-yaml": Parser(_registries_yaml, seeds.registries_files, (BadKey,)),
     "image-list": Parser(parse_list, seeds.image_lists, ()),
+    "fuse-request": Parser(_fuse_request, seeds.fuse_requests, (MalformedRequest,)),
     "preload-cache": Parser(_preload_cache, seeds.preload_caches),
 }

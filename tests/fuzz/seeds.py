@@ -22,6 +22,7 @@ from imgvol.layers.lazy.soci_twin import compress_ztoc
 from imgvol.layers.lazy.spans import unseal
 from imgvol.layers.lazy.zstd_chunked import CONTAINERS, STARGZ
 from support import frames, images, soci, tars
+from support.fuse_requests import samples as fuse_samples
 from support.stargz import Stargz
 from support.toc_blobs import Body, chunked_blob, legacy_footer, sha256, stargz_blob
 
@@ -418,6 +419,10 @@ def registries_files() -> Sequence[bytes]:
 
 def image_lists() -> Sequence[bytes]:
     return [b"# nodes\n\nalpine:3\r\n", b"\n".join(references()), b"\xef\xbb\xbfbusybox"]
+
+
+def fuse_requests() -> Sequence[bytes]:
+    return list(fuse_samples().values())
 
 
 def preload_caches() -> Sequence[bytes]:

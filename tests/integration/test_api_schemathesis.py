@@ -9,6 +9,7 @@ What no document can say, such as texts that are hostile to a file system, is in
 """
 
 import collections
+import itertools
 import json
 from pathlib import Path
 
@@ -95,6 +96,13 @@ CONFIG = {
     },
 }
 answers = collections.defaultdict(set)
+numbers = itertools.count(1)
+
+
+def pytest_generate_tests(metafunc):
+    """Numbers the operations' tests: to pytest they have one ID, which is that of parameters."""
+    if "number" in metafunc.fixturenames:
+        metafunc.parametrize("number", [next(numbers)])
 
 
 @schemathesis.deserializer("application/x-ndjson")
@@ -169,7 +177,7 @@ def has_bare_flag(case):
 
 @pytest.mark.fault("F92")
 @schema.parametrize()
-def test_an_operation_does_what_its_document_says(case, served, session, real):
+def test_an_operation_does_what_its_document_says(case, number, served, session, real):
     operation = case.operation.definition.raw["operationId"]
     if ends_the_daemon(operation, case.body) or has_bare_flag(case):
         return

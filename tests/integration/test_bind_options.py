@@ -2,15 +2,12 @@
 
 import base64
 import contextlib
-import ctypes
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,6 +18,7 @@ import pytest
 from imgvol.cli.client import Client
 from imgvol.errors import ImgvolError
 from imgvol.volumes.mountinfo import read_mountinfo
+from support import transports
 from support.agent import Agent
 from support.daemon import Imgvol, running_daemon
 from support.images import (
@@ -33,6 +31,7 @@ from support.images import (
     write_layout,
 )
 from support.programs import require, require_fuse, run, wait_until
+from support.swapping import swapping
 
 pytestmark = pytest.mark.fuse
 
@@ -144,36 +143,35 @@ def test_a_device_cannot_be_opened(mounted, agent, short_path):
 
 
 @pytest.mark.fault("F80")
-def test_owners_are_mapped_or_the_mount_says_that_this_kernel_does_not(shared_daemon, image, agent):
-    target = shared_daemon.target("mapped")
+@transports.each
+def test_owners_are_mapped_or_the_mount_says_that_they_cannot_be(daemon, image, agent, transport):
+    target = daemon.target("mapped")
     mapping = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"]
-    done = shared_daemon.run("mount", *mapping, image, target, check=False)
-    if done.returncode == 0:
+    done = daemon.run("mount", *mapping, image, target, check=False)
+    if transport == "kernel" and transports.maps_owners():
+        assert done.returncode == 0, done.stderr
         assert agent.ask("stat", path=f"{target}/etc")["st_uid"] == 100000
-        shared_daemon.run("unmount", target)
+        daemon.run("unmount", target)
         return
+    assert done.returncode == 1
     assert "does not map owners in a view" in done.stderr
     assert agent.ask("list", path=target) == []
-    assert shared_daemon.json("ps") == []
-    shared_daemon.run("mount", image, target)
-    shared_daemon.run("unmount", target)
+    assert daemon.json("ps") == []
+    daemon.run("mount", image, target)
+    daemon.run("unmount", target)
 
 
 @pytest.mark.parametrize("offer", ["mapping", "nothing"])
 def test_owners_are_mapped_where_the_filesystem_offers_it(offer, short_path):
-    """Not ours, as the FUSE library has no way to say so: the kernel, and our way to ask it."""
+    """Not ours, which says it always or never: the kernel, and our way to ask it."""
     require_fuse()
     program = ["unshare", "--mount", sys.executable, "-m", "support.raw_fuse"]
     tests = Path(__file__).parents[1]
     said = run(*program, short_path, offer, cwd=tests, timeout=30).stdout
-    if offer == "mapping" and _kernel() >= (6, 12):
+    if offer == "mapping" and transports.maps_owners():
         assert said == "100005 100005\n"
     else:
         assert said == "MachineLacks the kernel does not map owners in a view\n"
-
-
-def _kernel() -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 def test_options_of_a_bind_mount_need_one(shared_daemon, image):
@@ -233,8 +231,7 @@ def test_options_outlive_the_daemon(daemon, image, agent):
     target = daemon.target("t")
     daemon.run("mount", "--noexec", "--nosymfollow", "--subpath", "bin", image, target)
     before = options_of(target)
-    daemon.process.send_signal(signal.SIGKILL)
-    daemon.process.wait(10)
+    daemon.kill()
     daemon.start()
     assert options_of(target) == before == {*ATTRIBUTES, "noatime", "noexec", "nosymfollow"}
     assert [name for name, _ in agent.ask("list", path=target)] == ["greet", "id"]
@@ -306,21 +303,32 @@ def test_a_sub_path_that_a_kubelet_must_not_get_fails_the_whole_call(
             {"uid_mappings": [{"host_id": 100000, "container_id": 0, "length": 65536}]},
             "user and group mappings come together",
         ),
-        (
-            {
-                f"{kind}_mappings": [{"host_id": 100000, "container_id": 0, "length": 65536}]
-                for kind in ("uid", "gid")
-            },
-            "the kernel does not map owners in a view",
-        ),
     ],
-    ids=["bidirectional", "users only", "mapped"],
+    ids=["bidirectional", "users only"],
 )
 def test_what_a_volume_of_a_sandbox_cannot_be_is_told(shared_daemon, pulled, wrong, text):
     with pytest.raises(ImgvolError, match=text):
         ask_sandbox(shared_daemon, {"image": pulled, **wrong})
     assert shared_daemon.json("ps") == []
     shared_daemon.run("lease", "rm", "pod", check=False)
+
+
+@transports.each
+def test_a_volume_of_a_sandbox_has_mapped_owners_or_it_is_told(daemon, image, agent, transport):
+    daemon.run("pull", image)
+    mapping = [{"host_id": 100000, "container_id": 0, "length": 65536}]
+    if transport == "kernel" and transports.maps_owners():
+        (volume,) = ask_sandbox(
+            daemon, {"image": image, "uid_mappings": mapping, "gid_mappings": mapping}
+        )
+        found = agent.ask("stat", path=f"{volume}/etc")
+        assert (found["st_uid"], found["st_gid"]) == (100000, 100000)
+        daemon.run("lease", "rm", "pod")
+        return
+    with pytest.raises(ImgvolError, match="the kernel does not map owners in a view"):
+        ask_sandbox(daemon, {"image": image, "uid_mappings": mapping, "gid_mappings": mapping})
+    assert daemon.json("ps") == []
+    daemon.run("lease", "rm", "pod", check=False)
 
 
 # --- propagation ------------------------------------------------------------------------------
@@ -393,7 +401,7 @@ def test_a_mount_is_restricted_before_it_can_be_reached(daemon, image, short_pat
     trace = short_path / "trace"
     calls = "open_tree,mount_setattr,move_mount,openat2,mount"
     daemon.run("pull", image)
-    with traced(daemon.process.pid, trace, calls):
+    with traced(daemon.worker_pid, trace, calls):
         for number, options in enumerate([[], ["--noexec"], ["--subpath", "etc"]]):
             daemon.run("mount", *options, image, daemon.target(f"t{number}"))
     for number in range(3):
@@ -491,25 +499,6 @@ def test_whoever_swaps_the_target_gains_no_mount_elsewhere(daemon, image, short_
 def unmount(daemon, volume):
     client = Client(str(daemon.run_dir / "imgvol.sock"))
     return client.call("DELETE", "/volumes", {"volume": volume, "detach": True})
-
-
-@contextlib.contextmanager
-def swapping(one: Path, other: Path):
-    libc = ctypes.CDLL(None)
-    stop = threading.Event()
-
-    def swap():
-        while not stop.is_set():
-            libc.renameat2(-100, bytes(one), -100, bytes(other), 2)  # RENAME_EXCHANGE
-            time.sleep(0.0005)
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 # --- only ours --------------------------------------------------------------------------------

@@ -217,8 +217,7 @@ def test_daemon_killed_while_it_copies_goes_on_where_it_was(slow, agent, proxy, 
     before, target = len(proxy.seen), slow.target("second")
     slow.run("mount", proxy.reference(second.name), target)
     wait_copying(slow, target)
-    slow.process.kill()
-    slow.process.wait()
+    slow.kill()
     slow.start()
     wait_state(slow, target, "here")
     assert proxy.blob_bytes(since=before) <= MOST * second.layer.size

@@ -168,8 +168,7 @@ def test_volumes_and_users_outlive_the_daemon(plugin_daemon, plugin, agent, sour
     if signal == "terminate":
         plugin_daemon.terminate()
     else:
-        plugin_daemon.process.kill()
-        plugin_daemon.process.wait()
+        plugin_daemon.kill()
     plugin_daemon.start()
     assert [v["Name"] for v in plugin.call("List")["Volumes"]] == ["idle", "used"]
     assert agent.ask_bytes("content", path=f"{path}/data/word") == b"hello"

@@ -4,11 +4,12 @@ import hashlib
 
 import pytest
 
+from support import transports
 from support.comparison import assert_same_tree
 from support.edge_cases import CASES, DISPUTED, image_of, untimed_paths
 from support.images import write_docker_archive, write_layout, write_oci_archive
 
-pytestmark = [pytest.mark.fuse, pytest.mark.servers]
+pytestmark = [pytest.mark.fuse, pytest.mark.servers, transports.each]
 
 
 @pytest.fixture(scope="module")

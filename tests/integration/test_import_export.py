@@ -229,7 +229,7 @@ def test_a_command_that_goes_away_ends_its_import(daemon):
 
 
 def has_open(daemon, target):
-    directory = f"/proc/{daemon.process.pid}/fd"
+    directory = f"/proc/{daemon.worker_pid}/fd"
     found = []
     for descriptor in os.listdir(directory):
         with contextlib.suppress(FileNotFoundError):

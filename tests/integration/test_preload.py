@@ -287,7 +287,7 @@ def test_killed_while_it_imports_it_imports_again_and_nothing_is_left(short_path
         short_path / "layout", {"l": Image([Layer([file("big", os.urandom(60_000_000))], "gzip")])}
     )
     copy(layout, "l", f"oci-archive:{images}/large.tar:registry.example/large:1")
-    imgvol = Imgvol(short_path, options=("--preload", str(images)))
+    imgvol = Imgvol(short_path, options=("--preload", str(images)), supervisor=False)
     imgvol.start()
     try:
         # Looked at right here: a command that asks would take as long as the import.

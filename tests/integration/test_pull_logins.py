@@ -91,8 +91,7 @@ def test_a_new_password_with_the_next_pull_opens_what_the_old_one_does_not(
 def test_after_a_restart_logins_in_files_serve(proxy, gate, daemon, agent, lazy_image, logins_file):
     target = daemon.target("mnt")
     mount(daemon, proxy.reference(lazy_image.name), target, CANARY)
-    daemon.process.kill()
-    daemon.process.wait()
+    daemon.kill()
     daemon.start()
     path = f"{target}/usr/lib/large"
     assert agent.errno_of("digest", path=path) == "EIO"
@@ -160,8 +159,8 @@ def test_a_login_is_found_nowhere(proxy, gate, daemon, agent, lazy_image, tmp_pa
     metrics = api_client.ask(daemon.run_dir / "imgvol.sock", "GET", "/metrics")
     assert b"imgvol_" in metrics.body
     shown.append(metrics.body)
-    process = Path(f"/proc/{daemon.process.pid}")
-    shown += [(process / name).read_bytes() for name in ("cmdline", "environ")]
+    processes = [Path(f"/proc/{pid}") for pid in (daemon.process.pid, daemon.worker_pid)]
+    shown += [(each / name).read_bytes() for each in processes for name in ("cmdline", "environ")]
     wanted = forms(CANARY)
     # It was sent: what is looked for is what there would be to find.
     assert any(form.decode() in sent for sent in gate.seen for form in wanted)

@@ -5,10 +5,11 @@ import stat
 
 import pytest
 
+from support import transports
 from support.agent import Agent
 from support.images import Image, Layer, directory, file, symlink, write_layout
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, transports.each]
 
 NOBODY = 65534
 

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 
+from support import transports
 from support.agent import Agent
 from support.edge_cases import MIB, content
 from support.images import Image, Layer, directory, file, hardlink, sparse, write_layout
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, transports.each_way]
 
 HOLES = [(4096, content(600, 2)), (2 * MIB + 512, content(5000, 3)), (3 * MIB, b"")]
 FILES = {

@@ -211,7 +211,7 @@ def test_each_side_may_change_afterwards_and_the_other_does_not(machine):
     theirs.write_bytes(bytes(len(content[1])))
     check_content(layer, NEW)
     assert len(present_files(layer)) == len(NEW)
-    layer.give_back([window for window, _, _ in layer.reclaimer.windows()])
+    layer.reclaimer.give_back([window for window, _, _ in layer.reclaimer.windows()])
     assert not present_files(layer)
 
 

@@ -1,12 +1,14 @@
 """Images that are removed and pinned in a daemon with real mounts and restarts."""
 
-import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from imgvol.fs.session import LINGERING_CHECK
 from support import images
 from support.daemon import Imgvol, running_daemon
+from support.metrics import scrape
 from support.programs import wait_until
 from support.runtime import call, mount_for
 
@@ -46,8 +48,7 @@ def test_a_removed_image_is_gone_and_its_volume_reads_on_over_a_restart(imgvol, 
     assert agent.ask_bytes("content", path=f"{path}/motd") == b"one" * 1000
     assert [image["names"] for image in imgvol.json("images")] == [[]]
 
-    imgvol.process.send_signal(signal.SIGKILL)
-    assert imgvol.process.wait(10) == -signal.SIGKILL
+    imgvol.kill()
     imgvol.start()
     assert agent.ask_bytes("content", path=f"{path}/motd") == b"one" * 1000
     (volume,) = imgvol.json("ps")
@@ -110,3 +111,35 @@ def test_a_name_that_cannot_be_pinned_ends_the_start(short_path):
     with pytest.raises(AssertionError, match="did not start") as failed:
         imgvol.start()
     assert "repository name must be lowercase" in str(failed.value)
+
+
+DEEP = images.Image(
+    [
+        images.Layer(
+            [
+                images.directory("usr"),
+                images.directory("usr/share"),
+                images.file("usr/share/file", b"deep" * 1000),
+            ]
+        )
+    ]
+)
+
+
+@pytest.mark.parametrize("transport", ["pyfuse3", "kernel"])
+def test_a_view_is_let_go_once_its_last_open_file_is_closed(short_path, agent, transport):
+    layout = images.write_layout(short_path / "layout", {"deep": DEEP})
+    with running_daemon(short_path, "--transport", transport) as daemon:
+        target = daemon.target("mnt")
+        daemon.run("mount", f"oci:{layout}:deep", target)
+        handle = agent.ask("open", path=f"{target}/usr/share/file")
+        daemon.run("unmount", "--detach", target)
+        time.sleep(2 * LINGERING_CHECK)
+        assert lingering(daemon) == 1
+        assert agent.ask_bytes("pread", fd=handle, size=8, offset=0) == b"deepdeep"
+        agent.ask("close", fd=handle)
+        wait_until(lambda: lingering(daemon) == 0, seconds=20, what="the view is let go")
+
+
+def lingering(daemon):
+    return scrape(daemon.run_dir / "imgvol.sock")["imgvol_views", "state=lingering"]

@@ -1,19 +1,16 @@
 """Traces: recorded from real mounts, shown, kept, and followed by later mounts."""
 
 import json
-import os
-import select
-import signal
-import subprocess
-from contextlib import contextmanager
 
 import pytest
 
 from imgvol.view.trace import TRACE_TYPE, parse_trace
-from support.daemon import ENVIRONMENT, running_daemon
+from support import transports
+from support.daemon import running_daemon
 from support.images import OCI, Image, file, push, sha256, tar_bytes, to_json, write_layout
 from support.lazy_images import LazyImage, content, lazy_layer
 from support.programs import require_fuse, require_root, wait_until
+from support.recordings import recording
 
 pytestmark = [pytest.mark.servers, pytest.mark.fuse]
 
@@ -46,32 +43,6 @@ def newer(lazy_images, image, tmp_path_factory) -> LazyImage:
     layout = write_layout(where / "image", {"x": Image([layer])})
     push(layout, "x", lazy_images.registry.reference(name))
     return LazyImage(name, layer, {e.name: e.content for e in entries if e.type == b"0"})
-
-
-@contextmanager
-def recording(daemon, volume, *options):
-    """Records a volume inside the block, ended as Ctrl-C does; then `said` is what was printed."""
-    process = subprocess.Popen(
-        [*daemon.command, "trace", "record", "--volume", volume, "--json", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **ENVIRONMENT},
-    )
-    said: dict = {}
-    try:
-        readable, _, _ = select.select([process.stderr], [], [], 30)
-        assert readable, "the recording does not begin"
-        assert b"Recording" in process.stderr.readline()
-        yield said
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-        assert process.returncode == 0, err
-        said.update(json.loads(out))
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
 
 
 def read_start(agent, image, target):
@@ -113,6 +84,7 @@ def asked_by_others(proxy, since):
     return [exchange.range for exchange in proxy.ranges(since=since) if exchange.asked < WINDOW]
 
 
+@transports.each_way
 def test_what_is_recorded_for_one_tag_is_brought_first_for_the_next(
     daemon, agent, proxy, image, newer
 ):
@@ -144,6 +116,22 @@ def test_what_is_recorded_for_one_tag_is_brought_first_for_the_next(
     listed = daemon.run("ps", "--layers").stdout
     assert "5/6" in listed
     assert "done" in listed
+
+
+@transports.each_way
+def test_what_was_open_and_read_before_is_recorded_too(daemon, agent, proxy, image):
+    target = daemon.target("mnt")
+    daemon.run("mount", proxy.reference(image.name), target)
+    name = MODULES[0]
+    fd = agent.ask("open", path=f"{target}/{name}")
+    first = agent.ask_bytes("pread", fd=fd, offset=0, size=4096)
+    out = daemon.base / "trace.json"
+    with recording(daemon, target, "-o", str(out)):
+        assert agent.ask_bytes("pread", fd=fd, offset=0, size=4096) == first
+    agent.ask("close", fd=fd)
+    (traced,) = parse_trace(out.read_bytes()).files
+    assert traced.path.decode() == name
+    assert traced.read_bytes
 
 
 def test_nothing_is_brought_where_nobody_wants_it(short_path, agent, proxy, image, newer):

@@ -240,7 +240,7 @@ def test_an_image_of_a_lease_stays_without_a_mount(pulled, names):
 
 @pytest.fixture
 def killed(short_path, names):
-    imgvol = Imgvol(short_path)
+    imgvol = Imgvol(short_path, supervisor=False)
     imgvol.start()
     for name in names:
         imgvol.run("pull", name)
@@ -255,6 +255,7 @@ def kill(imgvol):
     assert imgvol.process.wait(10) == -signal.SIGKILL
 
 
+@pytest.mark.alone("measures time")
 @pytest.mark.fault("F04")
 def test_a_killed_daemon_leaves_errors_and_the_next_one_binds_every_volume_again(
     killed, names, agent

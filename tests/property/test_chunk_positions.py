@@ -157,7 +157,7 @@ def test_equal_files_lie_alike_in_blocks_and_space_between_them_is_given_back(ol
             for span in layer.present
             if not any(span in layer.uses.spans_in(window) for window in gone)
         }
-        layer.give_back(gone)
+        layer.reclaimer.give_back(gone)
         assert set(layer.present) == kept
         check_content(layer, entries)
         fill(layer, entries, is_kept=False)

@@ -55,7 +55,7 @@ def tables(draw) -> PlainTable:
 
 def put(layer, span: int) -> None:
     start, end = layer.table.compressed_range(span)
-    layer.put_span(span, layer.table.decode(span, BLOB[start:end]), BLOB[start:end])
+    layer.intake.put_span(span, layer.table.decode(span, BLOB[start:end]), BLOB[start:end])
 
 
 def check(layer, *, present: set[int]) -> None:
@@ -88,16 +88,16 @@ def test_what_stays_is_right_and_nothing_else_takes_a_block(data):
             for span in (come := data.draw(spans)):
                 put(layer, span)
             present |= come
-            layer.flush()
+            layer.intake.flush()
             # Gaps that came along with a range.
             start = data.draw(st.integers(0, SIZE - 1))
-            layer.keep(start, BLOB[start : start + 3000])
+            layer.intake.keep(start, BLOB[start : start + 3000])
 
             reading = data.draw(spans) & present
             layer.uses.enter(reading)
             windows = data.draw(st.sets(st.integers(0, SIZE // 7000)))
             gone = {s for w in windows for s in layer.uses.spans_in(w)} & present - reading
-            given_back = layer.give_back(windows)
+            given_back = layer.reclaimer.give_back(windows)
             layer.uses.leave(reading)
             present -= gone
             assert given_back.spans == len(gone)
@@ -107,7 +107,7 @@ def test_what_stays_is_right_and_nothing_else_takes_a_block(data):
             reopened = reopen_lazy_layer(Path(base))
             check(reopened, present=set(reopened.present))
             assert set(reopened.present) <= present
-        layer.give_back(range(SIZE // 7000 + 1))
+        layer.reclaimer.give_back(range(SIZE // 7000 + 1))
         assert allocated(layer._holdings.data.fd) == 0
         reopened = reopen_lazy_layer(Path(base))
         assert set(reopened.present) == set()
@@ -122,7 +122,7 @@ def test_only_blocks_of_present_spans_are_taken(data):
         for span in range(table.span_count):
             put(layer, span)
         for _ in range(data.draw(st.integers(1, 5))):
-            layer.give_back(data.draw(st.sets(st.integers(0, SIZE // 7000))))
+            layer.reclaimer.give_back(data.draw(st.sets(st.integers(0, SIZE // 7000))))
         present = set(layer.present)
         check(layer, present=present)
         if not layer.stays_lazy:
@@ -145,8 +145,7 @@ def test_a_span_that_comes_back_at_once_is_not_swallowed_by_the_hole(tmp_path):
         try:
             while not stop.is_set():
                 span = chance.randrange(table.span_count)
-                with layer._lock:
-                    layer.uses.enter([span])
+                layer.uses.enter([span])
                 try:
                     if layer.missing([span]):
                         put(layer, span)
@@ -154,7 +153,7 @@ def test_a_span_that_comes_back_at_once_is_not_swallowed_by_the_hole(tmp_path):
                     ((first, last),) = table.positions(span)
                     assert layer.read_blocking(node, first, last - first) == BLOB[first:last]
                 finally:
-                    layer._leave([span])
+                    layer.uses.leave([span])
         except BaseException as failure:
             failures.append(failure)
 
@@ -164,9 +163,9 @@ def test_a_span_that_comes_back_at_once_is_not_swallowed_by_the_hole(tmp_path):
     chance = random.Random(9)
     given_back = 0
     for _ in range(50):
-        given_back += layer.give_back(chance.sample(range(SIZE // 7000 + 1), 9)).spans
+        given_back += layer.reclaimer.give_back(chance.sample(range(SIZE // 7000 + 1), 9)).spans
         if chance.random() < 0.3:
-            layer.flush()
+            layer.intake.flush()
     stop.set()
     for thread in threads:
         thread.join(20)
@@ -185,7 +184,7 @@ class SlowFetcher(FakeFetcher):
     async def ensure(self, spans) -> None:
         for span in spans:
             put(self.layer, span)
-        await trio.to_thread.run_sync(self.layer.give_back, range(SIZE // 7000 + 1))
+        await trio.to_thread.run_sync(self.layer.reclaimer.give_back, range(SIZE // 7000 + 1))
 
 
 async def test_what_a_reader_waits_for_is_not_given_back_before_it_has_been_read(tmp_path):
@@ -197,7 +196,7 @@ async def test_what_a_reader_waits_for_is_not_given_back_before_it_has_been_read
     for _ in range(40):
         offset, size = chance.randrange(SIZE), chance.choice([1, 4096, 50_000])
         assert bytes(await layer.read(node, offset, size)) == BLOB[offset : offset + size]
-    assert layer.give_back(range(SIZE // 7000 + 1)).spans > 0
+    assert layer.reclaimer.give_back(range(SIZE // 7000 + 1)).spans > 0
     assert layer.present.present_count == 0, "nobody reads any more"
 
 
@@ -215,8 +214,8 @@ async def test_without_room_and_memory_a_reader_is_told_and_the_next_one_is_serv
                 start, end = table.compressed_range(span)
                 regions = table.decode(span, BLOB[start:end])
                 with pytest.raises(StoreFull):
-                    layer.put_span(span, regions, BLOB[start:end])
-                if layer.put_spare(span, regions) is not Spared.KEPT:
+                    layer.intake.put_span(span, regions, BLOB[start:end])
+                if layer.intake.put_spare(span, regions) is not Spared.KEPT:
                     raise StoreFull("no room")
 
     layer.fetcher = Spares()
@@ -241,13 +240,13 @@ def test_a_full_disk_does_not_keep_space_from_being_given_back(tmp_path, monkeyp
     layer = make_lazy_layer(tmp_path, table)
     for span in range(40):
         put(layer, span)
-    layer.flush()
+    layer.intake.flush()
 
     def full(*_):
         raise OSError(errno.ENOSPC, "full")
 
     monkeypatch.setattr(span_map, "write_file", full)
-    assert layer.give_back([0, 1, 2]).spans > 0
+    assert layer.reclaimer.give_back([0, 1, 2]).spans > 0
     present = set(layer.present)
     check(reopen_lazy_layer(tmp_path), present=present)
 
@@ -263,7 +262,7 @@ def test_what_an_earlier_process_has_left_goes_with_the_first(tmp_path):
     put(reopened, 5)
     put(reopened, 30)
     before = allocated(reopened._holdings.data.fd, reopened.kept.file.fd)
-    given_back = reopened.give_back([reopened.uses._window_of(30)])
+    given_back = reopened.reclaimer.give_back([reopened.uses._window_of(30)])
     assert given_back.spans == 1
     assert given_back.size > before - 40_000
     check(reopened, present={5})

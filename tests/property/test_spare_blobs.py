@@ -45,7 +45,7 @@ def tables(draw) -> DigestTable:
 
 def put(layer, span: int) -> None:
     start, end = layer.table.compressed_range(span)
-    layer.put_span(span, layer.table.decode(span, BLOB[start:end]), BLOB[start:end])
+    layer.intake.put_span(span, layer.table.decode(span, BLOB[start:end]), BLOB[start:end])
 
 
 def check(layer, present: set[int]) -> None:
@@ -58,7 +58,7 @@ def check(layer, present: set[int]) -> None:
         assert layer.read_blocking(node, first, last - first) == BLOB[start:end]
         if layer.present.is_kept(span) and layer.kept.covers(start, end):
             assert layer.kept.read(start, end - start) == BLOB[start:end]
-    assert layer.damaged_spans(lambda _size: None) == []
+    assert layer.scrubber.damaged_spans(lambda _size: None) == []
     assert 0 <= layer.present_size <= layer.table.blob_size + len(present)
 
 
@@ -89,9 +89,9 @@ def test_spans_and_blob_come_and_go_in_any_order(data):
                 case "windows":
                     windows = data.draw(st.sets(st.integers(0, WINDOWS)))
                     present -= {s for w in windows for s in layer.uses.spans_in(w)}
-                    layer.give_back(windows)
+                    layer.reclaimer.give_back(windows)
                 case "flush":
-                    layer.flush()
+                    layer.intake.flush()
                 case "again":
                     was_proven = layer.is_proven
                     layer = reopen_lazy_layer(Path(base))
@@ -108,7 +108,7 @@ def proven(base) -> tuple:
     layer = make_lazy_layer(base, table)
     for span in range(table.span_count):
         put(layer, span)
-    layer.flush()
+    layer.intake.flush()
     layer.prove(DIFF_ID)
     return layer, set(range(table.span_count))
 
@@ -122,7 +122,7 @@ def test_what_comes_after_the_blob_went_is_kept_without_its_compressed_bytes(tmp
     assert not layer.has_blob
     assert layer.is_whole
     assert not layer.stays_lazy
-    gone = layer.give_back([1, 2]).spans
+    gone = layer.reclaimer.give_back([1, 2]).spans
     assert gone > 2
     assert layer.stays_lazy
     assert not layer.is_whole
@@ -148,7 +148,7 @@ def test_a_process_that_ends_between_map_and_hole_leaves_nothing_for_long(tmp_pa
     check(reopened, everything)
     assert reopened.forgoes_proof, "what is there does not count"
     assert allocated(reopened.kept.file.fd) >= SIZE
-    reopened.give_back([3])
+    reopened.reclaimer.give_back([3])
     assert allocated(reopened.kept.file.fd) == 0
     check(reopened, set(reopened.present))
 

@@ -1,5 +1,6 @@
 """Plans for a sandbox's volumes: what they lead to, whatever there is, what they leave alone."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,8 @@ VIEWS = Path("/run/imgvol/views")
 IMAGES = [image_record([layer_record(name)], name) for name in "abcd"]
 TARGETS = [f"/run/imgvol/volumes/pod/{image.manifest.encoded}" for image in IMAGES]
 LIVE, DEAD, OTHERS = (0, 50), (0, 40), (8, 1)
+# Of another user, who has chosen our filesystem's name.
+FORGED = frozenset({f"user_id={os.geteuid() + 1}"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def mount(target, root, device, *, is_ours=True):
         options=frozenset(),
         fstype=FILESYSTEM_TYPE if is_ours else "ext4",
         source=source_of(VIEWS) if is_ours else b"/dev/sda1",
-        super_options=frozenset(),
+        super_options=frozenset({f"user_id={os.geteuid()}"}),
     )
 
 
@@ -56,6 +59,7 @@ def stacked(position):
         mount(target, root, LIVE, is_ours=False),
         # Of another daemon of ours: another place, hence another source.
         replace(mount(target, root, LIVE), source=source_of(Path("/other/views"))),
+        replace(mount(target, root, LIVE), super_options=FORGED),
     ]
     return st.lists(st.sampled_from(kinds), max_size=3)
 
@@ -101,16 +105,14 @@ def is_shown(table, held, target):
     if not stack or volume is None or volume.view is None:
         return False
     top = stack[-1]
-    return (top.root, top.source, (top.major, top.minor), top.fstype) == (
-        b"/" + volume.view.name,
-        source_of(VIEWS),
-        LIVE,
-        FILESYSTEM_TYPE,
-    )
+    if is_foreign(top):
+        return False
+    return (top.root, (top.major, top.minor)) == (b"/" + volume.view.name, LIVE)
 
 
 def is_foreign(one):
-    return one.source != source_of(VIEWS) or one.fstype != FILESYSTEM_TYPE
+    is_known = one.source == source_of(VIEWS) and one.fstype == FILESYSTEM_TYPE
+    return not is_known or one.super_options == FORGED
 
 
 def taken(steps, held, table):

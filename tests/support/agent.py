@@ -22,6 +22,7 @@ import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 DEADLINE = 30.0
@@ -41,14 +42,17 @@ class Agent:
     Args:
         user: Run the agent as this user and group id instead of one's own (needs root).
         python: The interpreter, if another program shall read the view.
+        within: A command that runs it somewhere else: `nsenter` and its options.
     """
 
-    def __init__(self, *, user: int | None = None, python: str = sys.executable):
+    def __init__(
+        self, *, user: int | None = None, python: str = sys.executable, within: Sequence[str] = ()
+    ):
         identity = {} if user is None else {"user": user, "group": user, "extra_groups": []}
         # The source comes by standard input's side door: another user may not read the repository.
         source = Path(__file__).read_text()
         self._process = subprocess.Popen(
-            [python, "-I", "-c", source],
+            [*within, python, "-I", "-c", source],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -208,6 +212,12 @@ def do_stat_tree(path):
 def do_digest(path):
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def do_forget(path):
+    """Lets the kernel forget what it has read of a file that nobody else has mapped."""
+    with open(path, "rb", buffering=0) as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def do_mmap(fd, size, offset):

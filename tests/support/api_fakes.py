@@ -247,6 +247,7 @@ def requests_of(**results: Result):
     """One answered request of each of these kinds."""
     tallies = RequestTallies()
     tallies.bytes_read = 4096
+    tallies.passed_opens, tallies.backing_files = 6, 2
     for operation, result in results.items():
         tally = tallies.of(operation)
         tally.end(tally.begin(), result)
@@ -304,6 +305,7 @@ def statistics(**changes: object) -> Statistics:
         ),
         "cri": cri_calls(),
         "loop_blocked": observed(LOOP_BOUNDS, 7.0),
+        "worker_restarts": 3,
     }
     return Statistics(**{**values, **changes})
 

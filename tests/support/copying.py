@@ -14,6 +14,7 @@ from imgvol.content.layout import StoreLayout
 from imgvol.content.lazy_directory import create_lazy_layer
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.place import FileIdentity, Place
+from imgvol.content.space import SpaceLedger
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression
 from imgvol.layers.index import LayerIndex
@@ -40,6 +41,7 @@ class Machine:
         self.layout.make()
         self.slots = 0
         self.reads = trio.CapacityLimiter(4)
+        self.space = SpaceLedger()
 
     def record(self, name: str, **fields):
         self.slots += 1
@@ -83,7 +85,8 @@ class Machine:
         return self.reopen(LazyLayerStore, record)
 
     def reopen(self, kind, record):
-        layer = kind(self.layout.lazy_layer(record.digest), record.digest, record.slot, self.reads)
+        directory = self.layout.lazy_layer(record.digest)
+        layer = kind(directory, record.digest, record.slot, self.reads, self.space)
         layer.record = record
         return layer
 
@@ -103,7 +106,9 @@ def fill(layer: LazyLayerStore, entries, names=None, *, is_kept: bool = True) ->
                     (part.position, contents[name][part.position - extent.position :][: part.size])
                     for part in layer.table.parts(span)
                 ]
-                layer.put_span(span, [Region(*region) for region in regions], is_kept=is_kept)
+                layer.intake.put_span(
+                    span, [Region(*region) for region in regions], is_kept=is_kept
+                )
 
 
 def files_of(index: LayerIndex):
@@ -134,4 +139,4 @@ def check_content(layer: LazyLayerStore, entries) -> None:
         size = layer.index.record(node).size
         if name in contents:
             assert bytes(layer.read_blocking(node, 0, size)) == contents[name], name
-    assert layer.damaged_spans(lambda _size: None) == []
+    assert layer.scrubber.damaged_spans(lambda _size: None) == []

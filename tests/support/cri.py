@@ -12,6 +12,7 @@ import trio
 from imgvol.api.cri.generated import runtime_pb2 as pb
 from imgvol.api.cri.handlers import Handlers
 from imgvol.api.cri.server import CriServer
+from imgvol.api.keeping import Keeper
 from imgvol.errors import NotFound
 from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 
@@ -182,9 +183,9 @@ class FakeImages:
 
 
 @contextlib.asynccontextmanager
-async def serving(path, images, *, is_open: bool = True):
+async def serving(path, images, *, is_open: bool = True, keeper: Keeper | None = None):
     """A server on a socket; it ends with the block."""
-    server = CriServer(path, Handlers(images).methods())
+    server = CriServer(path, Handlers(images).methods(), keeper=keeper)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         if is_open:

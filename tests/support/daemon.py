@@ -5,13 +5,15 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.programs import stop
+from support.api_client import ask
+from support.programs import stop, wait_until
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
@@ -32,6 +34,9 @@ class Imgvol:
         prelude: Python statements that it shall run before its own.
         serves_cri: Whether it serves the CRI, which costs each start some tenths of a second.
         preloads: Whether it has a preload directory without an option that names one.
+        supervisor: Whether it has one as users have it by default. Without, it dies for good: so
+            say tests of what it leaves behind.
+        process: What was started: the supervisor, where there is one, and else the daemon.
     """
 
     base: Path
@@ -41,6 +46,7 @@ class Imgvol:
     prelude: str = "pass"
     serves_cri: bool = False
     preloads: bool = False
+    supervisor: bool = True
     process: subprocess.Popen | None = None
 
     @property
@@ -69,6 +75,8 @@ class Imgvol:
         habits = [] if self.serves_cri else ["--no-cri"]
         if not self.preloads and "--preload" not in self.options:
             habits.append("--no-preload")
+        if not self.supervisor:
+            habits.append("--no-supervisor")
         return [sys.executable, "-c", program, *directories, "serve", *habits, *self.options]
 
     @property
@@ -133,6 +141,29 @@ class Imgvol:
             stop(self.process)
             raise AssertionError(f"the daemon did not start: {line!r}\n{self.log_end()}")
 
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves, as it says itself; whether it has a supervisor or not."""
+        answer = ask(self.run_dir / "imgvol.sock", "GET", "/v1/version")
+        return json.loads(answer.body)["pid"]
+
+    def kill(self) -> None:
+        """Kills all of it, the supervisor included: nobody goes on with what it had."""
+        worker = os.pidfd_open(self.worker_pid)
+        try:
+            self.process.kill()
+            assert self.process.wait(10) == -signal.SIGKILL
+            # Where there is a supervisor, the kernel ends the worker for its sake.
+            assert select.select([worker], [], [], 10)[0], "the worker lives on"
+        finally:
+            os.close(worker)
+
+    def supervisor_status(self) -> dict:
+        """What its supervisor tells, which begins a moment after the daemon is ready."""
+        path = self.run_dir / "supervisor.json"
+        wait_until(path.exists, what="the supervisor tells of itself")
+        return json.loads(path.read_text())
+
     def terminate(self) -> None:
         """Stops it as a service manager does, and checks that it went in good order."""
         status = stop(self.process, seconds=STOP_SECONDS)
@@ -156,12 +187,22 @@ class Imgvol:
 def running_daemon(
     base: Path,
     *options: str,
+    prelude: str = "pass",
     serves_cri: bool = False,
     preloads: bool = False,
+    supervisor: bool = True,
     **limits: float,
 ) -> Iterator[Imgvol]:
     """A daemon over an empty store in `base`; it must end in good order and log nothing odd."""
-    imgvol = Imgvol(base, options=options, limits=limits, serves_cri=serves_cri, preloads=preloads)
+    imgvol = Imgvol(
+        base,
+        options=options,
+        limits=limits,
+        prelude=prelude,
+        serves_cri=serves_cri,
+        preloads=preloads,
+        supervisor=supervisor,
+    )
     imgvol.start()
     try:
         yield imgvol

@@ -1,10 +1,11 @@
 """Fixtures that several levels use: real servers, images, a daemon, an agent."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from support import edge_cases, guards, rootfs
+from support import edge_cases, guards, rootfs, transports
 from support.agent import Agent
 from support.daemon import running_daemon
 from support.images import Image, push, umoci_unpack, write_layout
@@ -31,21 +32,29 @@ def agent():
         yield started
 
 
+@pytest.fixture(scope="module")
+def transport():
+    """What carries the requests of daemons: what is usual, or each in turn (`transports.each`)."""
+    return os.environ.get("IMGVOL_TRANSPORT", "auto")
+
+
 @pytest.fixture
-def daemon(short_path):
+def daemon(short_path, transport):
     """A daemon over an empty store; `daemon.target(name)` makes a directory to mount at."""
     require_fuse()
-    with running_daemon(short_path) as running:
+    prelude = transports.prelude(transport)
+    with running_daemon(short_path, *transports.options(transport), prelude=prelude) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def shared_daemon(our_roots, tmp_path_factory):
+def shared_daemon(our_roots, tmp_path_factory, transport):
     """The same for the tests of a module that only read."""
     require_fuse()
     directory = Path(our_roots[1]) / tmp_path_factory.mktemp("shared").name
     directory.mkdir(mode=0o755)
-    with running_daemon(directory) as running:
+    prelude = transports.prelude(transport)
+    with running_daemon(directory, *transports.options(transport), prelude=prelude) as running:
         yield running
 
 

@@ -5,8 +5,10 @@
 * A test, a module and the whole run each leave behind no mount and no process of theirs.
 * A log line of WARNING or above that a test did not ask for makes it fail. A test that takes
   `caplog` looks at the log itself; `@pytest.mark.expects_log("regex")` allows the lines that match.
+* A test that is marked `alone` says why. Tests that would run beside others have an ID each.
 """
 
+import collections
 import contextlib
 import logging
 import os
@@ -44,6 +46,23 @@ def pytest_configure(config):
 
 def pytest_report_header():
     return f"filesystem tests: {'must run' if has_fuse() else 'skipped, no /dev/fuse'}"
+
+
+# --- tests beside each other ------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(not mark.args for mark in item.iter_markers("alone")):
+            raise pytest.UsageError(f"{item.nodeid} does not say why it is alone")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(ids):
+    # Of tests that have one ID, --dist=loadfile would run one, and not tell.
+    twice = [nodeid for nodeid, count in collections.Counter(ids).items() if count > 1]
+    if twice:
+        raise pytest.UsageError(f"more than one test is called {twice[0]}: mark them `alone`")
 
 
 # --- skips ------------------------------------------------------------------------------------
@@ -119,11 +138,24 @@ def _environment(pid: str) -> bytes:
     while True:
         found = Path(f"/proc/{pid}/environ").read_bytes()
         # `Popen` returns in the middle of execve: for a moment the child has no environment yet.
-        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
-        is_starting = not found and state != b"Z" and int(parent) == os.getpid()
+        state, parent = _state_and_parent(pid)
+        is_starting = not found and state != b"Z" and parent == os.getpid()
         if not is_starting or time.monotonic() > deadline:
             return found
         time.sleep(0.001)
+
+
+def parent_of(pid: int) -> int | None:
+    """Its parent's process ID; None: it has gone."""
+    try:
+        return _state_and_parent(str(pid))[1]
+    except OSError:
+        return None
+
+
+def _state_and_parent(pid: str) -> tuple[bytes, int]:
+    state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+    return state, int(parent)
 
 
 def mounts_below(roots: list[str]) -> set[str]:
@@ -133,7 +165,7 @@ def mounts_below(roots: list[str]) -> set[str]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         mount_point, source = before.split()[4], after.split()[1]
-        if any(mount_point.startswith(root) or root in source for root in roots):
+        if any(mount_point.startswith(f"{root}/") or f"{root}/" in source for root in roots):
             found.add(mount_point)
     return found
 
@@ -155,15 +187,21 @@ class LeakGuard:
 
     def _new(self) -> list[str]:
         mounts = mounts_below(self._roots) - self._mounts
-        known = self._processes | shared_processes
-        processes = {pid: c for pid, c in our_processes().items() if pid not in known}
         return [f"mount {m}" for m in sorted(mounts)] + [
-            f"process {p}: {c}" for p, c in processes.items()
+            f"process {p}: {c}" for p, c in self._new_processes().items()
         ]
+
+    def _new_processes(self) -> dict[int, str]:
+        known = self._processes | shared_processes
+        found = our_processes()
+        # A supervisor that was there starts workers whenever it likes, and ends them.
+        supervisors = {pid for pid in known if " imgvol.supervisor " in found.get(pid, "")}
+        new = {pid: command for pid, command in found.items() if pid not in known}
+        return {pid: command for pid, command in new.items() if parent_of(pid) not in supervisors}
 
     def clean(self) -> None:
         """Removes what leaked, so that one test's leak is not the next one's failure."""
-        for pid in set(our_processes()) - self._processes - shared_processes:
+        for pid in self._new_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for mount_point in sorted(mounts_below(self._roots) - self._mounts, reverse=True):

@@ -33,21 +33,19 @@ class Machine:
         failing: What is to fail.
         other: The image that can be pulled.
         target: Where the first one is mounted.
+        pid: The process that serves, before it is followed by another.
     """
 
-    def __init__(self, base):
-        self.imgvol = Imgvol(base)
+    def __init__(self, base, supervisor):
+        self.imgvol = Imgvol(base, supervisor=supervisor)
         self.failing = Failing(base, self.imgvol.root)
         self.imgvol.prelude = self.failing.prelude
         layout = images.write_layout(base / "layout", {"image": IMAGE, "other": OTHER})
         self.other = f"oci:{layout}:other"
         self.imgvol.start()
+        self.pid = self.imgvol.worker_pid
         self.target = self.imgvol.target("mnt")
         self.imgvol.run("mount", f"oci:{layout}:image", self.target)
-
-    @property
-    def pid(self):
-        return self.imgvol.process.pid
 
     def check(self, agent):
         """Everything is as it should be, and what was not done before can be done."""
@@ -59,20 +57,14 @@ class Machine:
 
 
 @contextlib.contextmanager
-def running_machine(base: Path) -> Iterator[Machine]:
+def running_machine(base: Path, *, supervisor: bool = True) -> Iterator[Machine]:
     """Inside the block, a machine; in the end all that it has logged must have been expected."""
     require_fuse()
-    machine = Machine(base)
+    machine = Machine(base, supervisor)
     yield machine
     if machine.imgvol.process.poll() is None:
         machine.imgvol.terminate()
     assert machine.imgvol.unexpected_log() == []
-
-
-def drop_caches():
-    """Lets the kernel forget what it has read, and every name."""
-    with open("/proc/sys/vm/drop_caches", "w") as caches:
-        caches.write("3")
 
 
 def resident(pid):

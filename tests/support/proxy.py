@@ -35,6 +35,7 @@ class Exchange:
     path: str
     range: tuple[int, int] | None
     sent: int = 0
+    damaged: bool = False
 
     @property
     def is_blob(self) -> bool:
@@ -304,6 +305,19 @@ class Proxy:
                 client.sendall(refusal)
                 return
         faults = self._faults_of(exchange)
+        try:
+            self._answer_with(faults, client, exchange, head)
+        finally:
+            self._give_back(faults, exchange)
+
+    def _give_back(self, faults: list[Fault], exchange: Exchange) -> None:
+        """Whoever hangs up early has not met what was wrong further on: the next one shall."""
+        with self._lock:
+            for fault in faults:
+                if isinstance(fault, Damage) and fault.times is not None and not exchange.damaged:
+                    fault.times += 1
+
+    def _answer_with(self, faults: list[Fault], client, exchange: Exchange, head) -> None:
         for fault in faults:
             if isinstance(fault, Delay):
                 self._note(fault)
@@ -392,6 +406,7 @@ class _Line:
         if not 0 <= at < len(data):
             return data
         self._proxy._note(fault)
+        self._exchange.damaged = True
         return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
 
     def _break(self, fault: Reset | Stall | Truncation) -> None:

@@ -74,8 +74,8 @@ async def open_service(root, **settings):
             settings=PullSettings(**settings),
         )
         lazy = LazyLayers(store, engine, nursery)
-        views.on_lazy_layer, views.on_lazy_layer_closed = lazy.attach, lazy.detach
-        views.closing_of = lazy.closing_of
+        views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
+        views.layers.closing_of = lazy.closing_of
         images.call_to_adopt(lazy.adopt)
         yield Service(images, store, views, logins)
         nursery.cancel_scope.cancel()

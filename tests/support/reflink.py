@@ -42,8 +42,13 @@ def xfs(directory: Path, *, reflink: bool = True) -> Iterator[Path]:
         if run("umount", root, check=False).returncode:
             time.sleep(1)
             run("umount", "--lazy", root)
-        # The device was made for this mount and goes with it, a moment later.
-        wait_until(lambda: not run("losetup", "-j", image).stdout, what="the loop device is gone")
+        # The device was made for this mount and goes with its last copy: a mount namespace that
+        # was made beside this test, by another one, has copies of all there was.
+        wait_until(
+            lambda: not run("losetup", "-j", image).stdout,
+            seconds=60,
+            what="the loop device is gone",
+        )
         image.unlink()
 
 

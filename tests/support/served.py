@@ -97,7 +97,7 @@ class Served:
         return mounts_below([str(self.daemon.base)])
 
     def _files(self) -> int:
-        return len(os.listdir(f"/proc/{self.daemon.process.pid}/fd"))
+        return len(os.listdir(f"/proc/{self.daemon.worker_pid}/fd"))
 
 
 @contextlib.contextmanager

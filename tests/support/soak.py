@@ -98,7 +98,7 @@ class Soak:
         self.tally = Tally()
         self._random = random.Random(seed)
         self._proxy = proxy
-        self._imgvol = Imgvol(base, limits=dict(LIMITS))
+        self._imgvol = Imgvol(base, limits=dict(LIMITS), supervisor=False)
         self._images = make_images(base, registry, proxy)
         self._targets = [self._imgvol.target(f"mnt{number}") for number in range(WORKERS)]
         self._lock = threading.Lock()

@@ -9,6 +9,7 @@ from imgvol.config import (
     LazyTrust,
     PreloadConfig,
     SpaceLimits,
+    TransportChoice,
     parse_rate,
     pulls_environment,
 )
@@ -165,3 +166,23 @@ def test_the_size_of_the_store_comes_from_the_environment_or_from_options():
     for name, value in [("QUOTA", "much"), ("HIGH_WATERMARK", "40"), ("LOW_WATERMARK", "0")]:
         with pytest.raises(InvalidArgument):
             Config.from_environment({**environ, f"IMGVOL_{name}": value}, 1000)
+
+
+def test_the_transport_comes_from_the_environment():
+    environ = {"HOME": "/home/ann"}
+    assert Config.from_environment(environ, 1000).transport is TransportChoice.AUTO
+    for each in TransportChoice:
+        chosen = Config.from_environment({**environ, "IMGVOL_TRANSPORT": each.value}, 1000)
+        assert chosen.transport is each
+    with pytest.raises(InvalidArgument, match="IMGVOL_TRANSPORT"):
+        Config.from_environment({**environ, "IMGVOL_TRANSPORT": "pigeon"}, 1000)
+
+
+@pytest.mark.parametrize(("value", "is_on"), [(None, True), ("", True), ("1", True), ("0", False)])
+def test_passthrough_is_on_unless_somebody_says_otherwise(value, is_on):
+    environ = {"HOME": "/home/ann"} | ({} if value is None else {"IMGVOL_PASSTHROUGH": value})
+    config = Config.from_environment(environ, 1000)
+    assert config.passthrough is is_on
+    assert config.with_transport(None, None) == config
+    chosen = config.with_transport("kernel", not is_on)
+    assert (chosen.transport, chosen.passthrough) == (TransportChoice.KERNEL, not is_on)

@@ -16,7 +16,7 @@ def run_pytest(tmp_path):
 
     def run(source, *, fuse_device="/dev/null", arguments=()):
         (tmp_path / "test_it.py").write_text(source)
-        markers = ["fuse: x", "root: x", "servers: x"]
+        markers = ["fuse: x", "root: x", "servers: x", "alone: x"]
         (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  " + "\n  ".join(markers))
         environment = {
             **os.environ,
@@ -41,10 +41,12 @@ def run_pytest(tmp_path):
 
 
 SKIPPED = "import pytest\n@pytest.mark.fuse\ndef test_it():\n    pytest.skip('no umoci')\n"
+BESIDE = ("-p", "xdist.plugin", "--numprocesses=2", "--dist=loadfile")
 
 
-def test_skipped_filesystem_test_fails_the_run_where_fuse_is(run_pytest):
-    status, output = run_pytest(SKIPPED)
+@pytest.mark.parametrize("arguments", [(), BESIDE])
+def test_skipped_filesystem_test_fails_the_run_where_fuse_is(run_pytest, arguments):
+    status, output = run_pytest(SKIPPED, arguments=arguments)
     assert status == 1
     assert "MUST RUN test_it.py::test_it" in output
     assert "1 skipped" in output.splitlines()[-1]
@@ -71,6 +73,28 @@ def test_expected_failure_of_a_filesystem_test_passes(run_pytest):
     source = "import pytest\n@pytest.mark.fuse\n@pytest.mark.xfail\ndef test_it():\n    assert 0\n"
     status, _ = run_pytest(source)
     assert status == 0
+
+
+def test_being_alone_has_a_reason(run_pytest):
+    source = "import pytest\n@pytest.mark.alone{}\ndef test_it():\n    pass\n"
+    assert run_pytest(source.format("('measures time')"))[0] == 0
+    status, output = run_pytest(source.format(""))
+    assert status != 0
+    assert "test_it.py::test_it does not say why it is alone" in output
+
+
+def test_tests_of_one_id_do_not_run_beside_each_other(run_pytest, tmp_path):
+    (tmp_path / "conftest.py").write_text(
+        "import pytest\ndef pytest_pycollect_makeitem(collector, name, obj):\n"
+        "    if name == 'test_it':\n"
+        "        made = [pytest.Function.from_parent(collector, name=name) for _ in range(2)]\n"
+        "        return made\n"
+    )
+    source = "def test_it():\n    pass\n"
+    assert run_pytest(source)[0] == 0
+    status, output = run_pytest(source, arguments=BESIDE)
+    assert status != 0
+    assert "more than one test is called test_it.py::test_it" in output
 
 
 def test_warning_fails(run_pytest):

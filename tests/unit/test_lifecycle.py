@@ -138,6 +138,25 @@ async def test_a_component_that_just_ends_has_failed(world):
     assert caught.value.fields["component"] == "work"
 
 
+# In the order in which trio has them run, which is any.
+@pytest.mark.expects_log("stops: (KeyError: 'x'; a disk is full|a disk is full; KeyError: 'x')$")
+async def test_a_component_whose_tasks_fail_is_told_of_with_what_they_raised(world):
+    async def fail(error):
+        raise error
+
+    async def work():
+        async with trio.open_nursery() as outer, trio.open_nursery() as inner:
+            outer.start_soon(trio.sleep_forever)
+            inner.start_soon(fail, KeyError("x"))
+            inner.start_soon(fail, LocalError("a disk is full"))
+
+    async def start():
+        world.lifecycle.start_soon("work", work)
+
+    with pytest.raises(InternalError):
+        await world.lifecycle.run(start)
+
+
 @pytest.mark.expects_log("work failed|after the first failure: disk gone .component store")
 async def test_the_first_failure_is_the_cause_and_later_ones_are_logged(world, caplog):
     async def work():

@@ -2,10 +2,12 @@
 
 import os
 import socket
+import time
 
 import pytest
 
 from imgvol.service_manager import ServiceManager
+from imgvol.supervisor import notify
 
 
 def test_the_environment_is_read_once_and_not_passed_on():
@@ -51,6 +53,13 @@ def test_a_service_manager_is_told_how_far_the_daemon_is(short_path):
         ]
 
 
+def test_what_was_kept_under_names_that_begin_alike_is_taken_with_its_names():
+    manager = ServiceManager(inherited={"fuse.1": [7], "api": [3], "fuse.2": [8, 9]})
+    assert manager.take_all("fuse.") == [("fuse.1", 7), ("fuse.2", 8), ("fuse.2", 9)]
+    assert manager.inherited == {"api": [3]}
+    assert manager.take_all("fuse.") == []
+
+
 def test_a_manager_that_does_not_listen_is_not_waited_for(short_path):
     ServiceManager(address=str(short_path / "nobody")).ready("serving")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
@@ -58,3 +67,13 @@ def test_a_manager_that_does_not_listen_is_not_waited_for(short_path):
         slow = ServiceManager(address=str(short_path / "full"))
         for _ in range(5000):  # more than its queue takes
             slow.alive()
+
+
+def test_who_waits_for_room_does_not_turn_meanwhile(short_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(short_path / "full"))
+        while notify.tell(str(short_path / "full"), "STATUS=of another service"):
+            pass
+        began = time.thread_time()
+        assert not notify.tell(str(short_path / "full"), "READY=1", patience=0.5)
+        assert time.thread_time() - began < 0.1

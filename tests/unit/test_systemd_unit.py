@@ -29,9 +29,17 @@ def test_the_unit_says_what_the_daemon_needs():
     # A daemon that hangs is restarted, but not one that waits for the slowest of what it may.
     assert int(service["WatchdogSec"]) > 2 * limits.LOOP_BLOCKED
     assert int(service["TimeoutStopSec"]) > limits.STOP_DEADLINE
+    # Of the worker alone, which has a successor: all of the service would be stopped.
+    assert service["OOMPolicy"] == "continue"
+    # A restart must not end in good order; SIGHUP is no failure, systemd.service(5).
+    assert "restart && kill -HUP $MAINPID" in service["ExecStop"]
+    _, *arguments = service["ExecReload"].split()
+    assert CliRunner().invoke(cli, [*arguments, "--help"]).exit_code == 0
     # Without its run directory a restart would find none of its mount points.
     assert service["RuntimeDirectoryPreserve"] == "restart"
     assert service["StateDirectoryMode"] == service["RuntimeDirectoryMode"] == "0700"
+    # What a supervisor may keep, systemd may keep for the next one.
+    assert int(service["FileDescriptorStoreMax"]) == limits.DESCRIPTORS_KEPT
     # Its volumes are to be seen by everybody: nothing may give it mounts of its own.
     for own in ("PrivateTmp", "ProtectSystem", "ProtectHome", "PrivateMounts", "MountFlags"):
         assert own not in service

@@ -25,6 +25,7 @@ from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubProgress
 from imgvol.images.service import PullOptions
+from imgvol.images.streams import Showing
 from imgvol.registry.auth_config import parse_auth_config
 from imgvol.volumes.obtaining import PullPolicy
 from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
@@ -117,6 +118,7 @@ async def mount_volume(services: Services, values: Values) -> Stream:
     if target is not None and not target.startswith("/"):
         raise InvalidArgument("target is not an absolute path", target=target)
     bind = _bind_options(values)
+    showing = _showing(values)
 
     async def work(progress: PullProgress) -> encoding.Document:
         volume = await services.volumes.mount(
@@ -132,11 +134,31 @@ async def mount_volume(services: Services, values: Values) -> Stream:
                 lazy=values.text("lazy") == "auto", verify=values.text("verify") == "full"
             ),
             follows_trace=not values.flag("no_trace"),
+            showing=showing,
             progress=progress,
         )
         return {"volume": encoding.encode_volume(volume)}
 
     return with_progress(work)
+
+
+def _showing(values: Values) -> Showing | None:
+    """What is shown of an image while it is pulled; None: nothing is mounted before."""
+    is_trusted = values.text("verify") == "stream"
+    wait = values.optional("wait") or ("manifest" if is_trusted else "index")
+    if wait == "index":
+        return None
+    if values.text("lazy") != "auto":
+        raise InvalidArgument(
+            "what is shown while it is pulled is not in the store first",
+            hint="Wait for everything, or mount at once.",
+        )
+    if values.text("verify") == "full":
+        raise InvalidArgument(
+            "what is shown while it is pulled is not verified first",
+            hint="Leave out --wait=manifest, or --verify=full.",
+        )
+    return Showing.ARRIVING if is_trusted else Showing.VERIFIED
 
 
 async def list_volumes(services: Services, _values: Values) -> Response:

@@ -104,6 +104,18 @@ def _requests(statistics: Statistics) -> Iterator[Metric]:
         (),
         [((), statistics.requests.bytes_read)],
     )
+    yield _counter(
+        "filesystem_passed_opens",
+        "Files opened that the kernel reads in the store itself; what is read so is not counted.",
+        (),
+        [((), statistics.requests.passed_opens)],
+    )
+    yield _gauge(
+        "filesystem_backing_files",
+        "Files of the store that the kernel holds for that.",
+        (),
+        [((), statistics.requests.backing_files)],
+    )
 
 
 def _demand(statistics: Statistics) -> Iterator[Metric]:
@@ -348,6 +360,15 @@ def _loop(statistics: Statistics) -> Iterator[Metric]:
     )
 
 
+def _supervision(statistics: Statistics) -> Iterator[Metric]:
+    yield _counter(
+        "worker_restarts",
+        "How often the supervisor had to start another worker.",
+        (),
+        [((), statistics.worker_restarts)],
+    )
+
+
 _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _failing,
     _requests,
@@ -361,6 +382,7 @@ _PARTS: Final[tuple[Callable[[Statistics], Iterator[Metric]], ...]] = (
     _space,
     _cri,
     _loop,
+    _supervision,
 )
 
 

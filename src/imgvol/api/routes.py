@@ -111,11 +111,21 @@ _MOUNTING = (
         choices=("auto", "off"),
     ),
     Field(
+        name="wait",
+        description="What the answer waits for. `index`: until every name and attribute is known, "
+        "which takes all of a layer that has to be pulled whole. `manifest`: until the manifest is "
+        "here; whoever looks for something waits until the layers that it depends on have been "
+        "verified. By default `manifest` with `verify=stream`, and else `index`.",
+        choices=("manifest", "index"),
+    ),
+    Field(
         name="verify",
         description="`lazy`: check what is read, and the whole in the background. `full`: mount "
-        "only after every layer's digest and diff ID have been checked over every byte.",
+        "only after every layer's digest and diff ID have been checked over every byte. `stream`: "
+        "what has to be pulled is shown while it comes, on the strength of the registry and the "
+        "line to it; if a digest then is not right, everybody gets errors.",
         default="lazy",
-        choices=("lazy", "full"),
+        choices=("lazy", "full", "stream"),
     ),
     Field(
         name="no_trace",

@@ -244,9 +244,10 @@ _LAYER_STATUS = record(
         "digest": _DIGEST,
         "format": _TEXT,
         "state": {
-            "enum": ["complete", "here", "lazy", "bad"],
-            "description": "`complete`: all at hand and verified. `here`: all at hand, each part by"
-            " a digest of its table of contents, the whole not proven.",
+            "enum": ["streaming", "complete", "here", "lazy", "bad"],
+            "description": "`streaming`: it is being pulled, and shown unverified. `complete`: all"
+            " at hand and verified. `here`: all at hand, each part by a digest of its table of"
+            " contents, the whole not proven.",
         },
         "size": _COUNT,
         "present": _COUNT,

@@ -12,7 +12,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
 from typing import Final
 
@@ -20,6 +20,7 @@ import trio
 
 from imgvol import limits
 from imgvol.api.http import Activity, Deadlines, Dispatch, error_response, serve_connection
+from imgvol.api.keeping import Keeper
 from imgvol.api.problems import RequestError
 from imgvol.errors import (
     Conflict,
@@ -37,8 +38,10 @@ _UCRED: Final = struct.Struct("=iII")
 _SUN_PATH: Final = 108
 _BACKLOG: Final = 128
 # accept(2) failed for want of descriptors or memory: others must end first.
-_ACCEPT_PAUSE: Final = 0.1
-_OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+ACCEPT_PAUSE: Final = 0.1
+OUT_OF_RESOURCES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+# The client has gone before it was accepted.
+GONE: Final = frozenset({errno.ECONNABORTED, errno.EPROTO})
 
 
 class ApiServer:
@@ -48,7 +51,8 @@ class ApiServer:
         server = ApiServer(config.socket, make_dispatch(services))
         await nursery.start(server.run)     # returns once clients can connect
 
-    Cancelling `run` closes everything and removes the socket, if it is still ours.
+    Cancelling `run` closes everything and removes the socket, if it is still ours, unless a keeper
+    has it for the next process.
     """
 
     def __init__(
@@ -58,9 +62,11 @@ class ApiServer:
         *,
         deadlines: Deadlines | None = None,
         connections: int = limits.API_CONNECTIONS,
+        keeper: Keeper | None = None,
     ) -> None:
         self._path = os.fspath(path)
         self._dispatch = dispatch
+        self._keeper = keeper
         self._deadlines = deadlines or Deadlines()
         self._allowed_connections = connections
         self._activity = Activity()
@@ -79,14 +85,19 @@ class ApiServer:
             PermissionDenied: The directory is somebody else's, or open to others.
             InvalidArgument: Something that is no socket has that name.
         """
-        with open_listener(self._path) as listener:
-            accepting = trio.socket.from_stdlib_socket(listener)
-            async with trio.open_nursery() as nursery:
-                task_status.started()
-                while True:
-                    connected = await _accept(accepting)
-                    if connected is not None:
-                        nursery.start_soon(self._serve, connected)
+        async with opened_listener(self._path, self._keeper) as (listener, _):
+            await self._accept_all(listener, task_status)
+
+    async def _accept_all(
+        self, listener: socket.socket, task_status: trio.TaskStatus[None]
+    ) -> None:
+        accepting = trio.socket.from_stdlib_socket(listener)
+        async with trio.open_nursery() as nursery:
+            task_status.started()
+            while True:
+                connected = await _accept(accepting)
+                if connected is not None:
+                    nursery.start_soon(self._serve, connected)
 
     async def _serve(self, connected: trio.socket.SocketType) -> None:
         with connected:
@@ -117,7 +128,7 @@ class ApiServer:
         return None
 
 
-def peer_uid(connected: trio.socket.SocketType) -> int:
+def peer_uid(connected: trio.socket.SocketType | socket.socket) -> int:
     """The effective uid of the process at the other end, at the time it connected."""
     data = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, uid, _ = _UCRED.unpack(data)
@@ -147,7 +158,7 @@ class SocketPlace:
     def publish(self) -> None:
         """Gives the socket that was bound its name, and to its owner only."""
         os.chmod(self._temporary, 0o600, dir_fd=self._directory)
-        self._made = os.stat(self._temporary, dir_fd=self._directory, follow_symlinks=False)
+        self._made = self._stat(self._temporary)
         os.rename(
             self._temporary,
             self._name,
@@ -155,19 +166,39 @@ class SocketPlace:
             dst_dir_fd=self._directory,
         )
 
+    @property
+    def published(self) -> str:
+        """Where it can be reached then: as short."""
+        return f"/proc/self/fd/{self._directory}/{self._name}"
+
+    def adopt(self) -> None:
+        """Takes the socket of that name for ours: an earlier process has published it."""
+        self._made = self._stat(self._name)
+
+    def leave(self) -> None:
+        """Lets the socket stay when the place is given up."""
+        self._made = None
+
+    def _stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+
     def withdraw(self) -> None:
         """Removes the socket, unless another daemon has replaced it: that one's stays."""
         if self._made is None:
             return
         with contextlib.suppress(OSError):
-            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+            found = self._stat(self._name)
             if (found.st_dev, found.st_ino) == (self._made.st_dev, self._made.st_ino):
                 os.unlink(self._name, dir_fd=self._directory)
 
 
 @contextlib.contextmanager
-def claim_place(path: str) -> Iterator[SocketPlace]:
+def claim_place(path: str, *, is_ours: bool = False) -> Iterator[SocketPlace]:
     """A place for a socket at `path`, in a directory that is 0700; what is there at the end goes.
+
+    Args:
+        path: Of the socket.
+        is_ours: Who listens there listens for us: it is no other daemon.
 
     Raises:
         Conflict: A daemon listens there already.
@@ -179,7 +210,8 @@ def claim_place(path: str) -> Iterator[SocketPlace]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         name = os.path.basename(path)
-        _check_no_daemon(path, f"/proc/self/fd/{descriptor}/{name}")
+        if not is_ours:
+            _check_no_daemon(path, f"/proc/self/fd/{descriptor}/{name}")
         place = SocketPlace(descriptor, name)
         try:
             yield place
@@ -189,21 +221,60 @@ def claim_place(path: str) -> Iterator[SocketPlace]:
         os.close(descriptor)
 
 
+@contextlib.asynccontextmanager
+async def opened_listener(
+    path: str, keeper: Keeper | None
+) -> AsyncIterator[tuple[socket.socket, bool]]:
+    """A listening socket at `path`, and whether it is that of the process before.
+
+    It goes at the end, unless the keeper has it for the next process; raises as `claim_place`.
+    """
+    if keeper is None:
+        with open_listener(path) as listener:
+            yield listener, False
+        return
+    taken = await trio.to_thread.run_sync(keeper.take, path)
+    with open_listener(path, taken, keeper) as listener:
+        await trio.to_thread.run_sync(keeper.keep, listener)
+        try:
+            yield listener, taken is not None
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(keeper.release)
+
+
 @contextlib.contextmanager
-def open_listener(path: str) -> Iterator[socket.socket]:
+def open_listener(
+    path: str, taken: socket.socket | None = None, keeper: Keeper | None = None
+) -> Iterator[socket.socket]:
     """A listening socket at `path`, 0600 from the start; raises as `claim_place`.
 
     Its name goes before it stops listening: who is refused by what has that name sees a dead one.
+
+    Args:
+        path: Of the socket.
+        taken: One that listens there already, for us.
+        keeper: If it still keeps the socket at the end, the name stays.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, claim_place(path) as place:
-        # bind(2) makes the file with the mode of the socket's inode (net/unix/af_unix.c): this is
-        # 0600 from the start, without touching the process's umask.
-        os.fchmod(listener.fileno(), 0o600)
-        listener.bind(place.address)
+    listener = taken or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with listener, claim_place(path, is_ours=taken is not None) as place:
+        if taken is None:
+            # bind(2) makes the file with the mode of the socket's inode (net/unix/af_unix.c): this
+            # is 0600 from the start, without touching the process's umask.
+            os.fchmod(listener.fileno(), 0o600)
+            listener.bind(place.address)
+        # Also of one that listens: peers see the process that did this last (unix_listen).
         listener.listen(_BACKLOG)
         listener.setblocking(False)
-        place.publish()
-        yield listener
+        if taken is None:
+            place.publish()
+        else:
+            place.adopt()
+        try:
+            yield listener
+        finally:
+            if keeper is not None and keeper.is_kept:
+                place.leave()
 
 
 def ensure_private_directory(path: str) -> None:
@@ -252,11 +323,11 @@ async def _accept(accepting: trio.socket.SocketType) -> trio.socket.SocketType |
     try:
         connected, _ = await accepting.accept()
     except OSError as error:
-        if error.errno in _OUT_OF_RESOURCES:
+        if error.errno in OUT_OF_RESOURCES:
             log.warning("cannot accept a connection: %s", error.strerror)
-            await trio.sleep(_ACCEPT_PAUSE)
+            await trio.sleep(ACCEPT_PAUSE)
             return None
-        if error.errno in {errno.ECONNABORTED, errno.EPROTO}:
+        if error.errno in GONE:
             return None
         raise InternalError("the API's socket is broken", errno=error.errno) from error
     return connected

@@ -38,14 +38,16 @@ from imgvol.images.importing import ImportReport
 from imgvol.images.inspection import EntryInfo, TreeUsage
 from imgvol.images.lazy import LazyStatistics
 from imgvol.images.local import RemovalReport
+from imgvol.images.open_view import OpenView
 from imgvol.images.preload.status import PreloadStatus
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.scrubbing import ScrubFault, ScrubProgress
 from imgvol.images.service import PullOptions, PullStatistics
 from imgvol.images.space import EvictionReport, SpaceStatistics, SpaceStatus
+from imgvol.images.streams import Showing
 from imgvol.images.traces.service import RecordingProgress
-from imgvol.images.views import OpenView, ViewStatistics
+from imgvol.images.views import ViewStatistics
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.json import JSONValue
 from imgvol.publish.conversion import ConversionProgress, ConversionReport, ConversionRequest
@@ -200,6 +202,7 @@ class Volumes(Protocol):
         patience: float,
         readiness: Readiness,
         follows_trace: bool,
+        showing: Showing | None,
         progress: PullProgress,
     ) -> Volume:
         """Pulls when `pull` says so, then mounts. Nothing is left behind when it fails."""
@@ -385,6 +388,7 @@ class Statistics:
         volumes: How many there are.
         is_serving: Whether the filesystem is mounted and connected to the kernel.
         loop_blocked: For how long the event loop did not turn, each time that was too long.
+        worker_restarts: How many workers of the same supervisor there were before this process.
         space: How full the store is, and what was evicted.
         cri: What has been asked of the Container Runtime Interface, if it is served.
     """
@@ -398,6 +402,7 @@ class Statistics:
     volumes: int
     is_serving: bool
     loop_blocked: Distribution
+    worker_restarts: int
     space: SpaceStatistics
     cri: CallCounts = field(default_factory=CallCounts)
 

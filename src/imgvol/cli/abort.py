@@ -31,7 +31,7 @@ from imgvol.volumes.mountinfo import FILESYSTEM_TYPE, MountInfo, is_ours, read_m
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 _MOUNT_DEADLINE: Final = 10.0
 
-Unmount = Callable[[bytes], None]
+Unmount = Callable[[MountInfo], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +65,11 @@ def abort_command(session: Session, /, is_all: bool) -> int:
     For when the daemon does not answer. Programs that use a view get errors; images stay. A daemon
     that still runs ends, and the next command starts a new one.
     """
-    views = session.config.views
+    views, owner = session.config.views, _owner_of(session.config.run)
     mounts = [
         mount
         for mount in read_mountinfo()
-        if (mount.fstype == FILESYSTEM_TYPE if is_all else is_ours(mount, views))
+        if (mount.fstype == FILESYSTEM_TYPE if is_all else is_ours(mount, views, user_id=owner))
     ]
     done = abort_mounts(mounts, CONNECTIONS, _unmount)
     if session.is_json:
@@ -81,6 +81,14 @@ def abort_command(session: Session, /, is_all: bool) -> int:
     for error in done.failures:
         echo_error(error)
     return 1 if done.failures else 0
+
+
+def _owner_of(run: Path) -> int | None:
+    """Whose daemon it is that has a run directory, as root may abort anybody's; None: unknown."""
+    try:
+        return os.stat(run).st_uid
+    except OSError:
+        return None
 
 
 def _echo_done(done: Aborted, *, is_nothing: bool) -> None:
@@ -98,7 +106,7 @@ def abort_mounts(mounts: Sequence[MountInfo], connections: Path, unmount: Unmoun
     Args:
         mounts: Ours, in the order they were made.
         connections: Where fusectl is mounted, or is to be.
-        unmount: Detaches a mount point lazily; raises OSError or ImgvolError.
+        unmount: Detaches a mount lazily, and no other at its place; raises ImgvolError.
     """
     done = Aborted(connections=[], detached=[], failures=[])
     for number in dict.fromkeys(mount.minor for mount in mounts):
@@ -110,8 +118,8 @@ def abort_mounts(mounts: Sequence[MountInfo], connections: Path, unmount: Unmoun
             done.connections.append(number)
     for mount in reversed(mounts):
         try:
-            unmount(mount.mount_point)
-        except (OSError, ImgvolError) as error:
+            unmount(mount)
+        except ImgvolError as error:
             done.failures.append(_unmount_failure(mount.mount_point, error))
         else:
             done.detached.append(mount.mount_point)
@@ -150,24 +158,15 @@ def _mount_fusectl() -> None:
         )
 
 
-def _unmount(path: bytes) -> None:
-    if os.geteuid() == 0:
-        from imgvol.volumes import syscalls
+def _unmount(mount: MountInfo) -> None:
+    from imgvol.volumes.unmounting import detach_listed
 
-        syscalls.unmount(path, detach=True)
-        return
-    result = subprocess.run(
-        ["fusermount3", "-u", "-z", "--", path],
-        check=False,
-        capture_output=True,
-        timeout=_MOUNT_DEADLINE,
-    )
-    if result.returncode:
-        raise LocalError(decode(result.stderr).strip() or "fusermount3 failed")
+    detach_listed(mount)
 
 
-def _unmount_failure(path: bytes, error: Exception) -> ImgvolError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
+def _unmount_failure(path: bytes, error: ImgvolError) -> ImgvolError:
     return LocalError(
-        f"cannot take a mount away: {reason}", hint="Run the command as root.", path=path
+        f"cannot take a mount away: {error}",
+        hint=error.hint or "Run the command as root.",
+        path=path,
     )

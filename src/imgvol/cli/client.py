@@ -7,14 +7,17 @@ take longer to import than a command takes to run.
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import h11
 
 from imgvol import errors, limits
+from imgvol.cli.supervision import raise_if_down
 from imgvol.errors import DaemonUnavailable, ImgvolError, PermissionDenied
 
 # struct ucred of unix(7), and sizeof(sockaddr_un.sun_path).
@@ -120,7 +123,8 @@ class Client:
         )
         with self._connect() as connected:
             try:
-                yield from _exchange(connected, head, content, file)
+                run = os.path.dirname(self._path)
+                yield from _exchange(connected, head, content, file, run)
             except TimeoutError as error:
                 raise DaemonUnavailable(
                     f"the daemon has not answered for {self._timeout:g} s",
@@ -201,7 +205,7 @@ def peer_process(connected: socket.socket) -> tuple[int, int]:
 
 
 def _exchange(
-    connected: socket.socket, head: h11.Request, content: bytes, file: int | None
+    connected: socket.socket, head: h11.Request, content: bytes, file: int | None, run: str
 ) -> Iterator[bytes]:
     connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.API_HEADER_SIZE)
     data = connection.send(head) or b""
@@ -211,12 +215,29 @@ def _exchange(
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         sent = 0 if file is None else socket.send_fds(connected, [data], [file])
         connected.sendall(data[sent:])
+    _wait_for_answer(connected, run)
     response = _next_event(connection, connected)
     assert isinstance(response, h11.Response)
     pieces = _iter_body(connection, connected)
     if response.status_code >= 400:
         raise error_from_document(_parse(b"".join(pieces)))
     yield from pieces
+
+
+def _wait_for_answer(connected: socket.socket, run: str) -> None:
+    """Until something can be read; looks now and then whether anybody is there who could answer.
+
+    Raises:
+        DaemonUnavailable: Nobody is, and that will not change soon.
+        TimeoutError: Too long.
+    """
+    deadline = time.monotonic() + (connected.gettimeout() or SILENCE)
+    waiting = select.poll()
+    waiting.register(connected, select.POLLIN)
+    while not waiting.poll(limits.SUPERVISOR_LOOK * 1000):
+        raise_if_down(run)
+        if time.monotonic() > deadline:
+            raise TimeoutError
 
 
 def _iter_body(connection: h11.Connection, connected: socket.socket) -> Iterator[bytes]:

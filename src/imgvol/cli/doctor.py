@@ -18,8 +18,9 @@ from imgvol.cli import units
 from imgvol.cli.client import Client, NotRunning
 from imgvol.cli.session import Session, examples, json_option, pass_session, quiet_option
 from imgvol.cli.text import decode, has_colour, visible
-from imgvol.config import Config
+from imgvol.config import Config, TransportChoice
 from imgvol.errors import ImgvolError
+from imgvol.supervisor import status
 from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
 
 Status = Literal["ok", "warn", "fail"]
@@ -94,8 +95,13 @@ def run_checks(session: Session) -> Iterator[Check]:
     yield check_python(sys.version_info[:3])
     yield check_kernel(os.uname().release, is_root=os.geteuid() == 0)
     yield check_device(_FUSE)
-    yield check_pyfuse3()
-    yield check_privileges(os.geteuid(), Path("/proc/self/status"), Path("/etc/fuse.conf"))
+    transport = check_transport(config.transport)
+    yield transport
+    if transport.detail.startswith(TransportChoice.KERNEL):
+        yield check_passthrough(config, os.uname().release, Path("/proc/self/status"))
+    if transport.detail.startswith(TransportChoice.PYFUSE3):
+        yield check_pyfuse3()
+    yield check_privileges(os.geteuid(), Path("/proc/self/status"))
     if os.geteuid() != 0:
         yield check_fusermount()
     yield check_directory("store", config.root)
@@ -103,6 +109,7 @@ def run_checks(session: Session) -> Iterator[Check]:
     yield check_space(config.root)
     daemon = check_daemon(config)
     yield daemon
+    yield from check_supervisor(config)
     yield check_mounts(config, read_mountinfo(), has_daemon=not daemon.detail.startswith("not "))
 
 
@@ -152,6 +159,39 @@ def _device_failure(path: str, error: OSError) -> Check:
     return Check(name="fuse device", status="fail", detail=detail, repair=repair)
 
 
+def check_transport(wanted: TransportChoice) -> Check:
+    """What a daemon would carry the kernel's requests with, and why."""
+    from imgvol.fs.choice import choose
+
+    choice = choose(wanted, release=os.uname().release)
+    return Check(name="transport", status="ok", detail=f"{choice.transport}: {choice.reason}")
+
+
+def check_passthrough(config: Config, release: str, status_file: Path) -> Check:
+    """Whether the kernel reads large files in the store itself. It works without, slower."""
+    from imgvol.fs.choice import passthrough_obstacle
+
+    if not config.passthrough:
+        return Check(name="passthrough", status="ok", detail="off: asked for")
+    obstacle = passthrough_obstacle(
+        release=release,
+        may_mount=has_capability(status_file.read_text(), _CAP_SYS_ADMIN),
+        filesystem=_filesystem_of(config.root, read_mountinfo()),
+    )
+    detail = f"off: {obstacle}" if obstacle else "the kernel reads large files in the store itself"
+    return Check(name="passthrough", status="ok", detail=detail)
+
+
+def _filesystem_of(path: Path, mounts: list[MountInfo]) -> str:
+    """The type of what a path lies on, or will when it has been made."""
+    whole = os.fsencode(os.path.realpath(path)) + b"/"
+    # Of mounts at the same place the last one is on top.
+    holding = [each for each in mounts if whole.startswith(each.mount_point.rstrip(b"/") + b"/")]
+    places = [len(each.mount_point) for each in holding]
+    types = [each.fstype for each in holding if len(each.mount_point) == max(places)]
+    return types[-1] if types else ""
+
+
 def check_pyfuse3(python: str = sys.executable) -> Check:
     """The binding, by importing it in another process: a missing libfuse3 shows only then."""
     program = "import pyfuse3; print(pyfuse3.__version__)"
@@ -176,7 +216,7 @@ def check_pyfuse3(python: str = sys.executable) -> Check:
     )
 
 
-def check_privileges(uid: int, status_file: Path, fuse_conf: Path) -> Check:
+def check_privileges(uid: int, status_file: Path) -> Check:
     """May we mount? Root needs CAP_SYS_ADMIN, which containers take away."""
     if uid == 0:
         if has_capability(status_file.read_text(), _CAP_SYS_ADMIN):
@@ -187,15 +227,8 @@ def check_privileges(uid: int, status_file: Path, fuse_conf: Path) -> Check:
             detail="root, but without CAP_SYS_ADMIN: nothing can be mounted",
             repair="Start the container with --cap-add SYS_ADMIN --device /dev/fuse",
         )
-    if _allows_others(fuse_conf):
-        return Check(name="privileges", status="ok", detail=f"uid {uid}, views for other users too")
-    return Check(
-        name="privileges",
-        status="warn",
-        detail=f"uid {uid}: views without DIR, and for this user only",
-        repair="Use sudo; for other users' access to views: "
-        "echo user_allow_other | sudo tee -a /etc/fuse.conf",
-    )
+    detail = f"uid {uid}: mounts by fusermount3, which this user alone sees"
+    return Check(name="privileges", status="ok", detail=detail)
 
 
 def has_capability(status: str, number: int) -> bool:
@@ -204,14 +237,6 @@ def has_capability(status: str, number: int) -> bool:
         if line.startswith("CapEff:"):
             return bool(int(line.split()[1], 16) >> number & 1)
     return False
-
-
-def _allows_others(fuse_conf: Path) -> bool:
-    try:
-        lines = fuse_conf.read_text(errors="replace").splitlines()
-    except OSError:
-        return False
-    return any(line.strip() == "user_allow_other" for line in lines)
 
 
 def check_fusermount() -> Check:
@@ -317,6 +342,21 @@ def check_registry(config: Config, domain: str | None) -> Iterator[Check]:
             yield Check(name="registry", status="ok", detail=line)
     except ImgvolError as error:
         yield Check(name="registry", status="fail", detail=str(error), repair=error.hint)
+
+
+def check_supervisor(config: Config) -> Iterator[Check]:
+    """How often the daemon had to be started again; nothing without a supervisor."""
+    found = status.read(str(config.run))
+    if found is None:
+        return
+    detail = f"process {found.pid}, {units.plural(found.restarts, 'restart')}"
+    if found.last_end is not None and found.last_end_at is not None:
+        detail += f", the last after {found.last_end}, {units.age(found.last_end_at)}"
+    if not found.restarts:
+        yield Check(name="supervisor", status="ok", detail=detail)
+        return
+    repair = f"See why in the service's log, or in {config.log}"
+    yield Check(name="supervisor", status="warn", detail=detail, repair=repair)
 
 
 def check_mounts(

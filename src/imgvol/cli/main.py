@@ -80,6 +80,7 @@ SECTIONS: Final[dict[str, dict[str, Entry]]] = {
         "abort": Entry("abort", "Free processes that hang in a view."),
         "serve": Entry("system", "Run the daemon in the foreground."),
         "stop": Entry("system", "Stop the daemon."),
+        "upgrade": Entry("upgrading", "Go on with the program that is installed now."),
         "version": Entry("system", "Print the versions of command and daemon."),
         "completion": Entry("completion", "Print the completion script of a shell."),
     },

@@ -1,5 +1,6 @@
 """`serve`, `stop`, `df`, `version`."""
 
+import contextlib
 import os
 import select
 import time
@@ -20,8 +21,10 @@ from imgvol.cli.session import (
     quiet_option,
     verbose_option,
 )
-from imgvol.config import DOCKER_SPEC, ENVIRONMENT_PREFIX, parse_rate
+from imgvol.cli.supervision import stop_if_down, supervise_if_wanted
+from imgvol.config import DOCKER_SPEC, ENVIRONMENT_PREFIX, TransportChoice, parse_rate
 from imgvol.errors import DaemonUnavailable, InvalidArgument
+from imgvol.supervisor import status
 
 _STOP_DEADLINE: Final = 30.0
 _POLL: Final = 0.05
@@ -188,6 +191,26 @@ _POLL: Final = 0.05
     metavar="SIZE",
     help="Also evict when less is free on the store's filesystem [IMGVOL_MIN_FREE].",
 )
+@click.option(
+    "--transport",
+    type=click.Choice([each.value for each in TransportChoice]),
+    help="What carries the kernel's requests: pyfuse3, or the kernel's protocol spoken by imgvol "
+    "itself (Linux 6.9). By default what imgvol doctor says [IMGVOL_TRANSPORT].",
+)
+@click.option(
+    "--passthrough/--no-passthrough",
+    default=None,
+    help="With the transport kernel: have the kernel read large files in the store itself. On by "
+    "default, where the kernel can; imgvol doctor says so. Without, the kernel opens files by "
+    "itself, so that small ones are read faster [IMGVOL_PASSTHROUGH].",
+)
+@click.option(
+    "--supervisor/--no-supervisor",
+    "is_supervised",
+    default=None,
+    help="Have a small process start the daemon again when it crashes; clients and readers wait "
+    "meanwhile. By default with the transport kernel [IMGVOL_SUPERVISOR].",
+)
 @click.option("--ready-fd", metavar="FD", type=click.IntRange(min=0), hidden=True)
 @click.option(
     "--log-level",
@@ -234,6 +257,9 @@ def serve_command(
     high_watermark: str | None,
     low_watermark: str | None,
     min_free: str | None,
+    transport: str | None,
+    passthrough: bool | None,
+    is_supervised: bool | None,
     ready_fd: int | None,
     log_level: str,
     log_file: str | None,
@@ -242,19 +268,21 @@ def serve_command(
 
     The other commands start one by themselves when there is none; it leaves when it is idle.
     """
+    config = session.config.with_transport(transport, passthrough)
+    ready_fd = supervise_if_wanted(config, is_supervised, ready_fd)
     from dataclasses import replace
 
     from imgvol import daemon
 
     config = replace(
-        session.config,
+        config,
         idle_exit=idle_exit,
         max_downloads=max_downloads,
         pull_progress_timeout=pull_progress_timeout or None,
         runtime_handlers=runtime_handlers,
         pinned_images=pinned_images,
         exec_env_prefix=exec_env_prefix,
-        registries=session.config.registries.with_chosen(hosts_dirs, registries_file),
+        registries=config.registries.with_chosen(hosts_dirs, registries_file),
     )
     trust = config.trust
     if soci_referrers is not None:
@@ -312,7 +340,8 @@ def stop_command(session: Session, /, *, force: bool) -> None:
             echo_note("No daemon was running.")
         return
     try:
-        session.running_client.call("POST", "/stop", body={"force": force})
+        if not stop_if_down(session.config, process):
+            session.running_client.call("POST", "/stop", body={"force": force})
         _wait_until_gone(path, process)
     finally:
         if process is not None:
@@ -322,8 +351,13 @@ def stop_command(session: Session, /, *, force: bool) -> None:
 def open_process(path: str) -> int | None:
     """A descriptor of the process behind a socket; None when it cannot be had.
 
-    Its socket goes first, its locks only with the process: the next daemon needs these.
+    Its socket goes first, its locks only with the process: the next daemon needs these. Where there
+    is a supervisor, it is the last to go.
     """
+    supervisor = status.read(os.path.dirname(path))
+    if supervisor is not None:
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(supervisor.pid)
     with connect(path, timeout=_STOP_DEADLINE) as connected:
         pid, _ = peer_process(connected)
     try:

@@ -1,7 +1,8 @@
 """`mount`, `unmount`, `ps`."""
 
 import os
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import click
 
@@ -20,15 +21,33 @@ from imgvol.cli.session import (
 )
 from imgvol.errors import ImgvolError
 
+_WAITS: Final = ("manifest", "index", "all")
+
+
+class _MountCommand(click.Command):
+    """Takes `--wait` without a value, too; click would take the image for it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See click."""
+        end = args.index("--") if "--" in args else len(args)
+        for option, following in pairwise(args[:end]):
+            if option == "--wait" and following in _WAITS:
+                raise click.UsageError(f"Did you mean --wait={following}?", ctx)
+        given = ["--wait=all" if argument == "--wait" else argument for argument in args[:end]]
+        return super().parse_args(ctx, given + args[end:])
+
 
 @click.command(
     "mount",
+    cls=_MountCommand,
     epilog=examples(
         "imgvol mount alpine:3.20 /mnt",
         "cd $(imgvol mount alpine:3.20)      # without DIR: the path of the view",
         "imgvol mount --noexec oci:./build:v1 /mnt",
         "imgvol mount --subpath usr/share/zoneinfo debian /mnt",
         "imgvol mount --verify=full alpine:3.20 /mnt   # check every byte first",
+        "imgvol mount --wait=manifest alpine:3.20 /mnt   # at once; readers wait",
+        "imgvol mount --verify=stream alpine:3.20 /mnt   # read while it is pulled",
         "imgvol mount --on-outage=block alpine:3.20 /mnt   # wait for the registry",
         "imgvol unmount /mnt",
     ),
@@ -51,15 +70,24 @@ from imgvol.errors import ImgvolError
     show_default=True,
     help="Whether to mount before everything is here, where the image allows it.",
 )
-@click.option("--wait", is_flag=True, help="Copy everything into the store first: --lazy=off.")
+@click.option(
+    "--wait",
+    type=click.Choice(_WAITS),
+    help="What to wait for. index, which is the usual case: all names are known; that takes the "
+    "whole of each layer that is not lazy. manifest: return at once; whoever looks for something "
+    "waits until the layers that it depends on have been verified. all, and --wait alone: "
+    "everything has been copied into the store, as with --lazy=off.",
+)
 @click.option(
     "--verify",
-    type=click.Choice(["lazy", "full"]),
+    type=click.Choice(["lazy", "full", "stream"]),
     default="lazy",
     show_default=True,
     help="What is trusted when the mount returns. lazy: each part is checked when it is read, "
     "every layer as a whole in the background. full: nothing is mounted before every byte of "
-    "every layer has been checked.",
+    "every layer has been checked. stream: mounted at once, and layers that have to be pulled as "
+    "a whole are shown while they come, unchecked until the last byte; if a digest is then not "
+    "right, readers get errors.",
 )
 @click.option(
     "--on-outage",
@@ -92,7 +120,7 @@ def mount_command(
     directory: str | None,
     pull_policy: str,
     lazy: str,
-    wait: bool,
+    wait: str | None,
     verify: str,
     on_outage: str,
     outage_deadline: float,
@@ -104,15 +132,16 @@ def mount_command(
 ) -> None:
     """Mount IMAGE read-only at DIR, an existing directory, and print the path.
 
-    Without DIR the image's view is kept open and its path is printed; this is all that works
-    without root. The image is pulled if it is not here.
+    Without DIR the image's view is kept open and its path is printed. Without root, DIR has to be
+    yours, and nobody else sees what is there. The image is pulled if it is not here.
     """
     body = {
         "image": pulling.absolute_image(image),
         "target": None if directory is None else os.path.abspath(directory),
         "pull": pull_policy,
-        "lazy": "off" if wait or lazy == "off" else None,
-        "verify": "full" if verify == "full" else None,
+        "lazy": "off" if wait == "all" or lazy == "off" else None,
+        "wait": None if wait == "all" else wait,
+        "verify": None if verify == "lazy" else verify,
         "patience": outage_deadline if on_outage == "block" else None,
         "no_trace": no_trace or None,
         **binding.take(options),

@@ -100,9 +100,9 @@ class CopyPlan:
             if not self._gather(span, regions, clones, counts, damaged):
                 return False
             if not clones:
-                self._layer.put_span(span, regions, is_kept=False)
+                self._layer.intake.put_span(span, regions, is_kept=False)
                 return True
-            if self._layer.put_copy(span, regions, share):
+            if self._layer.intake.put_copy(span, regions, share):
                 counts.cloned += sum(clone.size for clone in clones)
                 return True
 

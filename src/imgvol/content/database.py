@@ -392,6 +392,24 @@ def _other_version(path: Path, version: int) -> StoreDamaged:
     )
 
 
+def check_version(path: Path) -> None:
+    """Makes sure that a database is of this version, while another process may use it. Blocks.
+
+    Raises:
+        StoreDamaged: It is of another version, or cannot be read.
+    """
+    if not path.exists():
+        return
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+    except sqlite3.DatabaseError as exc:
+        raise _translated(exc) from exc
+    if version != SCHEMA_VERSION:
+        raise _other_version(path, version)
+
+
 def examine(path: Path) -> list[str]:
     """What is wrong with a database that nobody has open; nothing, if it is sound. Blocks.
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import trio
 
 from imgvol import limits
+from imgvol.content.gathering import pieces_of
 from imgvol.content.layout import INDEX_NAME
-from imgvol.content.open_file import read_whole
+from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.passed_pages import PassedPages
 from imgvol.content.place import Place, PlacedFile
 from imgvol.content.reading import pread_exact, pread_nowait
@@ -72,17 +73,22 @@ class InPlaceLayer:
         Raises:
             StoreDamaged: The file that holds the layer has changed, or cannot be read.
         """
+        data = self.read_now(node, offset, size)
+        if data is not None:
+            return data
+        return await trio.to_thread.run_sync(
+            self.read_blocking, node, offset, size, limiter=self._disk_reads
+        )
+
+    def read_now(self, node: int, offset: int, size: int) -> bytes | bytearray | None:
+        """See `Layer.read_now`."""
         if self.failure is not None:
             raise self.failure.anew()
         size = min(size, self.index.record(node).size - offset)
         if size <= 0:
             return b""
         data = self._read_cached(node, offset, size)
-        if data is not None and self._is_untouched():
-            return data
-        return await trio.to_thread.run_sync(
-            self.read_blocking, node, offset, size, limiter=self._disk_reads
-        )
+        return data if data is not None and self._is_untouched() else None
 
     def _read_cached(self, node: int, offset: int, size: int) -> bytearray | None:
         """The bytes, if that takes no waiting for the disk."""
@@ -93,6 +99,18 @@ class InPlaceLayer:
             if data is not None:
                 self._note(node, position, size)
             return data
+        return None
+
+    def has_backing_file(self, node: int) -> bool:  # noqa: ARG002 - the protocol's
+        """See `Layer.has_backing_file`: never, as all of its files are in one that is not ours."""
+        return False
+
+    def is_sound(self, node: int) -> bool:  # noqa: ARG002 - the protocol's
+        """See `Layer.is_sound`."""
+        return self.failure is None
+
+    async def backing_file(self, node: int) -> OpenFile | None:  # noqa: ARG002 - the protocol's
+        """See `Layer.backing_file`."""
         return None
 
     def read_blocking(self, node: int, offset: int, size: int) -> bytearray:
@@ -109,13 +127,10 @@ class InPlaceLayer:
 
     def _gather(self, node: int, offset: int, size: int) -> bytearray:
         out = bytearray(size)
-        for extent in self.index.extents(node):
-            begin = max(extent.offset, offset)
-            end = min(extent.offset + extent.size, offset + size)
-            if begin < end:
-                position = self._place.offset + extent.position + begin - extent.offset
-                out[begin - offset : end - offset] = self._pread(position, end - begin)
-                self._note(node, position, end - begin)
+        for place, in_layer, length in pieces_of(self.index, node, offset, size):
+            position = self._place.offset + in_layer
+            out[place : place + length] = self._pread(position, length)
+            self._note(node, position, length)
         return out
 
     def _note(self, node: int, position: int, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from imgvol.content.open_file import OpenFile
 from imgvol.errors import ImgvolError
 from imgvol.layers.index import LayerIndex
 from imgvol.oci.digest import Digest
@@ -16,7 +17,8 @@ class Layer(Protocol):
 
     `LayerStore` has all of it in the store, `LazyLayerStore` a part, and fetches the rest, and
     `InPlaceLayer` reads it in somebody else's file. `tests/conformance/test_layers.py` holds all of
-    them to what is said here.
+    them to what is said here. `StreamedLayer` alone has one that is not verified yet, and whose
+    `index` grows: only a view that was asked for has it.
 
     Lifecycle: The `Store` opens layers (in threads: that takes the disk). Nobody closes them: the
     descriptors go with the last reference, so that no reader loses one under its hands. So nothing
@@ -61,4 +63,34 @@ class Layer(Protocol):
             StoreDamaged: The bytes on this machine are not what they were, or cannot be read.
             ContentError: The layer turned out not to be what it had promised.
             RemoteError: The rest of it cannot be fetched.
+        """
+
+    def read_now(self, node: int, offset: int, size: int) -> bytes | bytearray | None:
+        """As `read`, if that takes no waiting; None: it would, or only `read` can tell.
+
+        It never blocks, and fetches nothing.
+
+        Raises:
+            StoreDamaged: As `read`, and whatever is in `failure`.
+            ContentError: As `read`.
+        """
+
+    def has_backing_file(self, node: int) -> bool:
+        """Whether one file of the store is a file's content, byte for byte, and may stand for it.
+
+        So it is only where the layer is complete and verified, with nothing known against any part
+        of it. From memory.
+
+        Args:
+            node: A FILE node of `index`.
+        """
+
+    def is_sound(self, node: int) -> bool:
+        """Whether nothing is known against a file's content. From memory."""
+
+    async def backing_file(self, node: int) -> OpenFile | None:
+        """Opens the file that `has_backing_file` speaks of; None: there is none.
+
+        Raises:
+            StoreDamaged: It cannot be opened, or has another size.
         """

@@ -21,6 +21,7 @@ from typing import Final
 import trio
 
 from imgvol.content.damage import DamagedParts
+from imgvol.content.gathering import gather, pieces_of
 from imgvol.content.layout import DATA_NAME, FILES_NAME, INDEX_NAME, StoreLayout
 from imgvol.content.open_file import OpenFile, read_whole
 from imgvol.content.passed_pages import PassedPages
@@ -90,6 +91,17 @@ class LayerStore:
             self.read_blocking, node, offset, size, limiter=self._disk_reads
         )
 
+    def read_now(self, node: int, offset: int, size: int) -> bytes | bytearray | None:
+        """See `Layer.read_now`."""
+        if self.failure is not None:
+            raise self.failure.anew()
+        size = min(size, self.index.record(node).size - offset)
+        if size <= 0:
+            return b""
+        return (
+            None if self._is_damaged(node, offset, size) else self._read_cached(node, offset, size)
+        )
+
     def _is_damaged(self, node: int, offset: int, size: int) -> bool:
         damaged = self.damaged
         return damaged is not None and damaged.touches_content(self.index, node, offset, size)
@@ -134,6 +146,38 @@ class LayerStore:
             return pread_nowait(descriptor.fd, extents[0].position + offset, size)
         return None
 
+    def has_backing_file(self, node: int) -> bool:
+        """See `Layer.has_backing_file`."""
+        return (
+            self.failure is None and self.damaged is None and self.index.own_file(node) is not None
+        )
+
+    def is_sound(self, node: int) -> bool:
+        """See `Layer.is_sound`."""
+        return self.failure is None and not self._is_damaged(node, 0, self.index.record(node).size)
+
+    async def backing_file(self, node: int) -> OpenFile | None:
+        """See `Layer.backing_file`."""
+        number = self.index.own_file(node)
+        if number is None:
+            return None
+        size = self.index.record(node).size
+        return await trio.to_thread.run_sync(
+            self._open_whole_file, number, size, limiter=self._disk_reads
+        )
+
+    def _open_whole_file(self, number: int, size: int) -> OpenFile:
+        file = self._open_file(number)
+        if (actual := os.fstat(file.fd).st_size) != size:
+            raise StoreDamaged(
+                "a file of a stored layer has another size than its index says",
+                digest=self.digest,
+                file=number,
+                expected=size,
+                actual=actual,
+            )
+        return file
+
     def read_blocking(self, node: int, offset: int, size: int) -> bytes | bytearray:
         """As `read`, without asking the page cache first. Blocks."""
         size = min(size, self.index.record(node).size - offset)
@@ -141,21 +185,10 @@ class LayerStore:
         number = self.index.own_file(node)
         if number is not None:
             descriptor = self._open_file(number)
-            data = self._pread(descriptor.fd, offset, size)
+            data = pread_exact(descriptor.fd, offset, size, self.digest)
             self._passed.note(number, descriptor.fd, offset, size)
             return data
-        descriptor = self._data  # held: it may be replaced meanwhile
-        out = bytearray(size)
-        for extent in self.index.extents(node):
-            begin = max(extent.offset, offset)
-            end = min(extent.offset + extent.size, offset + size)
-            if begin < end:
-                at = extent.position + begin - extent.offset
-                out[begin - offset : end - offset] = self._pread(descriptor.fd, at, end - begin)
-        return out
-
-    def _pread(self, fd: int, position: int, size: int) -> bytes:
-        return pread_exact(fd, position, size, self.digest)
+        return gather(self._data, pieces_of(self.index, node, offset, size), size, self.digest)
 
     def _open_file(self, number: int) -> OpenFile:
         with self._lock:

@@ -81,8 +81,14 @@ class LayerWriter:
         os.close(self._data)
         for large in self._expected:
             large.close()
+        mark = self._space.begin_giving()
         shutil.rmtree(self._directory, ignore_errors=True)
-        self._space.give(self._taken)
+        self._space.give(self._taken, mark)
+
+    @property
+    def directory(self) -> Path:
+        """Where it writes, until it publishes."""
+        return self._directory
 
     def expect(self, number: int, member: TarMember) -> None:
         """Announces that a member's payload goes to `files/<number>`."""
@@ -98,8 +104,11 @@ class LayerWriter:
             StoreFull: No room.
         """
         view = memoryview(piece)
-        self._space.take(len(view))
+        with self._space.writing(len(view)):
+            self._write(view, position)
         self._taken += len(view)
+
+    def _write(self, view: memoryview, position: int) -> None:
         end = position + len(view)
         self._length = end
         self._pieces.update(view)

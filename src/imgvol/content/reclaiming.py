@@ -1,7 +1,6 @@
 """Gives disk space of one open lazy layer back; `giving_back` has the order and the reasons."""
 
 import contextlib
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
@@ -14,6 +13,7 @@ from imgvol.content.giving_back import (
     size_of,
 )
 from imgvol.content.holdings import Holdings
+from imgvol.content.layer_locks import LayerLocks
 from imgvol.content.punch import BLOCK, allocated, punch_hole
 from imgvol.content.space import SpaceLedger
 from imgvol.content.span_map import SpanMap
@@ -24,33 +24,14 @@ from imgvol.layers.lazy.spans import SpanTable
 _BATCH: Final = 500
 
 
-class LayerLocks:
-    """The locks of one lazy layer, the first to be taken first; `KeptBlob.writing` follows them.
-
-    Attributes:
-        saving: Held while the map is made durable. Threads only.
-        storing: Held while the data file is written, or parts of it are given back. Threads only.
-        bookkeeping: Never held while the disk works: the event loop takes it, too.
-    """
-
-    def __init__(self) -> None:
-        self.saving = threading.Lock()
-        self.storing = threading.Lock()
-        self.bookkeeping = threading.Lock()
-
-
 class SpanReclaimer:
     """Knows what of a layer could be given back, and does it. For any thread.
 
     Args:
         holdings: What of the layer is here.
-        uses: Which spans of it are read; knows the layer's span table.
+        uses: Which spans of it are read.
         locks: The layer's.
         space: What the store takes.
-
-    Attributes:
-        has_given_back: Whether any spans were given back.
-        is_proven: Whether the whole has been verified: the compressed bytes are not needed for it.
     """
 
     def __init__(
@@ -65,8 +46,6 @@ class SpanReclaimer:
         self._space = space
         self._holders = 0
         self._is_tidy = False
-        self.has_given_back = False
-        self.is_proven = False
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -81,7 +60,7 @@ class SpanReclaimer:
 
     def windows(self) -> list[tuple[int, float, int]]:
         """What could be given back: window, when it was used last, about how many bytes. Blocks."""
-        table = self._uses.table
+        table = self._holdings.table
         if self._holdings.data is None or self._holders:
             return []
         return [
@@ -108,17 +87,17 @@ class SpanReclaimer:
         Raises:
             LocalError: The disk fails, or cannot give back parts of files.
         """
-        locks = self._locks
+        locks, mark = self._locks, self._space.begin_giving()
         with locks.saving, locks.storing, self._kept.writing:
             with locks.bookkeeping:
                 data, blob = self._holdings.data, self._kept.file
                 if data is None or blob is None or self._holders:
                     return GivenBack()
-                table = self._uses.table
+                table = self._holdings.table
                 gone = self._idle(windows)
                 for span in gone:
                     self._holdings.discard(span)
-                self.has_given_back = self.has_given_back or bool(gone)
+                self._holdings.has_given_back |= bool(gone)
             if not gone:
                 return GivenBack()
             before = allocated(data.fd, blob.fd)
@@ -129,14 +108,15 @@ class SpanReclaimer:
                     return GivenBack()  # completed or removed meanwhile: all of it has gone
                 self._punch(table, gone, data.fd, blob.fd)
             size = max(0, before - allocated(data.fd, blob.fd))
-        self._space.give(size)
+        self._space.give(size, mark)
         return GivenBack(len(gone), size)
 
     @property
     def spare_blob(self) -> int:
         """Bytes of the kept blob that only the layer's final form would need. From memory."""
-        is_spare = self.is_proven and not self._holders and self._holdings.data is not None
-        return self._kept.size if is_spare and _has_own_digests(self._uses.table) else 0
+        holdings = self._holdings
+        is_spare = holdings.is_proven and holdings.data is not None and not self._holders
+        return self._kept.size if is_spare and _has_own_digests(holdings.table) else 0
 
     def give_back_blob(self) -> GivenBack:
         """Gives back the compressed bytes of a proven layer, whose content stays. Blocks.
@@ -146,14 +126,14 @@ class SpanReclaimer:
         Raises:
             LocalError: The disk fails, or cannot give back parts of files.
         """
-        locks = self._locks
+        locks, mark = self._locks, self._space.begin_giving()
         with locks.saving, locks.storing, self._kept.writing:
             with locks.bookkeeping:
                 blob = self._kept.file
                 if blob is None or not self.spare_blob:
                     return GivenBack()
                 # Whoever wants to verify the whole does not find it from now on.
-                self._kept.drop(0, self._uses.table.blob_size)
+                self._kept.drop(0, self._holdings.table.blob_size)
             spans = list(self._present)
             for start in range(0, len(spans), _BATCH):
                 with locks.bookkeeping:
@@ -165,9 +145,9 @@ class SpanReclaimer:
                     self._present.save_missing()
                 except FileNotFoundError:
                     return GivenBack()  # completed or removed meanwhile: all of it has gone
-                punch_hole(blob.fd, 0, self._uses.table.blob_size + BLOCK)
+                punch_hole(blob.fd, 0, self._holdings.table.blob_size + BLOCK)
             size = max(0, before - allocated(blob.fd))
-        self._space.give(size)
+        self._space.give(size, mark)
         return GivenBack(0, size)
 
     def _punch(self, table: SpanTable, gone: Sequence[int], data: int, blob: int) -> None:

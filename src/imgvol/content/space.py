@@ -1,10 +1,11 @@
 """What the store takes at this moment, and how much it may: for any thread, from memory.
 
 The truth is measured now and then (`images/usage.py`); in between, everything that is written is
-counted before it is written, and what is given back after it was. So the count may be too high for
-a moment, never too low by more than what nobody counts: documents, the database, blocks that are
-not full. Three lines divide it, computed by `SpaceLimits.lines` from the quota and from what is
-free on the filesystem:
+counted before it is written, and what is given back after it was. A measurement does not know
+whether it has seen what is being written or given back at its time, so both count as taken until
+the next one. So the count may be too high for a moment, never too low by more than what nobody
+counts: documents, the database, blocks that are not full. Three lines divide it, computed by
+`SpaceLimits.lines` from the quota and from what is free on the filesystem:
 
     0 ──────── low ──────── high ──────── hard
                eviction     eviction      nothing is written: whoever wants to waits for eviction,
@@ -15,9 +16,10 @@ free on the filesystem:
 Nobody waits while holding space: a writer takes all that it needs in one piece, or nothing.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,9 +63,10 @@ class SpaceLedger:
         self.on_pressure: Callable[[], None] | None = None
         self._lines = UNLIMITED.lines(0, 0)
         self._used = 0
-        # All that was ever counted as written, and as gone: a measurement may or may not have seen
-        # what was added to these since it began.
-        self._written = self._given = 0
+        # All that was ever counted, what of it is on the disk by now, and what has gone: whether a
+        # measurement has seen what was added to the last two since it began, nobody knows.
+        self._taken = self._written = self._given = 0
+        self._measurements = 0
         # What writers wait for.
         self._wanted = 0
         self._rounds_begun = self._rounds_ended = 0
@@ -104,8 +107,11 @@ class SpaceLedger:
         with self._changed:
             return self._lines.high is None or self._used + size <= self._lines.high
 
-    def take(self, size: int) -> None:
-        """Counts what is about to be written. Blocks while there is no room, for some seconds.
+    @contextlib.contextmanager
+    def writing(self, size: int) -> Iterator[None]:
+        """Counts what is written in the block, unless that fails.
+
+        Blocks while there is no room, for some seconds.
 
         Raises:
             StoreFull: No room: nothing more can be evicted, or not in time. Nothing was counted.
@@ -117,19 +123,54 @@ class SpaceLedger:
             is_above = self._above_since is not None
         if is_above and (tell := self.on_pressure) is not None:
             tell()
+        with self._under_way(size):
+            yield
 
-    def take_spare_room(self, size: int) -> bool:
-        """Counts what would be written only if there is room to spare. Does not block."""
-        with self._changed:
-            if self._lines.high is not None and self._used + size > self._lines.high:
-                return False
-            self._add(size)
-        return True
+    @contextlib.contextmanager
+    def writing_ahead(self, size: int) -> Iterator[bool]:
+        """As `writing`, of what nobody needs yet: only below the high line, and without a wait.
 
-    def give(self, size: int) -> None:
-        """Something has gone from the disk."""
+        Yields:
+            Whether there is room: nothing was counted if not, and nothing may be written.
+        """
         with self._changed:
-            self._used = max(0, self._used - size)
+            has_room = self._lines.high is None or self._used + size <= self._lines.high
+            if has_room:
+                self._add(size)
+        if has_room:
+            with self._under_way(size):
+                yield True
+        else:
+            yield False
+
+    @contextlib.contextmanager
+    def _under_way(self, size: int) -> Iterator[None]:
+        """What was counted is written in the block."""
+        try:
+            yield
+        except BaseException:
+            self.give(size)
+            raise
+        finally:
+            with self._changed:
+                self._written += size
+
+    def begin_giving(self) -> int:
+        """A mark for `give`, before anything goes from the disk."""
+        with self._changed:
+            return self._measurements
+
+    def give(self, size: int, mark: int | None = None) -> None:
+        """Something has gone from the disk.
+
+        Args:
+            size: Its bytes.
+            mark: From before it went. If a measurement has ended since, that may have missed these
+                bytes already: they stay counted until the next one. None: they were never there.
+        """
+        with self._changed:
+            if mark is None or mark == self._measurements:
+                self._used = max(0, self._used - size)
             self._given += size
             self._note_level()
             self._changed.notify_all()
@@ -142,9 +183,10 @@ class SpaceLedger:
     def settle(self, measured: int, mark: tuple[int, int], free: int) -> None:
         """Corrects the count by a measurement.
 
-        While it was measured some was written, and some has gone: nobody knows how much of that was
-        seen. So a measurement tells the least and the most that the store can take now, and the
-        count stays if it lies between them. If nothing has changed, it tells it to the byte.
+        While it was measured some was written, also of what had been counted before, and some has
+        gone: nobody knows how much of that was seen. So a measurement tells the least and the most
+        that the store can take now, and the count stays if it lies between them. If nothing has
+        changed, it tells it to the byte.
 
         Args:
             measured: What the store takes.
@@ -153,7 +195,8 @@ class SpaceLedger:
         """
         with self._changed:
             least = max(0, measured - (self._given - mark[1]))
-            most = measured + self._written - mark[0]
+            most = measured + self._taken - mark[0]
+            self._measurements += 1
             self._used = min(max(self._used, least), most)
             self._lines = self.limits.lines(measured, free)
             self._note_level()
@@ -216,7 +259,7 @@ class SpaceLedger:
 
     def _add(self, size: int) -> None:
         self._used += size
-        self._written += size
+        self._taken += size
         self._note_level()
 
     def _note_level(self) -> None:

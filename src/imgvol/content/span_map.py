@@ -98,9 +98,13 @@ class SpanMap:
             self._bits[span >> 3] &= ~(1 << (span & 7))
             self.present_count -= 1
 
+    def leave(self) -> None:
+        """Its directory is another's from now on, or will be gone: nothing is saved after that."""
+        self._home = None
+
     def fill(self) -> None:
         """Marks every span as present, in memory. Nothing is saved after that."""
-        self._home = None
+        self.leave()
         self._bits[:] = b"\xff" * len(self._bits)
         self.present_count = self._span_count
 

@@ -21,7 +21,7 @@ class Spared(Enum):
 
 
 class SpareSpans:
-    """Those of one layer. The lock of the layer's bookkeeping is held around every call.
+    """Those of one layer. The lock of the layer's bookkeeping is held around every call but `in`.
 
     Args:
         ledger: Bounds what all layers have of them.

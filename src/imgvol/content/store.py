@@ -24,6 +24,7 @@ from typing import Final
 import trio
 
 from imgvol import limits
+from imgvol.content import database as databases
 from imgvol.content import inventory
 from imgvol.content.blobs import BlobStore
 from imgvol.content.check import Finding, check_store
@@ -151,6 +152,11 @@ class Store:
             StoreFull: No room.
         """
         await trio.to_thread.run_sync(self.blobs.adopt, digest, path, limiter=self._limiter)
+
+    @property
+    def disk_reads(self) -> trio.CapacityLimiter:
+        """Limits the threads that read for the filesystem."""
+        return self._disk_reads
 
     def new_layer(self) -> LayerWriter:
         """A writer for one layer. Blocks: call it in the pulling thread."""
@@ -367,6 +373,15 @@ async def open_store(root: Path) -> AsyncIterator[Store]:
                 await store.save_copy()
     finally:
         os.close(lock)
+
+
+def check_version(root: Path) -> None:
+    """Makes sure that this program could open a store, which another process may have open. Blocks.
+
+    Raises:
+        StoreDamaged: It is of another version, or cannot be read.
+    """
+    databases.check_version(StoreLayout(root).database)
 
 
 def _prepare(layout: StoreLayout) -> None:

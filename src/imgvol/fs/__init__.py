@@ -1,1 +1,1 @@
-"""The FUSE filesystem: thin pyfuse3 handlers over open views."""
+"""The FUSE filesystem: thin handlers over open views, and what carries requests to them."""

@@ -34,7 +34,7 @@ class KernelReadahead:
     async def adjust(self, views: Views) -> None:
         """Makes it what the open layers want."""
         # Whoever traces wants to know what was asked for, and not what lies around it.
-        is_short = views.has_slow_layers or views.recordings is not None
+        is_short = views.layers.has_slow or views.recordings is not None
         wanted = limits.READAHEAD_SLOW_KIB if is_short else limits.READAHEAD_KIB
         if wanted != self._current and self._setting is not None:
             self._current = wanted

@@ -20,7 +20,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from imgvol.content.records import LayerRecord
 from imgvol.content.store import Store
@@ -28,7 +29,7 @@ from imgvol.errors import DigestMismatch, InternalError
 from imgvol.layers.builder import IndexBuilder
 from imgvol.layers.compression import Compression, open_decoder, sniff
 from imgvol.layers.index import LayerIndex
-from imgvol.layers.tar import TarParser
+from imgvol.layers.tar import TarMember, TarParser
 from imgvol.oci.descriptor import Descriptor
 from imgvol.oci.digest import DiffID, Digest
 from imgvol.sources.base import BlobReader
@@ -58,6 +59,19 @@ class LayerProgress:
     unpacked: int = 0
     entries: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class IngestWatcher(Protocol):
+    """Follows a layer on its way in; called in the storing thread, and never blocks it."""
+
+    def begin(self, builder: IndexBuilder, directory: Path) -> None:
+        """The layer will be written there, and its members be added to the builder."""
+
+    def expect(self, number: int, member: TarMember) -> None:
+        """A member's payload goes into the own file of that number."""
+
+    def wrote(self, position: int) -> None:
+        """The tar is written up to there, and what it says is in the builder."""
 
 
 class _Cancelled(Exception):
@@ -110,6 +124,7 @@ class LayerIngest:
         twin: A stored layer that has this diff ID, too: the data of both is one file.
         is_verified: Whether what `open_blob` gives has been verified, so that the descriptor's
             digest need not be its hash.
+        watcher: Shows the layer before it has been verified; None: nobody does.
     """
 
     def __init__(
@@ -123,6 +138,7 @@ class LayerIngest:
         progress: LayerProgress,
         twin: LayerRecord | None = None,
         is_verified: bool = False,
+        watcher: IngestWatcher | None = None,
     ) -> None:
         self._open_blob = open_blob
         self._store = store
@@ -132,6 +148,7 @@ class LayerIngest:
         self._progress = progress
         self._twin = twin
         self._is_verified = is_verified
+        self._watcher = watcher
         self._pieces = _PieceQueue()
         self._reader: BlobReader | None = None
         self._is_cancelled = False
@@ -230,7 +247,10 @@ class LayerIngest:
         parser = TarParser()
         builder = IndexBuilder()
         position = 0
+        watcher = self._watcher
         with self._store.new_layer() as writer:
+            if watcher is not None:
+                watcher.begin(builder, writer.directory)
             while (piece := self._pieces.get()) is not None:
                 clock.lap("idle")
                 hasher.update(piece)
@@ -239,8 +259,12 @@ class LayerIngest:
                     number = builder.add(member)
                     if number is not None:
                         writer.expect(number, member)
+                        if watcher is not None:
+                            watcher.expect(number, member)
                 writer.write(piece, position)
                 position += len(piece)
+                if watcher is not None:
+                    watcher.wrote(position)
                 self._progress.unpacked = position
                 self._progress.entries += len(members)
                 clock.lap("store")
@@ -257,7 +281,8 @@ class LayerIngest:
                 unpacked_size=position,
                 entries=LayerIndex(index).entry_count,
             )
-            if self._twin is not None:
+            # Whoever reads the file that was written would find it emptied.
+            if self._twin is not None and watcher is None:
                 writer.share_data(self._twin.digest)
             writer.publish(record, index, builder.referenced_files)
             clock.lap("publish")

@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from imgvol.errors import InvalidArgument
-from imgvol.images.views import OpenView
+from imgvol.images.open_view import OpenView
 from imgvol.layers.index import NodeType
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import Attributes, NodeID

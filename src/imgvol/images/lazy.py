@@ -226,7 +226,7 @@ class LazyLayers:
         if layer.is_complete or layer.failure is not None:
             return
         try:
-            await trio.to_thread.run_sync(layer.flush)
+            await trio.to_thread.run_sync(layer.intake.flush)
             self._not_durable.discard(layer)
         except ImgvolError as exc:
             # What is not made durable is fetched again after a crash: no more than that.
@@ -320,7 +320,7 @@ class LazyLayers:
             log.warning("layer %s: its tar is not kept: %s", attached.record.digest, exc)
         self._condemn(attached.layer, lie)
         fault = LayerFault(kind=FaultKind.TOC, reason=str(lie))
-        await self._remember(replace(attached.record, fault=fault))
+        await self._remember(attached.layer, replace(attached.record, fault=fault))
 
     async def _finish(self, attached: _Attached) -> None:
         """Gives a proven layer that nobody uses any more its final form, if there is room."""
@@ -365,7 +365,7 @@ class LazyLayers:
         if lie is not None:
             self._condemn(layer, lie)
             fault = LayerFault(kind=FaultKind.TOC, reason=str(lie))
-            await self._remember(replace(verified, fault=fault))
+            await self._remember(layer, replace(verified, fault=fault))
             return
         await self._record(verified)
         layer.complete(complete)
@@ -376,7 +376,7 @@ class LazyLayers:
         # If the disk has lost what was fetched, its bytes say nothing of the layer.
         if layer.failure is None:
             self._condemn(layer, reason)
-            await self._remember(replace(record, fault=_fault_of(record, reason)))
+            await self._remember(layer, replace(record, fault=_fault_of(record, reason)))
 
     async def _record(self, layer: LayerRecord) -> None:
         """Records what has become of a layer: complete, or bad, or both."""
@@ -390,9 +390,11 @@ class LazyLayers:
             else:
                 await self._store.condemn_layer(layer)
 
-    async def _remember(self, bad: LayerRecord) -> None:
+    async def _remember(self, layer: LazyLayerStore, bad: LayerRecord) -> None:
         # Whoever has seen the errors may unmount at once, and must not find the same layer again.
         with trio.CancelScope(shield=True):
+            # A map that is just being saved would be there again after it has been removed.
+            await trio.to_thread.run_sync(layer.intake.close)
             try:
                 await self._record(bad)
             except ImgvolError as exc:
@@ -470,9 +472,9 @@ async def open_lazy_layers(
     async with trio.open_nursery() as nursery:
         lazy_layers = LazyLayers(store, engine, nursery, trust)
         lazy_layers.on_condemned = views.condemn
-        views.on_lazy_layer = lazy_layers.attach
-        views.on_lazy_layer_closed = lazy_layers.detach
-        views.closing_of = lazy_layers.closing_of
+        views.layers.on_lazy = lazy_layers.attach
+        views.layers.on_lazy_closed = lazy_layers.detach
+        views.layers.closing_of = lazy_layers.closing_of
         images.call_to_adopt(lazy_layers.adopt)
         yield lazy_layers
         nursery.cancel_scope.cancel()

@@ -8,10 +8,10 @@ fails leaves no name; layers that it completed stay only when trying again makes
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -23,7 +23,7 @@ from imgvol.errors import ImgvolError, StoreFull
 from imgvol.images.artifact_reader import ArtifactReader
 from imgvol.images.finding import FoundLayer, LazyFinder, NotLazy, open_finder
 from imgvol.images.in_place import InPlaceIngest
-from imgvol.images.ingest import LayerIngest, LayerProgress
+from imgvol.images.ingest import IngestWatcher, LayerIngest, LayerProgress
 from imgvol.images.resolve import ResolvedImage
 from imgvol.images.twins import Twins
 from imgvol.layers.artifact import Artifact
@@ -47,6 +47,16 @@ class _Account:
     stage: str = "resolving"
     layers: list[LayerProgress] = field(default_factory=list)
     stats: dict[str, float | int] = field(default_factory=dict)
+
+
+class PullStream(Protocol):
+    """Shows an image while it is pulled; see `images.streams`."""
+
+    def watch(self, position: int, progress: LayerProgress) -> IngestWatcher:
+        """Who follows a layer that is pulled as a whole."""
+
+    async def take(self, position: int, record: LayerRecord) -> None:
+        """A layer is here; raises InvalidLayer if it is not what was shown of it."""
 
 
 class PullProgress:
@@ -91,11 +101,13 @@ class _Laziness:
         finder: Finds the tables of contents of layers; None: they are not wanted.
         in_place: Whether uncompressed layers in files of this machine may stay where they are.
         twins: Finds layers that are here under other blobs' digests; None: every blob is read.
+        stream: Shows the image meanwhile; None: nobody sees it before it is here.
     """
 
     finder: LazyFinder | None
     in_place: bool
     twins: Twins | None = None
+    stream: PullStream | None = None
 
     @property
     def is_any(self) -> bool:
@@ -121,6 +133,7 @@ class Puller:
     ) -> None:
         self._store = store
         self._trust = trust
+        self._layers_at_once = layers_at_once
         self._limiter = trio.CapacityLimiter(layers_at_once)
         # Layers that were here under other digests, and their bytes, since the daemon started.
         self.shared_layers = self.shared_bytes = 0
@@ -144,6 +157,7 @@ class Puller:
         progress: PullProgress,
         lazy_origin: Origin | None = None,
         in_place: bool = False,
+        stream: PullStream | None = None,
     ) -> ImageRecord:
         """Fetches what is missing and records the image; the name comes last.
 
@@ -155,6 +169,7 @@ class Puller:
             lazy_origin: Where the rest of lazy layers can be fetched later; None: every layer is
                 pulled as a whole.
             in_place: Whether uncompressed layers in files of this machine may stay where they are.
+            stream: Shows the image meanwhile; None: nobody does. Upper layers come first then.
 
         Raises:
             ImgvolError: The first failure of any layer; the others have then been cancelled.
@@ -172,10 +187,12 @@ class Puller:
                 finder = await open_finder(
                     source, manifest, lazy_origin, self._limiter, self._trust
                 )
-            laziness = _Laziness(finder=finder, in_place=in_place, twins=twins)
+            laziness = _Laziness(finder=finder, in_place=in_place, twins=twins, stream=stream)
             try:
                 image = await self._bring(source, resolved, name, progress, laziness)
             except StoreFull:
+                if stream is not None:
+                    raise  # what it has shown has gone
                 await self.make_room()
                 image = await self._bring(source, resolved, name, progress, laziness)
             if is_new:
@@ -271,14 +288,28 @@ class Puller:
                     progress[position],
                     laziness,
                     resolved.artifact,
+                    position,
                 )
+                if laziness.stream is not None:
+                    await laziness.stream.take(position, records[position])
             except ImgvolError as exc:
                 failures.append(exc)
                 nursery.cancel_scope.cancel()
 
+        async def ensure_some(positions: Iterator[int]) -> None:
+            for position in positions:
+                await ensure(position)
+
+        count = len(resolved.layers)
         async with trio.open_nursery() as nursery:
-            for position in range(len(resolved.layers)):
-                nursery.start_soon(ensure, position)
+            if laziness.stream is None:
+                for position in range(count):
+                    nursery.start_soon(ensure, position)
+            else:
+                # What is below a layer is not seen before the layer has ended.
+                from_the_top = reversed(range(count))
+                for _ in range(self._layers_at_once):
+                    nursery.start_soon(ensure_some, from_the_top)
         if failures:
             raise failures[0]
         return [records[position] for position in sorted(records)]
@@ -291,6 +322,7 @@ class Puller:
         progress: LayerProgress,
         laziness: _Laziness,
         artifact: Artifact | None,
+        position: int,
     ) -> LayerRecord:
         async with self._store.layer_lock(descriptor.digest):
             stored = await self._store.records.layer(descriptor.digest)
@@ -332,6 +364,7 @@ class Puller:
                 diff_id=diff_id,
                 progress=progress,
                 twin=await self._store.records.stored_layer(diff_id) if diff_id else None,
+                watcher=laziness.stream.watch(position, progress) if laziness.stream else None,
             )
             return await self._run(ingest, stored, obstacle)
 

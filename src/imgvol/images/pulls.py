@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import trio
 
@@ -26,10 +26,10 @@ from imgvol.images.credentials import Logins
 from imgvol.images.events import PULL_FAILED, PULL_PROGRESS, Event
 from imgvol.images.handlers import RuntimeHandler, RuntimeHandlers
 from imgvol.images.leases import Leases
-from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress, sum_up
+from imgvol.images.pull import LAYERS_AT_ONCE, Puller, PullProgress, PullStream, sum_up
 from imgvol.images.pull_source import PullSource
 from imgvol.images.readiness import Readiness
-from imgvol.images.resolve import resolve_image, wanted_platform
+from imgvol.images.resolve import ResolvedImage, resolve_image, wanted_platform
 from imgvol.images.sharing import SharedPulls
 from imgvol.images.stalling import PullWatch
 from imgvol.oci.digest import Digest
@@ -84,6 +84,13 @@ class PullSettings:
             progress_timeout=config.pull_progress_timeout,
             handlers=RuntimeHandlers(map(RuntimeHandler.parse, config.runtime_handlers)),
         )
+
+
+class Stream(PullStream, Protocol):
+    """What shows an image while it is pulled."""
+
+    async def open(self, resolved: ResolvedImage) -> None:
+        """The image's layers are known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +213,15 @@ class Pulls:
             return await work(progress)
         return await self._shared.join(request, progress, work)
 
-    async def _pull(self, request: PullRequest, progress: PullProgress) -> ImageRecord:
+    async def pull_streaming(
+        self, request: PullRequest, progress: PullProgress, stream: Stream
+    ) -> ImageRecord:
+        """As `pull`, for a caller who shows the image meanwhile; so it is shared with nobody."""
+        return await self._pull(request, progress, stream)
+
+    async def _pull(
+        self, request: PullRequest, progress: PullProgress, stream: Stream | None = None
+    ) -> ImageRecord:
         name = str(request.argument)
         before = self._catalog.manifests_named(name)
         watch = PullWatch(self._settings.progress_timeout)
@@ -215,7 +230,7 @@ class Pulls:
                 async with self._turns:
                     started = time.perf_counter()
                     record = await watch.guard(
-                        partial(self._bring, request, progress, watch, started)
+                        partial(self._bring, request, progress, watch, started, stream)
                     )
         except ImgvolError as exc:
             if not isinstance(exc, RemoteError):
@@ -261,7 +276,12 @@ class Pulls:
         self.publish(Event(kind=kind, at=time.time(), image=image, id=id_, data=data))
 
     async def _bring(
-        self, request: PullRequest, progress: PullProgress, watch: PullWatch, started: float
+        self,
+        request: PullRequest,
+        progress: PullProgress,
+        watch: PullWatch,
+        started: float,
+        stream: Stream | None,
     ) -> ImageRecord:
         argument, options = request.argument, request.options
         async with open_source(
@@ -278,6 +298,8 @@ class Pulls:
             resolved = await resolve_image(source, matcher, must_match=request.platform is not None)
             progress.stats["resolve_seconds"] = time.perf_counter() - started
             is_lazy = is_remote and request.readiness is Readiness.LAZY
+            if stream is not None:
+                await stream.open(resolved)
             async with self._leases.pull(resolved.manifest.digest, resolved.digests):
                 record = await self.puller.pull(
                     source,
@@ -286,6 +308,7 @@ class Pulls:
                     progress,
                     _origin(str(argument), options) if is_lazy else None,
                     in_place=not is_remote and request.readiness is not Readiness.STORED,
+                    stream=stream,
                 )
                 # Other servers' layers may not be there the next time.
                 if is_remote and not any(layer.urls for layer in resolved.layers):

@@ -174,9 +174,10 @@ class Scrubber:
                 return None  # removed or pulled again meanwhile
             # Otherwise a pull would link to it instead of keeping what it brings.
             await self._store.files.unshare(damage.shared)
-        opened = self._views.layer_by_slot(layer.slot)
+        opened = self._views.layers.by_slot(layer.slot)
         if opened is not None:
             opened.failure = fault.refusal(layer.digest)
+            self._views.condemn(opened)
         log.error("layer %s is damaged: %s", layer.digest, damage.reason)
         return _marked(layer.digest, damage.reason)
 
@@ -197,7 +198,7 @@ class Scrubber:
             await self._store.records.set_damage(layer, fault)
             if damage is not None:
                 await self._store.files.unshare(damage.shared)
-            opened = self._views.layer_by_slot(layer.slot)
+            opened = self._views.layers.by_slot(layer.slot)
             stored = opened.final if isinstance(opened, LazyLayerStore) else opened
             if isinstance(stored, LayerStore):
                 stored.damaged = parts
@@ -215,7 +216,7 @@ class Scrubber:
         )
 
     async def _scrub_lazy(self, layer: LayerRecord, progress: ScrubProgress) -> ScrubFault | None:
-        opened = self._views.layer_by_slot(layer.slot)
+        opened = self._views.layers.by_slot(layer.slot)
         try:
             store = (
                 opened
@@ -224,14 +225,14 @@ class Scrubber:
             )
         except StoreDamaged as exc:
             return await self._mark(layer, Damage(reason=str(exc)))
-        spans = await self._gently(store.damaged_spans, progress)
+        spans = await self._gently(store.scrubber.damaged_spans, progress)
         if not spans:
             return None
         # Whoever opens it from now on reads the map that is written here.
-        async with self._views.opening_withheld(layer.digest):
-            current = self._views.layer_by_slot(layer.slot)
+        async with self._views.layers.turn_to_open([layer.digest]):
+            current = self._views.layers.by_slot(layer.slot)
             target = current if isinstance(current, LazyLayerStore) else store
-            await trio.to_thread.run_sync(target.forget_spans, spans)
+            await trio.to_thread.run_sync(target.scrubber.forget, spans)
         log.error("layer %s: %d spans were damaged", layer.digest, len(spans))
         return ScrubFault(
             subject=f"layer {layer.digest}",

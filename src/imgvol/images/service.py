@@ -13,12 +13,20 @@ from imgvol.images.exporting import Exporter
 from imgvol.images.importing import Importer
 from imgvol.images.leases import Leases
 from imgvol.images.local import LocalImages, RemovalReport
+from imgvol.images.open_view import OpenView
 from imgvol.images.pull import PullProgress
-from imgvol.images.pulls import PullOptions, PullRequest, Pulls, PullSettings, PullStatistics
+from imgvol.images.pulls import (
+    PullOptions,
+    PullRequest,
+    Pulls,
+    PullSettings,
+    PullStatistics,
+    Stream,
+)
 from imgvol.images.readiness import Readiness
 from imgvol.images.sharing import SharedPulls
 from imgvol.images.usage import FilesystemUsage, UsageMeter
-from imgvol.images.views import OpenView, Views
+from imgvol.images.views import Views
 from imgvol.registry.credentials import Credential
 from imgvol.registry.registries import Registries
 from imgvol.sources.parse import parse_image_argument
@@ -137,6 +145,24 @@ class ImageService(LocalImages):
             readiness=runtime.readiness or readiness,
         )
         return await self._pulls.pull(request, progress)
+
+    async def pull_streaming(
+        self,
+        image: str,
+        *,
+        platform: str | None,
+        options: PullOptions,
+        progress: PullProgress,
+        stream: Stream,
+    ) -> ImageRecord:
+        """As `pull`, and the image is shown while it comes; its lazy layers stay lazy."""
+        request = PullRequest(
+            argument=parse_image_argument(image),
+            platform=platform,
+            options=options,
+            readiness=Readiness.LAZY,
+        )
+        return await self._pulls.pull_streaming(request, progress, stream)
 
     async def collect(self) -> CollectionReport:
         """Removes what nobody needs."""

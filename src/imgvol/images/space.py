@@ -271,8 +271,9 @@ class SpaceKeeper:
         used, collected = self.store.space.level.used, 0
         evictions: list[Eviction] = []
         if excess() and trio.current_time() >= self._layers_again_at:
+            mark = self.store.space.begin_giving()
             collected = (await self.collector.collect()).freed
-            self.store.space.give(collected)
+            self.store.space.give(collected, mark)
             if excess():
                 evictions = await self._evict_layers(excess())
             if not evictions and not collected:
@@ -324,11 +325,11 @@ class SpaceKeeper:
         for eviction in choose_layers(await self._picture(), wanted):
             names = self._name_of(eviction.manifest)
             gone = await self.store.records.evict_layers(eviction.layers, self.store.pins.snapshot)
-            freed = 0
+            freed, mark = 0, self.store.space.begin_giving()
             for digest in sorted(gone):
                 freed += await self.store.files.remove_strays(digest)
             await self.store.files.sweep_shared_files()
-            self.store.space.give(freed)
+            self.store.space.give(freed, mark)
             if gone:
                 done.append(Eviction(manifest=eviction.manifest, layers=gone, size=freed))
                 self._tell(eviction.manifest, names, freed)
@@ -382,7 +383,7 @@ class SpaceKeeper:
             spans = size = 0
             for slot in sorted({each.slot for each in chosen}):
                 windows = [each.window for each in chosen if each.slot == slot]
-                back = layers[slot].give_back(windows)
+                back = layers[slot].reclaimer.give_back(windows)
                 spans, size = spans + back.spans, size + back.size
             return GivenBack(spans, size), len(chosen)
 
@@ -417,7 +418,7 @@ class SpaceKeeper:
 
 
 def _can_be_fetched(layer: LazyLayerStore) -> bool:
-    is_good = layer.failure is None and not layer.is_complete and not layer.has_lost_writes
+    is_good = layer.failure is None and not layer.is_complete
     return is_good and layer.fetcher is not None and layer.fetcher.failure is None
 
 

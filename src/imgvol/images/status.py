@@ -6,6 +6,7 @@ from imgvol.content.in_place_layer import InPlaceLayer
 from imgvol.content.layer import Layer
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import IN_PLACE, LayerRecord
+from imgvol.content.streamed_layer import StreamedLayer
 from imgvol.oci.digest import Digest
 
 
@@ -15,8 +16,9 @@ class LayerStatus:
 
     Attributes:
         format: How its files are known: "tar" (all of it was pulled), "in place", or a lazy format.
-        state: "complete" (all at hand and verified), "here" (all at hand, each part by a digest of
-            its table of contents, but the whole is not proven), "lazy" or "bad".
+        state: "streaming" (it is being pulled, and shown unverified), "complete" (all at hand and
+            verified), "here" (all at hand, each part by a digest of its table of contents, but the
+            whole is not proven), "lazy" or "bad".
         size: Bytes of the blob.
         present: Bytes of it that are here, or whose content is.
         fetched: Bytes fetched since the view was opened, whatever for.
@@ -37,6 +39,15 @@ class LayerStatus:
 
 def layer_status(layer: Layer, record: LayerRecord) -> LayerStatus:
     """What there is to say of a layer of an open view."""
+    if isinstance(layer, StreamedLayer):
+        return LayerStatus(
+            digest=layer.digest,
+            format=record.format,
+            state="bad" if layer.failure else "streaming",
+            size=record.size,
+            present=0 if layer.failure else layer.received(),
+            reason=str(layer.failure or ""),
+        )
     if not isinstance(layer, LazyLayerStore):
         return LayerStatus(
             digest=layer.digest,

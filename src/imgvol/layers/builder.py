@@ -30,7 +30,7 @@ from typing import Final
 
 from imgvol import limits
 from imgvol.errors import InvalidLayer, LimitExceeded
-from imgvol.layers.flatten import AUFS_PREFIX, TreeDirectory, flatten
+from imgvol.layers.flatten import AUFS_PREFIX, Flattened, TreeDirectory, flatten
 from imgvol.layers.paths import clean_path, join_path, split_path
 from imgvol.layers.records import IMPLICIT_DIRECTORY, Records, exceeded, rounded
 from imgvol.layers.reserved import RESERVED_NAMES
@@ -72,7 +72,7 @@ class IndexBuilder:
         self._records = Records()
         self._own_files: dict[int, int] = {}  # by leaf
         self._own_file_count = 0
-        self._referenced_files: frozenset[int] | None = None
+        self._flattened: Flattened | None = None
         # Directories by the text of an entry's path without its last component.
         self._parents: dict[bytes, TreeDirectory] = {}
         self._names = 0
@@ -99,17 +99,30 @@ class IndexBuilder:
     def finish(self) -> bytes:
         """The index of all members, for LayerIndex. The builder is of no use afterwards."""
         self._leave_out_reserved()
-        data, leaves = flatten(self._root, self._records)
-        self._referenced_files = frozenset(
-            number for leaf, number in self._own_files.items() if leaf in leaves
-        )
-        return data
+        self._flattened = flatten(self._root, self._records)
+        return self._flattened.data
+
+    @property
+    def root(self) -> TreeDirectory:
+        """The tree as it is now."""
+        return self._root
+
+    @property
+    def records(self) -> Records:
+        """Of the tree's nodes."""
+        return self._records
+
+    @property
+    def flattened(self) -> Flattened:
+        """The tree as it has become. Known once finished."""
+        assert self._flattened is not None, "finish first"
+        return self._flattened
 
     @property
     def referenced_files(self) -> frozenset[int]:
         """The own files whose entries no later entry replaced. Known once finished."""
-        assert self._referenced_files is not None, "finish first"
-        return self._referenced_files
+        leaves = self.flattened.leaves
+        return frozenset(number for leaf, number in self._own_files.items() if leaf in leaves)
 
     @property
     def dropped_xattrs(self) -> int:
@@ -122,14 +135,15 @@ class IndexBuilder:
         reserved = [name for name in RESERVED_NAMES if self._is_file(children.get(name))]
         if not reserved:
             return
-        for name in reserved:
-            del children[name]
         self._records.round_times()
         directories = [self._root]
         for directory in directories:
             directory.record = rounded(directory.record)
             below = directory.children.values()
             directories += [child for child in below if isinstance(child, TreeDirectory)]
+        # Last: whoever asks a GrowingIndex meanwhile sees by them that times are rounded.
+        for name in reserved:
+            del children[name]
 
     def _is_file(self, child: TreeDirectory | int | None) -> bool:
         return isinstance(child, int) and self._records.is_file(child)

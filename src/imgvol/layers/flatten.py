@@ -7,7 +7,7 @@ and flags.
 """
 
 import struct
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -43,12 +43,23 @@ class TreeDirectory:
     is_opaque: bool = False
 
 
-def flatten(root: TreeDirectory, records: Records) -> tuple[bytes, Collection[int]]:
-    """Make the file of an index.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flattened:
+    """A tree as tables.
 
-    Returns:
-        The file, and which leaves are in it: others have been replaced by later members.
+    Attributes:
+        data: The file of the index.
+        directories: All of the tree's, by their numbers.
+        leaves: The numbers of the leaves that are in it: others were replaced by later members.
     """
+
+    data: bytes
+    directories: Sequence[TreeDirectory]
+    leaves: Mapping[int, int]
+
+
+def flatten(root: TreeDirectory, records: Records) -> Flattened:
+    """Make the file of an index."""
     walk = _Walk(root)
     leaves = _Leaves(walk.refs, records.leaves)
     directory_count = len(walk.directories)
@@ -80,7 +91,7 @@ def flatten(root: TreeDirectory, records: Records) -> tuple[bytes, Collection[in
         strings=records.strings,
         xattrs=records.xattrs,
     )
-    return data, leaves.names.keys()
+    return Flattened(data=data, directories=walk.directories, leaves=numbers)
 
 
 class _Walk:

@@ -74,6 +74,20 @@ class Extent(NamedTuple):
     position: int
 
 
+def decode_xattrs(data: bytes, at: int) -> tuple[tuple[bytes, bytes], ...]:
+    """The set of extended attributes that lies at a place."""
+    (count,) = wire.XATTR_COUNT.unpack_from(data, at)
+    at += wire.XATTR_COUNT.size
+    pairs = []
+    for _ in range(count):
+        name_size, value_size = wire.XATTR.unpack_from(data, at)
+        name = at + wire.XATTR.size
+        value = name + name_size
+        at = value + value_size
+        pairs.append((data[name:value], data[value:at]))
+    return tuple(pairs)
+
+
 class LayerIndex:
     """One layer's files.
 
@@ -276,17 +290,7 @@ class LayerIndex:
         if not start:
             return ()
         data = self._data
-        at = self._tables.xattrs + start - 1
-        (count,) = wire.XATTR_COUNT.unpack_from(data, at)
-        at += wire.XATTR_COUNT.size
-        pairs = []
-        for _ in range(count):
-            name_size, value_size = wire.XATTR.unpack_from(data, at)
-            name = at + wire.XATTR.size
-            value = name + name_size
-            at = value + value_size
-            pairs.append((data[name:value], data[value:at]))
-        return tuple(pairs)
+        return decode_xattrs(data, self._tables.xattrs + start - 1)
 
     # --- content ----------------------------------------------------------------------------
 

@@ -14,18 +14,18 @@ hides names of it or adds some, its link count is another one here: it becomes a
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from imgvol import limits
 from imgvol.errors import LimitExceeded
 from imgvol.layers.builder import IndexBuilder
-from imgvol.layers.index import LayerIndex, NodeRecord, NodeType
+from imgvol.layers.index import ROOT, LayerIndex, NodeRecord, NodeType
 from imgvol.view.inodes import encode_chain_inode, encode_layer_inode
 from imgvol.view.links import NameCounter, resolve_foreign_links
 from imgvol.view.merge import NODE_MASK, POSITION_SHIFT, Listing, MergedTree, NodeID
 
-__all__ = ["Attributes", "ChainView", "Listing", "NodeID", "layer_attributes"]
+__all__ = ["Attributes", "ChainView", "Listing", "NodeID", "layer_attributes", "root_of"]
 
 # Names in the listings that are kept, at 8 bytes each: readdir comes back for every few hundred.
 _KEPT_NAMES: Final = 1 << 22
@@ -65,6 +65,11 @@ class Attributes(NamedTuple):
     size: int
     mtime_ns: int
     rdev: int
+
+
+def root_of(layer_count: int) -> NodeID:
+    """The root directory of any chain of so many layers: the topmost layer's."""
+    return max(layer_count - 1, 0) << POSITION_SHIFT | ROOT
 
 
 class ChainView(MergedTree):
@@ -115,6 +120,10 @@ class ChainView(MergedTree):
             if listing.is_stored:
                 self._keep(directory, listing)
         return listing
+
+    def known_names(self, directory: NodeID) -> Iterable[tuple[bytes, NodeID]]:
+        """The names of a directory that anybody can have been told."""
+        return self.list(directory)
 
     def attributes(self, node: NodeID) -> Attributes:
         """What stat(2) says about a node."""

@@ -3,6 +3,7 @@
 A mount is known again by the number that the kernel gives it, which needs no look at the list of
 all mounts: that list takes a millisecond to read where there are a thousand volumes, and each of
 them is mounted and unmounted. Kernels before 6.8 have no numbers that last; there the list is read.
+How they are taken away again is told in `unmounting`.
 
 Everything here blocks and may go through our own filesystem: call it from threads only.
 """
@@ -10,7 +11,7 @@ Everything here blocks and may go through our own filesystem: call it from threa
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,16 +21,16 @@ from typing import Final
 from imgvol import limits
 from imgvol.errors import Conflict, InvalidArgument, LocalError, MachineLacks, NotFound
 from imgvol.volumes import mountinfo, syscalls
-from imgvol.volumes.mountinfo import MountInfo, is_ours, read_mountinfo
+from imgvol.volumes.mountinfo import MountInfo, is_target_session
 from imgvol.volumes.options import BindOptions, Propagation
 from imgvol.volumes.subpaths import SubPath
 from imgvol.volumes.userns import open_user_namespace
 
 SELINUX: Final = Path("/sys/fs/selinux/enforce")
 # What the kernel says of a path that does not lead to where it led once.
-_NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-# How often a mount is looked for whose directory somebody moves while we look.
-_ATTEMPTS: Final = 100
+NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+# Of every bind, as mountinfo has it.
+_RESTRICTED: Final = frozenset({"ro", "nosuid", "nodev"})
 
 # Opens a view's directory as a place, by its path, for as long as a block lasts.
 ViewOpener = Callable[[bytes], AbstractContextManager[int]]
@@ -37,7 +38,7 @@ ViewOpener = Callable[[bytes], AbstractContextManager[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
-    """A bind mount that we made.
+    """A mount that we made for a volume: a bind mount, or a filesystem for its target alone.
 
     Attributes:
         target: Where it was attached.
@@ -84,6 +85,17 @@ def check_target(target: bytes, may_be_file: bool = False) -> None:
                 hint=f"Choose an empty {what}: a mount would hide what is in this one.",
                 target=shown,
             )
+
+
+def check_kind(target: bytes, part: SubPath) -> None:
+    """Refuses a target of another kind than what is to be mounted there.
+
+    Raises:
+        InvalidArgument: It is.
+        NotFound: The target does not exist.
+    """
+    with _opened(target) as place:
+        _check_kind(syscalls.standing_at(place).mode, part, target)
 
 
 def refuse_impossible(options: BindOptions) -> None:
@@ -165,10 +177,97 @@ def bind(
             raise LocalError(
                 f"cannot bind the view: {exc.strerror}", hint=hint, target=os.fsdecode(target)
             ) from exc
-    root = b"/" + os.path.join(os.path.basename(view), part.path).rstrip(b"/")
-    return Bound(
-        target=target, root=root, mount_id=standing.mount_id if standing.is_lasting else None
-    )
+    return _bound(target, _root_of(os.path.basename(view), part), standing)
+
+
+def take_over(
+    mount: MountInfo, view_name: bytes, part: SubPath, options: BindOptions
+) -> Bound | None:
+    """Makes a bind mount ours that the process before us made, of a filesystem that lives.
+
+    Args:
+        mount: The only one at its target.
+        view_name: What it is to show.
+        part: What of that.
+        options: What else was asked for.
+
+    Returns:
+        None when it is not what is wanted: then it has to be made anew.
+
+    Raises:
+        LocalError: The kernel refuses.
+    """
+    if mount.root != _root_of(view_name, part) or not mount.options >= _RESTRICTED:
+        return None
+    try:
+        with syscalls.open_place(mount.mount_point) as place:
+            standing = _standing_of(mount, place)
+            if standing is None:
+                return None
+            # The last step of a bind, and after it was attached: it may not have come so far.
+            _propagate(place, options.propagation)
+    except OSError as exc:
+        raise LocalError(
+            f"cannot take the mount over: {exc.strerror}", target=os.fsdecode(mount.mount_point)
+        ) from exc
+    return _bound(mount.mount_point, mount.root, standing)
+
+
+def find_target_session(target: bytes, views_directory: Path) -> Bound | None:
+    """The filesystem that was mounted for a target just now, if it is what one comes to there.
+
+    Raises:
+        LocalError: The target cannot be looked at.
+    """
+    there = mounts_at(target)
+    if not there or not is_target_session(there[-1], views_directory):
+        return None
+    try:
+        with syscalls.open_place(target) as place:
+            standing = _standing_of(there[-1], place)
+    except OSError as exc:
+        raise LocalError(
+            f"target cannot be used: {exc.strerror}", target=os.fsdecode(target)
+        ) from exc
+    return None if standing is None else _bound(target, there[-1].root, standing)
+
+
+def is_listed(mount: MountInfo, place: int) -> bool:
+    """Whether an open place is where a mount begins that was listed.
+
+    Somebody may have moved a directory on the way there: then it is another one. And numbers of
+    mounts and of filesystems that are gone are given again, so what it is of has to be the same,
+    too. While the place is open, its numbers are no other's.
+    """
+    listed = syscalls.listed_at(place)
+    numbers = (listed.mount_id, listed.device)
+    if numbers != (mount.mount_id, mount.device) or not listed.is_mount_root:
+        return False
+    origin = _origin(place)
+    if origin is None:
+        return mountinfo.find_again(mount) is not None
+    kind, _, _ = mount.fstype.partition(".")
+    is_same = (origin.fstype, origin.root) == (kind, mount.root)
+    return is_same and origin.source in {None, mount.source}
+
+
+def _origin(place: int) -> syscalls.Origin | None:
+    """What is mounted at an open place; None when only the list of all mounts can tell."""
+    try:
+        standing = syscalls.standing_at(place)
+    except PermissionError:
+        # It is a user's own FUSE filesystem, which nobody else may ask.
+        return None
+    origin = syscalls.origin(standing.mount_id) if standing.is_lasting else None
+    if origin is not None and origin.source is None and origin.root == b"/":
+        # Of a bind the view's name says enough. This may be anybody's.
+        return None
+    return origin
+
+
+def _standing_of(mount: MountInfo, place: int) -> syscalls.Standing | None:
+    """What stands at an open place, if it is a mount as it was listed."""
+    return syscalls.standing_at(place) if is_listed(mount, place) else None
 
 
 def _bind_found(
@@ -213,152 +312,37 @@ def _bind_once(
         return standing
 
 
-def unbind(bound: Bound, views_directory: Path, lazily: bool) -> None:
-    """Unmounts a bind mount that we made, and nothing else; gone already is fine.
-
-    Raises:
-        Conflict: It is in use (and `lazily` is false), or something is mounted over it.
-        LocalError: The kernel refuses.
-    """
-    if bound.mount_id is None:
-        _unbind_listed(bound, views_directory, lazily)
-        return
-    target: bytes | None = bound.target
-    for _ in range(_ATTEMPTS):
-        if target is None or _unmount_at(target, bound.mount_id, lazily):
-            return
-        # Gone, or moved with a directory on the way to it, or covered.
-        target = syscalls.mount_point(bound.mount_id)
-    raise _covered(bound.target)
-
-
 def mounts_at(target: bytes) -> list[MountInfo]:
     """What is mounted at a path, the topmost last."""
     return [mount for mount in mountinfo.mounts_at({target}) if mount.mount_point == target]
 
 
-def detach(target: bytes, views_directory: Path, there: Sequence[MountInfo]) -> None:
-    """Takes our mounts away from a target, dead or alive, in use or not, and nothing else.
-
-    Args:
-        target: Where.
-        views_directory: Of our filesystem.
-        there: What is mounted there, the topmost last.
-
-    Raises:
-        Conflict: Something else is mounted over them.
-        LocalError: The kernel refuses.
-    """
-    shown = os.fsdecode(target)
-    for mount in reversed(there):
-        if not is_ours(mount, views_directory):
-            raise _covered(target)
-        try:
-            syscalls.unmount(target, detach=True)
-        except OSError as exc:
-            raise LocalError(f"cannot unmount: {exc.strerror}", target=shown) from exc
+def _root_of(view_name: bytes, part: SubPath) -> bytes:
+    """What a bind of a part shows, as mountinfo has it."""
+    return b"/" + os.path.join(view_name, part.path).rstrip(b"/")
 
 
-def detach_dead_mounts(views_directory: Path, *, kept: Collection[bytes] = ()) -> int:
-    """Detaches every mount that a dead daemon left: its filesystem and the binds from it.
-
-    They are known by their source, which holds the path of `views_directory`: no other mount is
-    ever touched. Blocks.
-
-    Args:
-        views_directory: Of our filesystem.
-        kept: Targets of binds that stay, dead as they are, until they are replaced: whoever looks
-            there meanwhile gets an error, and not an empty directory.
-
-    Returns:
-        How many were detached.
-    """
-    ours = [mount for mount in read_mountinfo() if is_ours(mount, views_directory)]
-    dead = [mount for mount in ours if mount.root == b"/" or mount.mount_point not in kept]
-    for mount in reversed(dead):
-        syscalls.unmount(mount.mount_point, detach=True)
-    return len(dead)
+def _bound(target: bytes, root: bytes, standing: syscalls.Standing) -> Bound:
+    mount_id = standing.mount_id if standing.is_lasting else None
+    return Bound(target=target, root=root, mount_id=mount_id)
 
 
-def _unmount_at(target: bytes, mount_id: int, lazily: bool) -> bool:
-    """Unmounts a mount if it is what one comes to by a path; False if it is not."""
-    parent, name = os.path.split(target)
-    try:
-        # Below its parent: no link that is put in the way in this moment leads to another mount.
-        with syscalls.open_place(parent) as directory:
-            if not _is_at(mount_id, name, below=directory):
-                return False
-            _unmount(target, name, directory, lazily)
-    except OSError as exc:
-        if exc.errno in _NOT_THERE:
-            return False
-        raise LocalError(f"cannot unmount: {exc.strerror}", target=os.fsdecode(target)) from exc
-    return True
-
-
-def _unmount(target: bytes, name: bytes, directory: int, lazily: bool) -> None:
-    shown = os.fsdecode(target)
-    try:
-        syscalls.unmount(name, below=directory, detach=lazily)
-    except OSError as exc:
-        if exc.errno != errno.EBUSY:
-            raise
-        raise Conflict(
-            "volume is in use",
-            hint=f"fuser -vm {shown} shows by whom. Or: imgvol unmount --detach {shown}",
-            target=shown,
-        ) from exc
-
-
-def _unbind_listed(bound: Bound, views_directory: Path, lazily: bool) -> None:
-    """Unmounts a mount that is known by what it shows and where: before Linux 6.8."""
-    there = mounts_at(bound.target)
-    if not any(_shows(mount, bound, views_directory) for mount in there):
-        return
-    if not _shows(there[-1], bound, views_directory):
-        raise _covered(bound.target)
-    parent, name = os.path.split(bound.target)
-    try:
-        with syscalls.open_place(parent) as directory:
-            _unmount(bound.target, name, directory, lazily)
-    except OSError as exc:
-        raise LocalError(
-            f"cannot unmount: {exc.strerror}", target=os.fsdecode(bound.target)
-        ) from exc
-
-
-def _covered(target: bytes) -> Conflict:
-    shown = os.fsdecode(target)
-    return Conflict(
-        "something else is mounted over the volume",
-        hint=f"Unmount that first: umount {shown}",
-        target=shown,
-    )
-
-
-def _shows(mount: MountInfo, bound: Bound, views_directory: Path) -> bool:
-    return is_ours(mount, views_directory) and mount.root == bound.root
-
-
-def _is_at(mount_id: int, path: bytes, *, below: int | None = None) -> bool:
-    """Whether a mount is what one comes to by a path.
-
-    Raises:
-        OSError: Neither this nor that.
-    """
-    try:
-        with syscalls.open_place(path, below=below) as place:
-            standing = syscalls.standing_at(place)
-    except OSError as exc:
-        if exc.errno in _NOT_THERE:
-            return False
-        raise
+def is_mount(mount_id: int, place: int) -> bool:
+    """Whether an open place is where a mount begins, by that one's lasting number."""
+    standing = syscalls.standing_at(place)
     return standing.is_mount_root and standing.mount_id == mount_id
 
 
 def _check_arrival(mount_id: int, target: bytes) -> None:
     # Else it went to where the directory is now, which is whatever somebody has made of it.
-    if not _is_at(mount_id, target):
+    try:
+        with syscalls.open_place(target) as place:
+            has_arrived = is_mount(mount_id, place)
+    except OSError as exc:
+        if exc.errno not in NOT_THERE:
+            raise
+        has_arrived = False
+    if not has_arrived:
         raise Conflict("target was replaced while it was being mounted", target=os.fsdecode(target))
 
 

@@ -27,24 +27,42 @@ async def obtain(
         NotFound: There is none, or it is not here and may not be pulled.
         InvalidArgument: An ID is to be looked for in a registry.
     """
+    found = await find_usable(images, image, platform, pull, readiness)
+    if isinstance(found, ImageRecord):
+        progress.stage = "done"
+        return found
+    return await images.pull(
+        found, platform=platform, options=options, progress=progress, readiness=readiness
+    )
+
+
+async def find_usable(
+    images: ImageService,
+    image: str,
+    platform: str | None,
+    pull: PullPolicy,
+    readiness: Readiness,
+) -> ImageRecord | str:
+    """The image, if it is here as ready as was asked; or the name to pull.
+
+    Raises:
+        NotFound: There is none, or it is not here and may not be pulled.
+        InvalidArgument: An ID is to be looked for in a registry.
+    """
     if pull == "always":
         await _refuse_id(images, image)
-    else:
-        try:
-            record = await images.find(image, platform=platform)
-        except NotFound:
-            if pull == "never":
-                raise
-        else:
-            # A layout or an archive that has changed since cannot show the old image any more.
-            is_usable = pull == "never" or await images.is_current(image, record)
-            if record.is_stored or (is_usable and readiness.is_met_by(record)):
-                progress.stage = "done"
-                return record
-            image = _name_to_pull(image, record, pull)
-    return await images.pull(
-        image, platform=platform, options=options, progress=progress, readiness=readiness
-    )
+        return image
+    try:
+        record = await images.find(image, platform=platform)
+    except NotFound:
+        if pull == "never":
+            raise
+        return image
+    # A layout or an archive that has changed since cannot show the old image any more.
+    is_usable = pull == "never" or await images.is_current(image, record)
+    if record.is_stored or (is_usable and readiness.is_met_by(record)):
+        return record
+    return _name_to_pull(image, record, pull)
 
 
 async def _refuse_id(images: ImageService, image: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from imgvol.content.records import ImageRecord
 from imgvol.errors import Conflict, InvalidArgument
-from imgvol.volumes.mountinfo import MountInfo, is_ours
+from imgvol.volumes.mountinfo import MountInfo, is_filesystem, is_ours
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Escapes, IDMapping, Propagation
 from imgvol.volumes.volume import HeldVolume
 
@@ -198,7 +198,7 @@ def _check_mappings(shared: BindOptions, wanted: Wanted) -> None:
 def _device(mounts: Sequence[MountInfo], views_directory: Path) -> tuple[int, int] | None:
     """Which of our filesystems is the one that serves: a dead one has another number."""
     for mount in reversed(mounts):
-        if is_ours(mount, views_directory) and mount.root == b"/":
+        if is_filesystem(mount, views_directory):
             return mount.major, mount.minor
     return None
 

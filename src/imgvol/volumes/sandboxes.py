@@ -180,14 +180,15 @@ class Sandboxes:
         await self._leases.ensure(sandbox)
         volumes = [volume for volume in wanted if volume is not None]
         targets = {os.fsencode(volume.target) for volume in volumes}
+        known = self._volumes.table.of_sandbox(sandbox)
         steps = plan_mounts(
             volumes,
-            {v.record.target: v for v in self._volumes.of_sandbox(sandbox) if v.record.target},
+            {v.record.target: v for v in known if v.record.target},
             await self._volumes.in_thread(mounts_at, targets),
             self._views_directory,
         )
         async with self._taken(sandbox, steps):
-            held = {v.record.target: v for v in self._volumes.of_sandbox(sandbox)}
+            held = {v.record.target: v for v in self._volumes.table.of_sandbox(sandbox)}
             return [
                 None if volume is None else _host_path(held[volume.target], request, dirs_only)
                 for request, volume in zip(requests, wanted, strict=True)
@@ -272,7 +273,7 @@ class Sandboxes:
 
     async def _delete(self, lease_id: str, *, drain: float, detach: bool) -> LeaseDeletion:
         existed = await self._leases.exists(lease_id)
-        volumes = self._volumes.of_sandbox(lease_id)
+        volumes = self._volumes.table.of_sandbox(lease_id)
         failures = await self._drain(volumes, drain)
         busy = [volume for volume in volumes if volume.record.id in failures]
         if detach:

@@ -17,7 +17,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from imgvol import limits
 
@@ -46,8 +46,13 @@ _MOUNT_ATTR_NODEV: Final = 0x04
 _MOUNT_ATTR_NOEXEC: Final = 0x08
 _MOUNT_ATTR_IDMAP: Final = 0x00100000
 _MOUNT_ATTR_NOSYMFOLLOW: Final = 0x00200000
+_MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOATIME: Final = 1024
 _MS_PRIVATE: Final = 1 << 18
 _MS_SHARED: Final = 1 << 20
+_MNT_FORCE: Final = 1
 _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 _O_PATH: Final = 0o10000000
@@ -58,14 +63,20 @@ _STATX_TYPE: Final = 0x0001
 _STATX_MNT_ID: Final = 0x1000
 _STATX_MNT_ID_UNIQUE: Final = 0x4000
 _STATX_ATTR_MOUNT_ROOT: Final = 0x2000
-# struct statx: stx_mask, stx_attributes, stx_mode, stx_mnt_id, and its size.
-_STATX: Final = struct.Struct("=I4xQ12xH114xQ104x")
+# struct statx: stx_mask, stx_attributes, stx_mode, stx_dev_major, stx_dev_minor, stx_mnt_id.
+_STATX: Final = struct.Struct("=I4xQ12xH106xIIQ104x")
 
+_STATMOUNT_MNT_ROOT: Final = 0x08
 _STATMOUNT_MNT_POINT: Final = 0x10
+_STATMOUNT_FS_TYPE: Final = 0x20
+_STATMOUNT_SB_SOURCE: Final = 0x200
 # struct mnt_id_req: size, mnt_id, param.
 _MNT_ID_REQ: Final = struct.Struct("=I4xQQ")
-# struct statmount: mnt_point, which is an offset into the strings that follow the structure.
-_STATMOUNT: Final = struct.Struct("=108xI400x")
+# struct statmount: mask, then fs_type, mnt_root, mnt_point and sb_source, each of them an offset
+# into the strings that follow the structure.
+_STATMOUNT: Final = struct.Struct("=8xQ20xI64xII12xI384x")
+# A root and a source, or a mount point; a name of a type is short.
+_STATMOUNT_STRINGS: Final = 3 * limits.PATH_LENGTH
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # Each argument of syscall(2) is one register wide.
@@ -88,6 +99,37 @@ class Standing:
     is_mount_root: bool
     mount_id: int
     is_lasting: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """The mount that an open place is in, by what mountinfo says of it.
+
+    Attributes:
+        mount_id: Its number there. That of a mount that is gone is used again, but not as long as
+            a place in it is open.
+        device: Its filesystem's number. For that the same is true.
+        is_mount_root: Whether it begins here.
+    """
+
+    mount_id: int
+    device: tuple[int, int]
+    is_mount_root: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a mount is of.
+
+    Attributes:
+        fstype: The filesystem's type, without a subtype.
+        root: The directory of the filesystem that is mounted.
+        source: As in mountinfo; None before Linux 6.14, which does not say.
+    """
+
+    fstype: str
+    root: bytes
+    source: bytes | None
 
 
 def _checked(result: int) -> int:
@@ -174,11 +216,8 @@ def standing_at(place: int) -> Standing:
 
     It asks no filesystem, so not even a hanging one holds it up.
     """
-    buffer = ctypes.create_string_buffer(_STATX.size)
-    flags = _AT_EMPTY_PATH | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
     mask = _STATX_TYPE | _STATX_MNT_ID | _STATX_MNT_ID_UNIQUE
-    _checked(_libc.statx(ctypes.c_int(place), b"", flags, ctypes.c_uint(mask), buffer))
-    known, attributes, mode, mount_id = _STATX.unpack(buffer)
+    known, attributes, mode, _, _, mount_id = _statx(place, mask)
     return Standing(
         mode=mode,
         is_mount_root=bool(attributes & _STATX_ATTR_MOUNT_ROOT),
@@ -187,16 +226,65 @@ def standing_at(place: int) -> Standing:
     )
 
 
+def listed_at(place: int) -> Listed:
+    """Says which mount an open place is in, as `standing_at` does, but by what mountinfo has.
+
+    Without a word on the file: that, FUSE refuses to those who may not use a user's filesystem.
+    """
+    _, attributes, _, major, minor, mount_id = _statx(place, 0)
+    return Listed(
+        mount_id=mount_id,
+        device=(major, minor),
+        is_mount_root=bool(attributes & _STATX_ATTR_MOUNT_ROOT),
+    )
+
+
+def _statx(place: int, mask: int) -> tuple[int, ...]:
+    buffer = ctypes.create_string_buffer(_STATX.size)
+    flags = _AT_EMPTY_PATH | _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    _checked(_libc.statx(ctypes.c_int(place), b"", flags, ctypes.c_uint(mask), buffer))
+    return _STATX.unpack(buffer)
+
+
 def mount_point(mount_id: int) -> bytes | None:
     """Where a mount is now, by its lasting number; None when it is attached nowhere."""
-    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, mount_id, _STATMOUNT_MNT_POINT)
-    buffer = ctypes.create_string_buffer(_STATMOUNT.size + limits.PATH_LENGTH)
+    said = _statmount(mount_id, _STATMOUNT_MNT_POINT)
+    return None if said is None else said.point
+
+
+def origin(mount_id: int) -> Origin | None:
+    """What a mount is of, by its lasting number; None when it is attached nowhere.
+
+    It asks no filesystem.
+    """
+    mask = _STATMOUNT_FS_TYPE | _STATMOUNT_MNT_ROOT | _STATMOUNT_SB_SOURCE
+    said = _statmount(mount_id, mask)
+    if said is None:
+        return None
+    source = said.source if said.mask & _STATMOUNT_SB_SOURCE else None
+    return Origin(fstype=said.fstype.decode(), root=said.root, source=source)
+
+
+class _Statmount(NamedTuple):
+    """What statmount(2) says; a string that was not asked for is some other."""
+
+    mask: int
+    fstype: bytes
+    root: bytes
+    point: bytes
+    source: bytes
+
+
+def _statmount(mount_id: int, mask: int) -> _Statmount | None:
+    request = _MNT_ID_REQ.pack(_MNT_ID_REQ.size, mount_id, mask)
+    buffer = ctypes.create_string_buffer(_STATMOUNT.size + _STATMOUNT_STRINGS)
     try:
         _syscall(_SYS_STATMOUNT, request, buffer, len(buffer), 0)
     except FileNotFoundError:
         return None
-    (offset,) = _STATMOUNT.unpack_from(buffer)
-    return ctypes.string_at(ctypes.addressof(buffer) + _STATMOUNT.size + offset)
+    said, *offsets = _STATMOUNT.unpack_from(buffer)
+    strings = ctypes.addressof(buffer) + _STATMOUNT.size
+    return _Statmount(said, *(ctypes.string_at(strings + offset) for offset in offsets))
 
 
 @contextlib.contextmanager
@@ -264,34 +352,51 @@ def _set_attributes(
     _syscall(_SYS_MOUNT_SETATTR, tree, b"\0", _AT_EMPTY_PATH, attr, len(attr))
 
 
-def detach_tree(tree: int) -> None:
-    """Takes an attached mount, by its own descriptor, out of the tree: it, and no other.
+def detach_tree(tree: int, *, abort: bool = False) -> None:
+    """Takes an attached mount, by a descriptor of its root, out of the tree, even when in use.
+
+    Users keep what they have open. It is this mount, wherever its directory has been moved, and no
+    other: but if something is mounted over it, the kernel takes that instead. A place that was
+    found by a path had nothing over it, and only root can change that.
+
+    Args:
+        tree: From `clone_tree`, or the mount's root from `open_place`.
+        abort: End its connection, too: whoever waits for an answer gets an error (FUSE alone). So
+            do all mounts of the same filesystem.
 
     Raises:
         OSError: EINVAL when it is attached nowhere.
     """
+    flags = _MNT_DETACH | (_MNT_FORCE if abort else 0)
     # A magic link that is to be followed: so without UMOUNT_NOFOLLOW.
-    _checked(_libc.umount2(b"/proc/self/fd/%d" % tree, ctypes.c_int(_MNT_DETACH)))
+    _checked(_libc.umount2(b"/proc/self/fd/%d" % tree, ctypes.c_int(flags)))
 
 
-def unmount(target: bytes, *, below: int | None = None, detach: bool = False) -> None:
-    """Unmounts what is mounted at a path, without following a symbolic link at its end.
+def unmount(name: bytes, *, below: int) -> None:
+    """Unmounts what is mounted at a name in an open directory, which may be no symbolic link.
 
-    Nothing mounted there is fine.
-
-    Args:
-        target: The mount point.
-        below: An open directory; `target` then is a name in it.
-        detach: Take it out of the tree at once, even when it is in use; users keep what they have
-            open.
+    Nothing mounted there is fine. By a path it could be something else by now: only `detach_tree`
+    is sure of what it takes, but that takes it also when it is in use.
 
     Raises:
-        OSError: EBUSY when it is in use and `detach` is not asked for, or another error.
+        OSError: EBUSY when it is in use, or another error.
     """
-    flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if detach else 0)
-    path = target if below is None else b"/proc/self/fd/%d/%s" % (below, target)
+    path = b"/proc/self/fd/%d/%s" % (below, name)
     try:
-        _checked(_libc.umount2(path, ctypes.c_int(flags)))
+        _checked(_libc.umount2(path, ctypes.c_int(_UMOUNT_NOFOLLOW)))
     except OSError as exc:
         if exc.errno not in {errno.EINVAL, errno.ENOENT}:
             raise
+
+
+def mount_filesystem(source: bytes, target: bytes, kind: bytes, options: bytes) -> None:
+    """Mounts a new filesystem read-only, nosuid, nodev and noatime.
+
+    Args:
+        source: How it is known in mountinfo.
+        target: The mount point.
+        kind: Its type, with a subtype: b"fuse.imgvol".
+        options: The filesystem's own, with commas in between.
+    """
+    flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+    _checked(_libc.mount(source, target, kind, ctypes.c_ulong(flags), options))

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from imgvol.content.records import ImageRecord, VolumeRecord
+from imgvol.images.open_view import OpenView
 from imgvol.images.status import LayerStatus
 from imgvol.images.traces.run import TraceUse
-from imgvol.images.views import OpenView
 from imgvol.oci.digest import ChainID, Digest
 from imgvol.volumes.mounts import Bound
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions
@@ -18,8 +18,8 @@ class Volume:
 
     Attributes:
         image: As the caller named it, canonical.
-        image_id: Digest of the image's config; None when the image is lost.
-        chain_id: Of the image's layers; None when the image is lost.
+        image_id: Digest of the image's config; None when the image is lost, or has not come.
+        chain_id: Of the image's layers; None likewise.
         target: Where it is bound; None when only the view itself is used.
         view: Path of the view.
         path: Where the files are: the target, or what of the view is asked for.
@@ -53,7 +53,7 @@ class HeldVolume:
     """A volume's record with what it keeps open.
 
     Attributes:
-        image: What it shows; None when that is not in the store any more.
+        image: What it shows; None when that is not in the store any more, or not yet.
         view: Kept open and shown in the filesystem's root; None when the volume is lost.
         options: What of it is bound, and how.
         part: What of the view is shown.

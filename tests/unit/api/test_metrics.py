@@ -29,6 +29,8 @@ def test_every_part_is_told():
     assert seen["imgvol_fetched_bytes_total", "purpose=read"] == 700_000
     assert seen["imgvol_needed_bytes_total"] == 500_000
     assert seen["imgvol_filesystem_read_bytes_total"] == 4096
+    assert seen["imgvol_filesystem_passed_opens_total"] == 6
+    assert seen["imgvol_filesystem_backing_files"] == 2
     assert seen["imgvol_on_demand_read_bytes_total"] == 8192
     assert seen["imgvol_on_demand_reads_waiting"] == 2
     assert seen["imgvol_on_demand_oldest_wait_seconds"] == 1.5

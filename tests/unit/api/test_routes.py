@@ -16,6 +16,7 @@ from imgvol.api.schemas import COMPONENTS
 from imgvol.errors import DigestMismatch, InvalidArgument, NotFound, RegistryUnavailable
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.images.streams import Showing
 from imgvol.registry import Credential, Secret
 from imgvol.volumes.manager import Volume
 from imgvol.volumes.options import BindOptions, Escapes, Propagation, parse_mappings
@@ -321,6 +322,37 @@ async def test_mount_wants_absolute_targets_and_passes_habits(daemon):
 async def test_what_a_mount_waits_for(daemon, wanted, readiness):
     await call(daemon, "POST", "/volumes", body={"image": "a:1", **wanted})
     assert daemon.volumes.calls[-1]["readiness"] is readiness
+
+
+@pytest.mark.parametrize(
+    ("wanted", "showing"),
+    [
+        ({}, None),
+        ({"wait": "index"}, None),
+        ({"verify": "stream"}, Showing.ARRIVING),
+        ({"verify": "stream", "wait": "manifest"}, Showing.ARRIVING),
+        ({"verify": "stream", "wait": "index"}, None),
+        ({"wait": "manifest"}, Showing.VERIFIED),
+    ],
+)
+async def test_what_is_shown_while_an_image_is_pulled(daemon, wanted, showing):
+    await call(daemon, "POST", "/volumes", body={"image": "a:1", **wanted})
+    assert daemon.volumes.calls[-1]["showing"] is showing
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"verify": "stream", "lazy": "off"},
+        {"wait": "manifest", "lazy": "off"},
+        {"wait": "manifest", "verify": "full"},
+        {"wait": "all"},
+    ],
+)
+async def test_a_mount_cannot_wait_for_less_than_it_is_to_have(daemon, wanted):
+    with pytest.raises(InvalidArgument):
+        await call(daemon, "POST", "/volumes", body={"image": "a:1", **wanted})
+    assert not daemon.volumes.calls
 
 
 async def test_names_that_are_not_utf_8_survive(daemon):

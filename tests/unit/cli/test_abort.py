@@ -1,17 +1,19 @@
 """`abort`, over a directory that plays fusectl."""
 
-import errno
 import json
+import os
 
 import pytest
 
 from imgvol.cli import abort
 from imgvol.cli.main import run
+from imgvol.errors import LocalError
 from imgvol.volumes.mountinfo import MountInfo
 
 
-def mount(point, minor=45, views="/run/imgvol/views"):
-    line = f"36 25 0:{minor} / {point} rw - fuse.imgvol imgvol:{views} rw"
+def mount(point, minor=45, views="/run/imgvol/views", user_id=None):
+    user_id = os.geteuid() if user_id is None else user_id
+    line = f"36 25 0:{minor} / {point} rw - fuse.imgvol imgvol:{views} rw,user_id={user_id}"
     return MountInfo.parse(line.encode())
 
 
@@ -24,11 +26,12 @@ def connections(tmp_path):
 
 
 def test_each_connection_is_aborted_once_and_mounts_go_in_reverse(connections):
-    detached = []
+    asked = []
     mounts = [mount("/v"), mount("/mnt/a"), mount("/mnt/b", 46)]
-    done = abort.abort_mounts(mounts, connections, detached.append)
+    done = abort.abort_mounts(mounts, connections, asked.append)
     assert done.connections == [45, 46]
-    assert detached == done.detached == [b"/mnt/b", b"/mnt/a", b"/v"]
+    assert asked == list(reversed(mounts))
+    assert done.detached == [b"/mnt/b", b"/mnt/a", b"/v"]
     assert not done.failures
     assert (connections / "45" / "abort").read_text() == "1"
     assert (connections / "99" / "abort").read_text() == ""
@@ -46,9 +49,9 @@ def test_no_fusectl_says_how_to_get_it(tmp_path):
 
 
 def test_what_cannot_be_unmounted_is_told_and_the_rest_goes_on(connections):
-    def unmount(path):
-        if path == b"/b":
-            raise OSError(errno.EPERM, "Operation not permitted")
+    def unmount(mount):
+        if mount.mount_point == b"/b":
+            raise LocalError("cannot unmount: Operation not permitted")
 
     done = abort.abort_mounts([mount("/a"), mount("/b")], connections, unmount)
     assert done.detached == [b"/a"]
@@ -68,6 +71,24 @@ def test_only_this_daemons_mounts_unless_all(connections, monkeypatch, short_pat
     assert run([*arguments, "--all", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == {"aborted": [45, 46], "detached": ["/theirs", "/ours"], "failures": []}
+
+
+def test_root_aborts_what_is_of_whoever_owns_the_run_directory(
+    monkeypatch, short_path, connections, capsys
+):
+    """And nothing that somebody else has mounted under the same name."""
+    run_dir = short_path / "run"
+    run_dir.mkdir(mode=0o700)
+    owner = os.geteuid() or 4711
+    os.chown(run_dir, owner, -1)
+    views = f"{run_dir}/views"
+    table = [mount("/theirs", 45, views, owner), mount("/forged", 46, views, owner + 1)]
+    monkeypatch.setattr(abort, "read_mountinfo", lambda: table)
+    monkeypatch.setattr(abort, "CONNECTIONS", connections)
+    monkeypatch.setattr(abort, "_unmount", lambda _path: None)
+    arguments = ["--run", str(run_dir), "--root", f"{short_path}/root", "abort"]
+    assert run(arguments) == 0
+    assert capsys.readouterr().out == "aborted  connection 45\ndetached /theirs\n"
 
 
 def test_nothing_to_do(monkeypatch, short_path, capsys):

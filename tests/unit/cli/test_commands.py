@@ -18,6 +18,7 @@ from imgvol.cli.main import COMMANDS, cli, main, run
 from imgvol.errors import Conflict
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
+from imgvol.images.streams import Showing
 from imgvol.registry import Credential, Secret
 from imgvol.volumes.options import WHOLE_VIEW, BindOptions, Propagation, parse_mappings
 from support.api_fakes import broken_content, invalid_reference
@@ -306,6 +307,8 @@ def test_mount_ps_unmount(daemon, imgvol, tmp_path, monkeypatch):
         ([], "LAZY"),
         (["--verify=full"], "VERIFIED"),
         (["--wait"], "STORED"),
+        (["--wait=all"], "STORED"),
+        (["--wait=index"], "LAZY"),
         (["--wait", "--verify=full"], "STORED"),
         (["--lazy=off"], "STORED"),
     ],
@@ -313,6 +316,34 @@ def test_mount_ps_unmount(daemon, imgvol, tmp_path, monkeypatch):
 def test_mount_waits_for_what_was_asked(daemon, imgvol, arguments, readiness):
     assert imgvol("mount", *arguments, "alpine:3.20")[0] == 0
     assert daemon.volumes.calls[0]["readiness"] is Readiness[readiness]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "showing"),
+    [
+        ([], None),
+        (["--verify=stream"], Showing.ARRIVING),
+        (["--verify=stream", "--wait=index"], None),
+        (["--wait=manifest"], Showing.VERIFIED),
+    ],
+)
+def test_mount_shows_meanwhile_what_was_asked(daemon, imgvol, arguments, showing):
+    assert imgvol("mount", *arguments, "alpine:3.20")[0] == 0
+    assert daemon.volumes.calls[0]["showing"] is showing
+
+
+def test_an_image_may_be_called_like_an_option(daemon, imgvol):
+    assert imgvol("mount", "--", "--wait")[0] == 0
+    (asked,) = daemon.volumes.calls
+    assert (asked["image"], asked["readiness"]) == ("--wait", Readiness.LAZY)
+
+
+def test_what_to_wait_for_is_written_with_an_equals_sign(daemon, imgvol):
+    """As `--wait` alone is an option, too, and what follows it then is the image."""
+    status, _, error = imgvol("mount", "--wait", "index", "alpine:3.20")
+    assert status == 2
+    assert b"Did you mean --wait=index?" in error
+    assert not daemon.volumes.calls
 
 
 def test_mount_without_directory_prints_the_view(daemon, imgvol):

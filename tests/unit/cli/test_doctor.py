@@ -3,13 +3,14 @@
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from imgvol.cli import doctor
 from imgvol.cli.main import run
-from imgvol.config import Config
+from imgvol.config import Config, TransportChoice
 from imgvol.volumes.mountinfo import MountInfo
 from support.api_fakes import FakeDaemon, served_in_thread
 
@@ -20,8 +21,9 @@ def config(short_path):
 
 
 def our_mount(config, point=None):
-    line = "36 25 0:45 / %s rw,nosuid - fuse.imgvol imgvol:%s rw,user_id=0"
-    return MountInfo.parse((line % (point or config.views, config.views)).encode())
+    line = "36 25 0:45 / %s rw,nosuid - fuse.imgvol imgvol:%s rw,user_id=%d"
+    values = (point or config.views, config.views, os.geteuid())
+    return MountInfo.parse((line % values).encode())
 
 
 def test_a_machine_is_checked_and_each_failure_has_a_repair(config, short_path, capsys):
@@ -55,6 +57,42 @@ def test_device(tmp_path):
     assert doctor.check_device("/dev/null").status == "ok"
 
 
+def test_transport_says_which_and_why():
+    check = doctor.check_transport(TransportChoice.KERNEL)
+    assert (check.status, check.detail) == ("ok", "kernel: asked for")
+    assert doctor.check_transport(TransportChoice.AUTO).detail.startswith(("kernel:", "pyfuse3:"))
+
+
+def test_passthrough_says_what_is_in_its_way(tmp_path):
+    status = tmp_path / "status"
+    status.write_text("CapEff:\t000001ffffffffff\n")
+    config = Config(root=tmp_path / "not" / "made", run=tmp_path, is_system=True)
+
+    def detail(release="6.18", config=config):
+        check = doctor.check_passthrough(config, release, status)
+        assert check.status == "ok", "it works without"
+        return check.detail
+
+    assert "store itself" in detail()
+    assert detail("6.1.0-18-amd64") == "off: that takes Linux 6.9"
+    assert detail(config=replace(config, passthrough=False)) == "off: asked for"
+    status.write_text("CapEff:\t00000000a80425fb\n")
+    assert "CAP_SYS_ADMIN" in detail()
+
+
+def test_the_filesystem_of_a_path_is_the_one_on_top(tmp_path):
+    def mounted(place, fstype):
+        line = f"1 0 8:1 / {place} rw - {fstype} x rw"
+        return MountInfo.parse(line.encode())
+
+    mounts = [mounted("/", "overlay"), mounted("/va", "tmpfs"), mounted("/var/lib", "ext4")]
+    assert doctor._filesystem_of(Path("/var/lib/imgvol"), mounts) == "ext4"
+    assert doctor._filesystem_of(Path("/srv"), mounts) == "overlay"
+    mounts.append(mounted("/var/lib", "xfs"))
+    assert doctor._filesystem_of(Path("/var/lib"), mounts) == "xfs"
+    assert doctor._filesystem_of(Path("/srv"), []) == ""
+
+
 def test_pyfuse3_that_cannot_be_imported(tmp_path):
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'ImportError: libfuse3.so.3: no such file' >&2\nexit 1\n")
@@ -67,17 +105,14 @@ def test_pyfuse3_that_cannot_be_imported(tmp_path):
 
 
 def test_privileges(tmp_path):
-    status, conf = tmp_path / "status", tmp_path / "fuse.conf"
+    status = tmp_path / "status"
     status.write_text("Name:\tx\nCapEff:\t000001ffffffffff\n")
-    assert doctor.check_privileges(0, status, conf).status == "ok"
+    assert doctor.check_privileges(0, status).status == "ok"
     status.write_text("CapEff:\t00000000a80425fb\n")  # a container's root
-    check = doctor.check_privileges(0, status, conf)
+    check = doctor.check_privileges(0, status)
     assert (check.status, "--cap-add SYS_ADMIN" in check.repair) == ("fail", True)
-    assert doctor.check_privileges(1000, status, conf).status == "warn"
-    conf.write_text("#user_allow_other\n")
-    assert doctor.check_privileges(1000, status, conf).status == "warn"
-    conf.write_text("mount_max = 10\n user_allow_other \n")
-    assert doctor.check_privileges(1000, status, conf).status == "ok"
+    check = doctor.check_privileges(1000, status)
+    assert (check.status, "this user alone" in check.detail) == ("ok", True)
 
 
 def test_directories(short_path):

@@ -8,6 +8,12 @@ from imgvol import daemon
 from imgvol.cli import main as command
 
 
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    """Else this process would go on as a supervisor."""
+    monkeypatch.setenv("IMGVOL_SUPERVISOR", "0")
+
+
 @pytest.fixture
 def served(monkeypatch):
     """Runs `imgvol serve`, and gives the configuration that the daemon gets."""

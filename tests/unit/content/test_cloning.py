@@ -146,7 +146,7 @@ def test_between_lazy_layers_medium_files_are_shared_too(machine, reflinks):
     assert present_files(layer) == {"small", "medium", "large"}
     assert 0.8 * (MEDIUM + LARGE) < counts.cloned == reflinks.size
     check_content(layer, NEW)
-    layer.flush()
+    layer.intake.flush()
     check_content(machine.reopen(LazyLayerStore, layer.record), NEW)
 
 
@@ -205,20 +205,20 @@ def test_a_refused_place_leaves_the_next(machine, reflinks):
 def test_what_is_present_is_not_overwritten_by_what_is_not_verified_yet(machine):
     layer = machine.lazy("new", NEW)
     fill(layer, NEW, is_kept=False)
-    before = layer._space.level.used
+    before = machine.space.level.used
     for span in layer.present:
-        assert layer.put_copy(span, [], lambda _target: pytest.fail("shared"))
-    assert layer._space.level.used == before
+        assert layer.intake.put_copy(span, [], lambda _target: pytest.fail("shared"))
+    assert machine.space.level.used == before
     check_content(layer, NEW)
 
 
 def test_a_span_that_was_not_shared_stays_missing_and_takes_no_space(machine):
     layer = machine.lazy("new", NEW)
-    assert not layer.put_copy(0, [], lambda _target: False)
+    assert not layer.intake.put_copy(0, [], lambda _target: False)
     with pytest.raises(StoreFull):
-        layer.put_copy(0, [], no_room)
+        layer.intake.put_copy(0, [], no_room)
     assert 0 not in layer.present
-    assert layer._space.level.used == 0
+    assert machine.space.level.used == 0
     assert not layer.forgoes_proof
 
 

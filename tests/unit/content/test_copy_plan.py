@@ -14,6 +14,7 @@ from imgvol.content.chunk_catalogue import ChunkOwners
 from imgvol.content.copy_sources import Candidate, write_catalogue
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.images.fetch.rest import lacking
 from imgvol.layers.compression import Compression
 from support.copying import CHUNK, Machine, check_content, fill, noise, present_files
 from support.images import directory, file, hardlink
@@ -66,7 +67,7 @@ def test_files_are_found_by_path_and_by_name_where_no_digests_are_known(machine,
 def test_digests_find_what_has_another_name(machine):
     old = machine.lazy("old", OLD)
     fill(old, OLD)
-    old.flush()
+    old.intake.flush()
     layer = machine.lazy("new", NEW)
     plan = machine.plan(layer, Candidate(old.record))
     counts = plan.copy(plan.spans)
@@ -204,24 +205,24 @@ def test_copied_spans_survive_and_are_checked_by_their_digests(machine):
     plan.copy(plan.spans)
     assert layer.forgoes_proof
     assert not layer.is_settled
-    layer.flush()
+    layer.intake.flush()
     again = machine.reopen(LazyLayerStore, layer.record)
     assert present_files(again) == BY_NAME
     assert again.forgoes_proof
     assert again.kept.size == 0
     assert again.present_size == layer.present_size == plan_size(again)
     # Nothing but missing spans is lacking, however much of the blob is.
-    lacking = again.lacking(0, again.table.blob_size, range(again.table.span_count))
+    parts = lacking(again, 0, again.table.blob_size, range(again.table.span_count))
     missing = again.missing(range(again.table.span_count))
     wanted = sum(size_of(again, span) for span in missing)
-    assert wanted <= sum(end - start for start, end in lacking) <= 1.25 * wanted
+    assert wanted <= sum(end - start for start, end in parts) <= 1.25 * wanted
 
     check_content(again, NEW)
     data = again.directory / "data"
     content = data.read_bytes()
     data.write_bytes(content.replace(noise(100, 50), bytes(50)))
-    (damaged,) = again.damaged_spans(lambda _size: None)
-    again.forget_spans([damaged])
+    (damaged,) = again.scrubber.damaged_spans(lambda _size: None)
+    again.scrubber.forget([damaged])
     assert present_files(again) == BY_NAME - {"usr/same"}
     assert again.present_size == plan_size(again)
     assert present_files(machine.reopen(LazyLayerStore, layer.record)) == BY_NAME - {"usr/same"}
@@ -237,7 +238,7 @@ def test_a_layer_that_fills_up_is_settled_and_not_complete(machine):
     assert layer.is_settled
     assert not layer.is_complete
     assert layer.present_size == layer.table.blob_size
-    assert layer.lacking(0, layer.table.blob_size, range(layer.table.span_count)) == []
+    assert lacking(layer, 0, layer.table.blob_size, range(layer.table.span_count)) == []
 
 
 def size_of(layer, span: int) -> int:

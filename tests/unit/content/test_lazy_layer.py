@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from imgvol.content import kept_blob, lazy_layer
+from imgvol.content import kept_blob, span_intake
 from imgvol.content.layout import StoreLayout
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.errors import (
@@ -36,7 +36,7 @@ def put(layer: LazyLayerStore, *spans: int) -> None:
     for span in spans:
         start, end = layer.table.compressed_range(span)
         layer.kept.put(start, BLOB[start:end])
-        layer.put_span(span, layer.table.decode(span, BLOB[start:end]))
+        layer.intake.put_span(span, layer.table.decode(span, BLOB[start:end]))
 
 
 def node(layer: LazyLayerStore, name: bytes = b"all") -> int:
@@ -200,25 +200,6 @@ async def test_complete_hands_reads_over(tmp_path):
     assert await layer.read(7, 1, 2) == (7, 1, 2)
 
 
-def test_what_is_lacking_is_what_was_not_kept_and_spans_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(lazy_layer.limits, "FETCH_GAP", 50)
-    layer = make_lazy_layer(tmp_path, TABLE)
-    everything = range(10)
-    assert layer.lacking(0, 1000, everything) == [(0, 1000)]
-    put(layer, 2, 3, 7)
-    assert layer.lacking(0, 1000, everything) == [(0, 200), (400, 700), (800, 1000)]
-    assert layer.lacking(150, 450, [4]) == [(150, 200), (400, 500)]
-    layer.kept.put(0, BLOB[:150])  # without its spans: they are needed whole
-    assert layer.lacking(0, 200, [0, 1]) == [(0, 200)]
-    layer.kept.put(800, BLOB[800:850])
-    assert layer.lacking(700, 1000, []) == [(850, 1000)]
-    put(layer, 4)
-    layer.kept.put(540, BLOB[540:580])
-    assert layer.lacking(400, 700, []) == [(500, 700)], "near parts are one"
-    put(layer, *everything)
-    assert layer.lacking(0, 1000, everything) == []
-
-
 def test_what_is_there_of_a_file_can_be_told(tmp_path):
     layer = make_lazy_layer(
         tmp_path, TABLE, members.file(b"f", 500, payload_offset=150, sparse=((100, 300),))
@@ -259,7 +240,7 @@ def test_a_layer_without_one_of_its_files_is_damaged(tmp_path, name):
 async def test_reopening_keeps_the_spans_that_were_flushed_and_only_these(tmp_path):
     layer = make_lazy_layer(tmp_path, TABLE)
     put(layer, 1, 2, 8)
-    layer.flush()
+    layer.intake.flush()
     put(layer, 5)
     again = reopen_lazy_layer(tmp_path)
     assert again.missing(range(10)) == [0, 3, 4, 5, 6, 7, 9]
@@ -303,22 +284,22 @@ def test_every_byte_is_durable_before_the_map_speaks_of_it(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", note(os.fsync))
     monkeypatch.setattr(os, "replace", rename)
     put(layer, 1, 2)
-    layer.flush()
+    layer.intake.flush()
     assert events == ["data", "blob", "spans.new", "rename spans.new", directory.name]
     again = reopen_lazy_layer(tmp_path)
     assert again.missing(range(10)) == [0, 3, 4, 5, 6, 7, 8, 9]
     assert {data[100:300] for data in synced.values()} == {BLOB[100:300]}
-    layer.flush()
+    layer.intake.flush()
     assert 5 in reopen_lazy_layer(tmp_path).present
 
 
 def test_a_flush_without_news_touches_nothing(tmp_path, monkeypatch):
     layer = make_lazy_layer(tmp_path, TABLE)
     put(layer, 1)
-    layer.flush()
+    layer.intake.flush()
     monkeypatch.setattr(os, "fdatasync", lambda _: pytest.fail("nothing to make durable"))
-    layer.flush()
-    reopen_lazy_layer(tmp_path).flush()
+    layer.intake.flush()
+    reopen_lazy_layer(tmp_path).intake.flush()
 
 
 @pytest.mark.fault("F24")
@@ -326,7 +307,7 @@ def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch
     """The kernel forgets a failed write after it has told once: the next sync proves nothing."""
     layer = make_lazy_layer(tmp_path, TABLE)
     put(layer, 1)
-    layer.flush()
+    layer.intake.flush()
     put(layer, 2)
 
     def fail(_):
@@ -335,9 +316,9 @@ def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync", fail)
         with pytest.raises(LocalError):
-            layer.flush()
+            layer.intake.flush()
     put(layer, 3)
-    layer.flush()
+    layer.intake.flush()
     assert reopen_lazy_layer(tmp_path).missing(range(4)) == [0, 2, 3]
 
 
@@ -345,7 +326,7 @@ def test_after_a_failed_sync_the_map_stays_behind_for_good(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("module", "store"),
     [
-        (lazy_layer, lambda layer: layer.put_span(1, TABLE.decode(1, BLOB[100:200]))),
+        (span_intake, lambda layer: layer.intake.put_span(1, TABLE.decode(1, BLOB[100:200]))),
         (kept_blob, lambda layer: layer.kept.put(100, BLOB[100:200])),
     ],
     ids=["span", "compressed"],

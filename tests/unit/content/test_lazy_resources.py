@@ -44,7 +44,7 @@ class Complete:
 def put(layer, span: int) -> None:
     start, end = TABLE.compressed_range(span)
     layer.kept.put(start, BLOB[start:end])
-    layer.put_span(span, TABLE.decode(span, BLOB[start:end]))
+    layer.intake.put_span(span, TABLE.decode(span, BLOB[start:end]))
 
 
 async def test_a_completed_layer_gives_back_the_room_of_its_lazy_form(tmp_path):
@@ -55,7 +55,7 @@ async def test_a_completed_layer_gives_back_the_room_of_its_lazy_form(tmp_path):
     assert open_files(tmp_path / "lazy") == []
     # A flight that lands late, and a flush that comes late.
     put(layer, 2)
-    layer.flush()
+    layer.intake.flush()
     assert await layer.read(layer.index.child(ROOT, b"all"), 0, 10) == b"final"
 
 
@@ -120,7 +120,7 @@ async def test_after_a_failed_sync_readers_get_errors_and_no_zeros(tmp_path, mon
     with monkeypatch.context() as patched:
         patched.setattr(os, "fdatasync", fail)
         with pytest.raises(LocalError):
-            layer.flush()
+            layer.intake.flush()
     with pytest.raises(LocalError):
         await layer.read(layer.index.child(ROOT, b"all"), 100, 10)
 

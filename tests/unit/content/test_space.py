@@ -1,5 +1,6 @@
 """The count of what the store takes: who may write, who waits, and who is refused."""
 
+import contextlib
 import threading
 import time
 
@@ -20,12 +21,22 @@ def ledger_of(used=0, free=10_000, **fields) -> SpaceLedger:
     return ledger
 
 
+def write(ledger, size):
+    with ledger.writing(size):
+        pass
+
+
+def write_ahead(ledger, size):
+    with ledger.writing_ahead(size) as has_room:
+        return has_room
+
+
 def test_without_limits_everything_fits_and_is_counted():
     ledger = ledger_of(used=5)
-    ledger.take(10**15)
+    write(ledger, 10**15)
     assert ledger.level.used == 10**15 + 5
     assert (ledger.level.high, ledger.excess) == (None, 0)
-    assert ledger.take_spare_room(10**18)
+    assert write_ahead(ledger, 10**18)
 
 
 def test_the_lines_of_a_quota_and_of_what_has_to_be_free():
@@ -63,9 +74,9 @@ def test_sizes_and_percentages_as_people_write_them():
 @pytest.mark.parametrize("seen", [300, 350, 400])
 def test_what_is_written_while_it_is_measured_counts_once(seen):
     ledger = ledger_of(quota=1000)
-    ledger.take(300)
+    write(ledger, 300)
     mark = ledger.begin_measuring()
-    ledger.take(100)
+    write(ledger, 100)
     ledger.settle(seen, mark, 0)
     assert ledger.level.used == 400
 
@@ -73,11 +84,92 @@ def test_what_is_written_while_it_is_measured_counts_once(seen):
 @pytest.mark.parametrize("seen", [300, 250, 200])
 def test_what_goes_while_it_is_measured_is_gone(seen):
     ledger = ledger_of(quota=1000)
-    ledger.take(300)
+    write(ledger, 300)
     mark = ledger.begin_measuring()
     ledger.give(100)
     ledger.settle(seen, mark, 0)
     assert ledger.level.used == 200
+
+
+@pytest.mark.parametrize("seen", [300, 400])
+def test_what_is_being_written_when_a_measurement_begins_is_not_forgotten(seen):
+    ledger = ledger_of(used=300, quota=1000)
+    with ledger.writing(100):
+        mark = ledger.begin_measuring()
+        ledger.settle(seen, mark, 0)
+        assert ledger.level.used == 400
+    ledger.settle(400, ledger.begin_measuring(), 0)
+    assert ledger.level.used == 400
+
+
+@pytest.mark.parametrize("seen", [300, 200])
+def test_what_is_being_given_back_when_a_measurement_ends_goes_once(seen):
+    ledger = ledger_of(used=300, quota=1000)
+    going = ledger.begin_giving()
+    mark = ledger.begin_measuring()
+    ledger.settle(seen, mark, 0)
+    ledger.give(100, going)
+    assert ledger.level.used == seen, "it may be gone already"
+    ledger.settle(200, ledger.begin_measuring(), 0)
+    assert ledger.level.used == 200
+
+
+def test_what_could_not_be_written_does_not_count():
+    ledger = ledger_of(used=300, quota=1000)
+    for writing in (ledger.writing, ledger.writing_ahead):
+        with pytest.raises(StoreFull), writing(100):
+            raise StoreFull("no space left on device")
+        assert ledger.level.used == 300
+        ledger.settle(250, ledger.begin_measuring(), 0)
+        assert ledger.level.used == 250, "nothing is under way any more"
+        ledger.settle(300, ledger.begin_measuring(), 0)
+
+
+STEPS = ["count", "write", "remove", "removed", "look", "measure"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1)), max_size=60))
+def test_the_count_is_never_too_low_and_right_after_a_quiet_measurement(steps):
+    """Files are counted, written, measured, removed and given back, each at any moment."""
+    ledger = ledger_of(quota=10**9)
+    files: dict[int, int] = {}
+    writing: list[contextlib.ExitStack] = []
+    going: list[tuple[int, int]] = []
+    mark, measured, seen = ledger.begin_measuring(), 0, set()
+
+    def settle():
+        nonlocal mark, measured
+        measured += sum(size for number, size in files.items() if number not in seen)
+        ledger.settle(measured, mark, 0)
+        seen.clear()
+        mark, measured = ledger.begin_measuring(), 0
+
+    for what, number in steps:
+        if what == "count":
+            under_way = contextlib.ExitStack()
+            under_way.enter_context(ledger.writing(5))
+            under_way.callback(lambda n=number: files.update({n: files.get(n, 0) + 5}))
+            writing.append(under_way)
+        elif what == "write" and writing:
+            writing.pop(number % len(writing)).close()
+        elif what == "remove":
+            going.append((ledger.begin_giving(), files.pop(number, 0)))
+        elif what == "removed" and going:
+            before, size = going.pop(number % len(going))
+            ledger.give(size, before)
+        elif what == "look" and number not in seen:
+            seen.add(number)
+            measured += files.get(number, 0)
+        elif what == "measure":
+            settle()
+        assert ledger.level.used >= sum(files.values())
+    for under_way in writing:
+        under_way.close()
+    for before, size in going:
+        ledger.give(size, before)
+    settle()
+    settle()
+    assert ledger.level.used == sum(files.values())
 
 
 @given(st.lists(st.tuples(st.sampled_from(["write", "remove", "look"]), st.integers(0, 9))))
@@ -86,11 +178,11 @@ def test_a_measurement_of_a_store_that_changes_spoils_no_count(steps):
     ledger = ledger_of(quota=10**9)
     files: dict[int, int] = {number: 10 + number for number in range(10)}
     for size in files.values():
-        ledger.take(size)
+        write(ledger, size)
     mark, measured, seen = ledger.begin_measuring(), 0, set()
     for what, number in steps:
         if what == "write":
-            ledger.take(5)
+            write(ledger, 5)
             files[number] = files.get(number, 0) + 5
         elif what == "remove":
             ledger.give(files.pop(number, 0))
@@ -104,31 +196,31 @@ def test_a_measurement_of_a_store_that_changes_spoils_no_count(steps):
 
 def test_what_nobody_counts_is_in_the_next_measurement():
     ledger = ledger_of(quota=1000)
-    ledger.take(300)
+    write(ledger, 300)
     ledger.settle(350, ledger.begin_measuring(), 0)
     assert ledger.level.used == 350
     mark = ledger.begin_measuring()
-    ledger.take(10)
+    write(ledger, 10)
     ledger.settle(500, mark, 0)
     assert ledger.level.used == 500
     mark = ledger.begin_measuring()
-    ledger.take(10)
+    write(ledger, 10)
     ledger.settle(100, mark, 0)
     assert ledger.level.used == 110, "no more than there can be"
 
 
 def test_spare_room_ends_at_the_high_line_and_the_rest_at_the_hard_one():
     ledger = ledger_of(quota=1000)
-    assert ledger.take_spare_room(900)
-    assert not ledger.take_spare_room(1)
+    assert write_ahead(ledger, 900)
+    assert not write_ahead(ledger, 1)
     assert not ledger.has_room(1)
     assert ledger.excess == 0
-    ledger.take(50)
+    write(ledger, 50)
     assert ledger.excess == 150
-    ledger.take(50)
+    write(ledger, 50)
     began = time.monotonic()
     with pytest.raises(StoreFull, match="within the size"):
-        ledger.take(1)
+        write(ledger, 1)
     assert time.monotonic() - began < 2
     assert ledger.level.used == 1000, "nothing was counted"
     assert ledger.level.seconds_above > 0
@@ -146,7 +238,7 @@ def test_a_writer_waits_until_somebody_makes_room():
 
     thread = threading.Thread(target=make_room)
     thread.start()
-    ledger.take(800)
+    write(ledger, 800)
     thread.join()
     assert ledger.level.used == 950
 
@@ -166,7 +258,7 @@ def test_a_writer_is_refused_when_rounds_have_found_nothing(monkeypatch):
     thread = threading.Thread(target=look)
     ledger.on_pressure = lambda: None if thread.ident else thread.start()
     with pytest.raises(StoreFull):
-        ledger.take(1)
+        write(ledger, 1)
     thread.join()
 
 
@@ -185,7 +277,7 @@ def test_a_writer_waits_no_longer_than_it_may_and_not_at_all_when_nobody_evicts(
         ledger.on_pressure = tell
         began = time.monotonic()
         with pytest.raises(StoreFull):
-            ledger.take(1)
+            write(ledger, 1)
         assert least <= time.monotonic() - began < most
 
 
@@ -203,6 +295,6 @@ def test_who_stops_to_evict_lets_writers_go():
     thread.start()
     began = time.monotonic()
     with pytest.raises(StoreFull):
-        ledger.take(1)
+        write(ledger, 1)
     thread.join()
     assert time.monotonic() - began < limits.SPACE_WAIT / 2

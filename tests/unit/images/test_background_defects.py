@@ -9,6 +9,7 @@ import trio
 from imgvol import limits
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import Origin
+from imgvol.content.span_intake import SpanIntake
 from imgvol.content.store import open_store
 from imgvol.errors import InternalError, RegistryUnavailable
 from imgvol.images.collection import Collector
@@ -58,7 +59,7 @@ def source(monkeypatch):
 
 def open_layer(root) -> LazyLayerStore:
     layer = make_lazy_layer(root, PlainTable(BLOB, cut(len(BLOB), 100)))
-    layer.table = BuggyTable(BLOB, cut(len(BLOB), 100))
+    layer._holdings.table = BuggyTable(BLOB, cut(len(BLOB), 100))
     return layer
 
 
@@ -168,7 +169,7 @@ async def test_a_defect_in_making_durable_spares_the_rest(tmp_path, source, monk
     def defect(_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(LazyLayerStore, "flush", defect)
+    monkeypatch.setattr(SpanIntake, "flush", defect)
     source.hold(500)
     async with looked_after(tmp_path, source) as (_, _, layer):
         await until(lambda: layer.present.present_count >= 5)

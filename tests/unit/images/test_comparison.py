@@ -213,7 +213,7 @@ async def difference(store: Store, format_: str, layer: images.Layer, lazy: Lazy
     shown = await store.open_lazy_layer(await store.add_lazy_layer(record, lazy, origin))
     for span in range(shown.table.span_count):
         start, end = shown.table.compressed_range(span)
-        shown.put_span(span, shown.table.decode(span, layer.blob[start:end]))
+        shown.intake.put_span(span, shown.table.decode(span, layer.blob[start:end]))
     ingest = LayerIngest(
         open_blob=lambda: RangeReader(RangeSource(layer.blob), 0, layer.size, None),
         store=store,

@@ -344,7 +344,7 @@ async def test_a_flight_lands_while_its_layer_is_just_being_completed(
 ):
     source.hold(25 * KIB)
     async with attached(tmp_path) as (layer, fetcher):
-        is_landed, is_dropping, drop = threading.Event(), threading.Event(), layer.uses.close
+        is_landed, is_dropping, drop = threading.Event(), threading.Event(), layer.kept.close
 
         def drop_slowly():
             # The table has been dropped by now, and nothing counts as present yet.
@@ -352,7 +352,7 @@ async def test_a_flight_lands_while_its_layer_is_just_being_completed(
             assert is_landed.wait(5)
             drop()
 
-        monkeypatch.setattr(layer.uses, "close", drop_slowly)
+        monkeypatch.setattr(layer.kept, "close", drop_slowly)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetcher.ensure, [1, 2])
             await until(lambda: 1 in layer.present)
@@ -445,7 +445,7 @@ async def test_what_came_before_a_failure_is_kept_and_not_fetched_again(
             await fetcher.ensure(range(10))
         present = 10 - len(layer.missing(range(10)))
         assert present == 5
-        layer.flush()
+        layer.intake.flush()
         again = reopen_lazy_layer(tmp_path)
         size = present * 10 * KIB
         assert again.kept.covers(0, size)

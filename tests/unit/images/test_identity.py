@@ -165,17 +165,18 @@ async def test_the_most_patient_volume_counts_for_all_that_share_a_layer(tmp_pat
         async def attach(layer, _record):
             layer.fetcher = FakeFetcher()
 
-        views = Views(store, on_lazy_layer=attach)
+        views = Views(store)
+        views.layers.on_lazy = attach
         async with views.hold(image_record([base])) as view:
-            assert views.patience(base.slot) == 0
+            assert views.layers.patience(base.slot) == 0
             views.publish(view, 0.0)
             views.publish(view, 60.0)
             views.publish(view, 300.0)
-            assert views.patience(base.slot) == 300
+            assert views.layers.patience(base.slot) == 300
             views.withdraw(view, 300.0)
-            assert views.patience(base.slot) == 60
+            assert views.layers.patience(base.slot) == 60
             views.withdraw(view, 60.0)
             views.withdraw(view, 0.0)
-            assert views.patience(base.slot) == 0
+            assert views.layers.patience(base.slot) == 0
             assert views.published() == []
-        assert views.patience(base.slot) == 0, "nobody has it open"
+        assert views.layers.patience(base.slot) == 0, "nobody has it open"

@@ -1,10 +1,12 @@
 """Lazy layers in the background: completed, verified, compared, switched; or condemned."""
 
 import contextlib
+import errno
 import gc
 import logging
 import os
 import threading
+import time
 import weakref
 
 import pytest
@@ -15,6 +17,8 @@ from imgvol import limits
 from imgvol.content.layer_store import LayerStore
 from imgvol.content.lazy_layer import LazyLayerStore
 from imgvol.content.records import FaultKind, LayerRecord
+from imgvol.content.span_intake import SpanIntake
+from imgvol.content.span_map import SpanMap
 from imgvol.content.store import Store, open_store
 from imgvol.errors import (
     ContentError,
@@ -81,7 +85,8 @@ async def test_a_layer_completes_is_compared_and_is_served_from_its_final_form(
 
 async def test_views_of_a_completed_layer_have_one_index_and_look_the_same(tmp_path, monkeypatch):
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
-        views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+        views = Views(case.store)
+        views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
         async with views.hold(image_record([case.record])) as view:
             layer = view.layers[0]
             nodes = {name: resolve(view.tree, b"/etc/" + name) for name in CONTENTS}
@@ -177,6 +182,25 @@ async def test_a_wrong_diff_id_condemns_the_layer_and_publishes_nothing(tmp_path
         await check_refused(store, case.record, FaultKind.DIFF_ID)
 
 
+@pytest.mark.expects_log("is bad, its readers get errors")
+async def test_a_map_that_is_just_being_saved_goes_with_a_bad_layer(tmp_path, monkeypatch):
+    saving, save = threading.Event(), SpanMap.save
+
+    def slow(spans, bits):
+        saving.set()
+        time.sleep(0.3)  # the layer is found to be bad meanwhile
+        save(spans, bits)
+
+    monkeypatch.setattr(limits, "FETCH_FLUSH", 0.0)
+    monkeypatch.setattr(SpanMap, "save", slow)
+    changes = {"diff_id": images.sha256(b"claimed")}
+    async with case_of(tmp_path, honest(), monkeypatch, **changes) as case:
+        await complete(case)
+        assert saving.is_set()
+        (left,) = (tmp_path / "lazy").iterdir()
+        assert sorted(os.listdir(left)) == ["index", "table"]
+
+
 async def check_refused(store: Store, record: LayerRecord, kind: FaultKind) -> None:
     stored = await store.records.layer(record.digest)
     assert stored.is_refused
@@ -238,6 +262,25 @@ async def test_what_a_failing_disk_has_lost_is_not_the_layers_fault(tmp_path, mo
         assert isinstance(again, LazyLayerStore), "another try may go well"
 
 
+@pytest.mark.expects_log("cannot store a part of a layer")
+async def test_what_a_failing_disk_has_lost_is_counted_while_its_view_is_open(
+    tmp_path, monkeypatch
+):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(limits, "FETCH_FLUSH", 0.01)
+    async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
+        case.source.hold(len(case.source.blob) // 2)
+        views = Views(case.store)
+        views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
+        async with views.hold(image_record([case.record])):
+            assert views.statistics().unsafe == 0
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "fdatasync", fail)
+                await until(lambda: views.statistics().unsafe == 1)
+
+
 @pytest.mark.expects_log("is bad, its readers get errors")
 async def test_a_bad_layer_that_is_unmounted_at_once_is_remembered(tmp_path, monkeypatch):
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
@@ -265,7 +308,8 @@ async def test_the_tar_is_mounted_beside_views_that_were_shown_a_lie(tmp_path, m
     ):
         image = image_record([case.record])
         await case.store.records.add_image(image, "x", case.record.digest)
-        views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+        views = Views(case.store)
+        views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
         async with views.hold(image) as deceived:
             old = deceived.layers[0]
             await until(lambda: is_settled(lazy, old))
@@ -275,8 +319,8 @@ async def test_the_tar_is_mounted_beside_views_that_were_shown_a_lie(tmp_path, m
                 assert {name: await read(new, name) for name in CONTENTS} == CONTENTS
                 with pytest.raises(InvalidLayer):
                     await read(old, b"small")
-                assert views.layer_by_slot(old.slot) is old
-                assert views.layer_by_slot(new.slot) is new
+                assert views.layers.by_slot(old.slot) is old
+                assert views.layers.by_slot(new.slot) is new
                 numbers = [
                     view.tree.inode(resolve(view.tree, b"/etc/small")) for view in (told, deceived)
                 ]
@@ -286,33 +330,35 @@ async def test_the_tar_is_mounted_beside_views_that_were_shown_a_lie(tmp_path, m
 
 async def test_a_layer_is_not_opened_again_before_it_has_been_closed(tmp_path, monkeypatch):
     flushing, go_on = threading.Event(), threading.Event()
-    flush = LazyLayerStore.flush
+    flush = SpanIntake.flush
 
-    def slow(layer):
+    def slow(intake):
         flushing.set()
         assert go_on.wait(10)
-        flush(layer)
+        flush(intake)
 
     async with case_of(tmp_path, honest(), monkeypatch) as case, background(case.store) as lazy:
         case.source.hold(len(case.source.blob) // 2)
         monkeypatch.setattr(limits, "FETCH_FLUSH", 1000)
-        monkeypatch.setattr(LazyLayerStore, "flush", slow)
+        monkeypatch.setattr(SpanIntake, "flush", slow)
         image = image_record([case.record])
-        views = Views(
-            case.store,
-            on_lazy_layer=lazy.attach,
-            on_lazy_layer_closed=lazy.detach,
-            closing_of=lazy.closing_of,
-        )
+        views = Views(case.store)
+        views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
+        views.layers.closing_of = lazy.closing_of
         async with views.hold(image) as view:
             first = view.layers[0]
             await until(lambda: first.present.present_count >= 5)
         await until(flushing.is_set)
         opened = []
 
+        async def attach(layer, record):
+            opened.append(layer.present.present_count)  # more come as soon as it has a fetcher
+            await lazy.attach(layer, record)
+
         async def mount_again():
-            async with views.hold(image) as view:
-                opened.append(view.layers[0].present.present_count)
+            views.layers.on_lazy = attach
+            async with views.hold(image):
+                pass
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount_again)
@@ -493,7 +539,8 @@ def files_open_below(root) -> list[str]:
 
 async def view_and_close(case, lazy, *, until_complete: bool) -> weakref.ref[LazyLayerStore]:
     """Has a view of a layer that is open while readers read it, and then closes it."""
-    views = Views(case.store, on_lazy_layer=lazy.attach, on_lazy_layer_closed=lazy.detach)
+    views = Views(case.store)
+    views.layers.on_lazy, views.layers.on_lazy_closed = lazy.attach, lazy.detach
     async with views.hold(image_record([case.record])) as view:
         layer = view.layers[0]
         node = resolve(view.tree, b"/etc/large")

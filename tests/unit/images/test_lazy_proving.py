@@ -98,7 +98,7 @@ async def test_a_layer_is_proven_where_it_lies_and_gives_back_what_it_can_fetch_
             assert report.given_back >= plan.given_back == case.record.size
             assert layer.is_whole
             assert layer_status(layer, case.record).present == case.record.size
-            assert layer.damaged_spans(lambda _size: None) == []
+            assert layer.scrubber.damaged_spans(lambda _size: None) == []
 
             # Then spans, all of them if need be.
             asked = len(case.source.opened)

@@ -97,7 +97,7 @@ async def test_reader_gets_what_it_asks_for_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "COPY_BATCH_SPANS", 1)
     async with two_layers(tmp_path) as (_, layer, copies):
         copies.expect(layer)
-        put_span, seen = layer.put_span, []
+        put_span, seen = layer.intake.put_span, []
         is_read, goes_on = trio.Event(), trio.Event()
         token = trio.lowlevel.current_trio_token()
 
@@ -108,7 +108,7 @@ async def test_reader_gets_what_it_asks_for_and_no_more(tmp_path, monkeypatch):
                 trio.from_thread.run(goes_on.wait, trio_token=token)
             put_span(span, regions, is_kept=is_kept)
 
-        monkeypatch.setattr(layer, "put_span", put)
+        monkeypatch.setattr(layer.intake, "put_span", put)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(copies.fill, layer, no_wait)
             await is_read.wait()
@@ -122,18 +122,18 @@ async def test_reader_gets_what_it_asks_for_and_no_more(tmp_path, monkeypatch):
 
 async def test_without_room_the_background_fails_and_readers_fetch(tmp_path, monkeypatch):
     async with two_layers(tmp_path) as (store, layer, copies):
-        put_span = layer.put_span
+        put_span = layer.intake.put_span
 
         def refuse(*_arguments, **_fields):
             raise StoreFull("no room")
 
-        monkeypatch.setattr(layer, "put_span", refuse)
+        monkeypatch.setattr(layer.intake, "put_span", refuse)
         copies.expect(layer)
         with pytest.raises(StoreFull):
             await copies.fill(layer, no_wait)
         assert store.pins.snapshot() == {}
         await copies.take(layer, spans_of(layer))
         assert layer.present.present_count == 0
-        monkeypatch.setattr(layer, "put_span", put_span)
+        monkeypatch.setattr(layer.intake, "put_span", put_span)
         await copies.fill(layer, no_wait)  # tried once more
         assert layer.is_settled

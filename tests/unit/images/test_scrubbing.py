@@ -139,6 +139,8 @@ async def test_a_flipped_bit_anywhere_is_found_and_the_layer_refused(tmp_path, p
 async def test_readers_of_a_layer_that_is_found_damaged_get_errors(tmp_path):
     async with open_store(tmp_path) as store:
         image, views = await pull(store), Views(store)
+        condemned = []
+        views.on_condemned.append(condemned.append)
         async with views.hold(image) as view:
             opened = view.layers[0]
             node = opened.index.child(0, b"base")
@@ -146,6 +148,7 @@ async def test_readers_of_a_layer_that_is_found_damaged_get_errors(tmp_path):
             forget_pieces(store)
             flip(store.layout.layer(opened.digest) / "data", 600)
             await scrub(scrubber_of(store, views))
+            assert condemned == [opened], "what the kernel has of it is dropped"
             with pytest.raises(StoreDamaged):
                 await opened.read(node, 0, 4)
             other = view.layers[1]
@@ -198,8 +201,8 @@ async def test_damaged_spans_of_lazy_layers_are_fetched_again(tmp_path, monkeypa
         for span in (2, 5, 7):
             start, end = table.compressed_range(span)
             layer.kept.put(start, BLOB[start:end])
-            layer.put_span(span, table.decode(span, BLOB[start:end]))
-        layer.flush()
+            layer.intake.put_span(span, table.decode(span, BLOB[start:end]))
+        layer.intake.flush()
         views = Views(store)
         view = await views.acquire(image) if is_open else None
         assert [

@@ -202,7 +202,7 @@ async def test_a_pull_puts_it_right_also_where_it_is_open(tmp_path):
         image, views = await pull(store), Views(store)
         (layer,) = image.layers
         condemned = []
-        views.on_condemned = condemned.append
+        views.on_condemned.append(condemned.append)
         async with views.hold(image) as view:
             (opened,) = view.layers
             flip(store.layout.layer(layer.digest) / "data", 700)

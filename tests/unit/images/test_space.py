@@ -34,6 +34,11 @@ def image_of(number):
     return images.Image([SHARED, own])
 
 
+def write(space, size):
+    with space.writing(size):
+        pass
+
+
 class NoLazyLayers:
     def attached(self):
         return []
@@ -259,14 +264,14 @@ async def test_a_round_that_need_not_evict_does_not_tell_writers_to_give_up(tmp_
     async with open_store(tmp_path) as store:
         keeper = keeper_of(store)
         await keeper.begin(SpaceLimits(quota=10_000_000))
-        store.space.take(9_500_000)  # counted, and never on the disk: the measurement finds less
+        write(store.space, 9_500_000)  # counted, and never on the disk: the measurement finds less
         assert store.space.excess > 0
         assert (await keeper.relieve()).freed == 0
         assert store.space.excess == 0
-        store.space.take(9_000_000)
+        write(store.space, 9_000_000)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keeper.run)
             # Waits for the next round, which measures, too.
-            await trio.to_thread.run_sync(store.space.take, 5_000_000)
+            await trio.to_thread.run_sync(write, store.space, 5_000_000)
             nursery.cancel_scope.cancel()
         assert store.space.level.used < 10_000_000

@@ -416,6 +416,12 @@ def test_what_is_remembered_is_bounded_and_changes_nothing(monkeypatch):
     assert len(view._listings) <= 2
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_the_root_is_known_without_the_layers(count):
+    layers = [entries(f"a{number}") for number in range(count)]
+    assert view_of(*layers).root == chain.root_of(count)
+
+
 def test_parents_lead_back_to_the_root():
     view = view_of([file(b"a/b/c/f")], [file(b"a/g")], [directory(b"a/b/x")])
     for path, parent in ((b"a/b/c", b"a/b"), (b"a/b", b"a"), (b"a", b"/"), (b"/", b"/")):

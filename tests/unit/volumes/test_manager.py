@@ -7,16 +7,27 @@ from pathlib import Path
 import pytest
 import trio
 
+from imgvol import limits
 from imgvol.content.records import ImageRecord, VolumeRecord
-from imgvol.errors import Conflict, InvalidArgument, LocalError, NotFound, RemoteError, StoreFull
+from imgvol.errors import (
+    Conflict,
+    InvalidArgument,
+    LocalError,
+    MachineLacks,
+    NotFound,
+    PermissionDenied,
+    RemoteError,
+    StoreFull,
+)
 from imgvol.images.pull import PullProgress
 from imgvol.images.readiness import Readiness
 from imgvol.images.service import PullOptions
 from imgvol.oci.digest import Digest
 from imgvol.view.chain import ChainView
-from imgvol.volumes import manager, mounts, recovery
+from imgvol.volumes import fusermount, manager, mounts, recovery, unmounting
 from imgvol.volumes.homes import Homes
 from imgvol.volumes.manager import VolumeManager
+from imgvol.volumes.options import BindOptions, IDMapping, Propagation
 from support.members import directory, file, view_of
 from support.records import image_record, layer_record
 
@@ -28,6 +39,7 @@ LAZY = replace(
 
 
 TREE = view_of([directory(b"etc"), file(b"etc/motd")])
+MAPPING = IDMapping(container_id=0, host_id=1000, length=1)
 
 
 class Images:
@@ -131,7 +143,7 @@ class Records:
 
 @dataclass
 class Kernel:
-    """What is mounted where; takes the place of the `mounts` module."""
+    """What is mounted where; takes the place of those modules that mount and unmount."""
 
     mounted: dict[bytes, bytes] = field(default_factory=dict)
     foreign: set[bytes] = field(default_factory=set)
@@ -166,8 +178,10 @@ class Kernel:
 @pytest.fixture
 def kernel(monkeypatch) -> Kernel:
     kernel = Kernel()
-    for name in ("check_target", "mounts_at", "detach", "bind", "unbind"):
+    for name in ("check_target", "mounts_at", "bind"):
         monkeypatch.setattr(mounts, name, getattr(kernel, name))
+    for name in ("detach", "unbind"):
+        monkeypatch.setattr(unmounting, name, getattr(kernel, name))
     return kernel
 
 
@@ -194,7 +208,7 @@ class House:
         assert set(self.views.uses) <= {0}
         assert self.kernel.mounted == {}
         assert self.records.rows == {}
-        assert self.manager.count == 0
+        assert len(self.manager.table) == 0
 
 
 @pytest.fixture
@@ -289,7 +303,7 @@ async def test_one_operation_at_a_time_for_one_target(house):
         nursery.start_soon(mount)
         nursery.start_soon(mount)
     assert [isinstance(o, Conflict) for o in outcomes].count(True) == 1
-    assert house.manager.count == 1
+    assert len(house.manager.table) == 1
 
 
 async def test_a_volume_in_use_stays_until_it_is_detached(house):
@@ -297,7 +311,7 @@ async def test_a_volume_in_use_stays_until_it_is_detached(house):
     house.kernel.busy.add(b"/mnt")
     with pytest.raises(Conflict):
         await house.manager.unmount("/mnt")
-    assert house.manager.count == 1
+    assert len(house.manager.table) == 1
     assert len(house.records.rows) == 1
     await house.manager.unmount("/mnt", detach=True)
     house.assert_empty()
@@ -313,7 +327,7 @@ async def test_a_client_that_goes_away_does_not_leave_half_an_unmount(house, mon
         unbind(*arguments)
         trio.from_thread.run_sync(scope.cancel)
 
-    monkeypatch.setattr(mounts, "unbind", cancelled_meanwhile)
+    monkeypatch.setattr(unmounting, "unbind", cancelled_meanwhile)
     with trio.CancelScope() as scope:
         await house.manager.unmount("/mnt")
     house.assert_empty()
@@ -403,7 +417,7 @@ async def test_the_next_start_mounts_again(house):
     assert house.views.mounted == [], "it was brought before"
     assert house.kernel.mounted.keys() == {b"/mnt"}
     assert house.records.rows == {record.id: record}
-    assert house.manager.count == 1
+    assert len(house.manager.table) == 1
 
 
 @pytest.mark.expects_log("cannot mount .* again")
@@ -423,7 +437,122 @@ async def test_what_cannot_be_mounted_again_is_told_and_forgotten(house, why, ca
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
 
 
+@pytest.mark.expects_log("cannot mount .* again at (/gone|/never|/odd|/taken)")
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+async def test_each_is_mounted_again_whatever_becomes_of_the_others(house, monkeypatch, at_once):
+    monkeypatch.setattr(limits, "RECOVERED_AT_ONCE", at_once)
+    row(house, "/gone", id="a", manifest=Digest.parse("sha256:" + "9" * 64))
+    row(house, "/one", id="b")
+    row(house, None, id="c")
+    row(house, "/taken", id="d")
+    row(house, "/another", id="e", boot_id="another")
+    row(house, "/never", id="f")
+    row(house, "/odd", id="g", options='{"unknown": 1}')
+    row(house, "/two", id="h")
+    house.kernel.foreign.add(b"/taken")
+    house.kernel.missing.add(b"/never")
+    await house.recover()
+    assert house.kernel.mounted.keys() == {b"/one", b"/two"}
+    assert house.records.rows.keys() == {"b", "c", "h"}
+    bound = {held.record.id: held.bound and held.bound.target for held in house.manager.table}
+    assert bound == {"b": b"/one", "c": None, "h": b"/two"}
+    assert house.views.uses == [3, 3]
+
+
 async def test_volumes_of_another_boot_are_forgotten_in_silence(house):
     row(house, boot_id="another")
     await house.recover()
     house.assert_empty()
+
+
+# --- targets of a daemon that may not bind --------------------------------------------------------
+
+
+class Sessions:
+    """In the place of `fs.targets.sessions`."""
+
+    def __init__(self, kernel: Kernel):
+        self.kernel = kernel
+        self.alive: list[mounts.Bound] = []
+        self.failure: Exception | None = None
+
+    async def open(self, view, part, target, options):
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure
+        bound = self.kernel.bind(view.name, part, target, options, None)
+        self.alive.append(bound)
+        return bound
+
+    def is_alive(self, bound):
+        return bound in self.alive
+
+
+def users_manager(house: House, sessions: Sessions | None) -> VolumeManager:
+    return VolumeManager(
+        images=house.images,
+        views=house.views,
+        records=house.records,
+        views_directory=Path("/views"),
+        homes=house.homes,
+        obstacle=None,
+        may_bind=False,
+        sessions=sessions,
+    )
+
+
+@pytest.fixture
+def sessions(house, monkeypatch) -> Sessions:
+    """The house's manager is a user's from now on."""
+    monkeypatch.setattr(mounts, "check_kind", lambda _target, _part: None)
+    monkeypatch.setattr(fusermount, "check_target", lambda _target: None)
+    sessions = Sessions(house.kernel)
+    house.manager = users_manager(house, sessions)
+    return sessions
+
+
+async def test_where_nothing_may_be_bound_a_target_has_a_session(house, sessions):
+    volume = await house.mount("/home/me/mnt")
+    assert (volume.state, volume.path) == ("mounted", "/home/me/mnt")
+    assert len(sessions.alive) == 1
+    await house.manager.unmount("/home/me/mnt")
+    house.assert_empty()
+
+
+async def test_a_session_that_cannot_be_had_leaves_nothing(house, sessions):
+    sessions.failure = PermissionDenied("you may not mount there")
+    with pytest.raises(PermissionDenied):
+        await house.mount("/home/me/mnt")
+    house.assert_empty()
+
+
+async def test_a_session_whose_record_fails_is_unmounted(house, sessions):
+    house.records.fail_add = LocalError("the disk is full")
+    with pytest.raises(LocalError):
+        await house.mount("/home/me/mnt")
+    house.assert_empty()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        BindOptions(nosymfollow=True),
+        BindOptions(propagation=Propagation.HOST_TO_CONTAINER),
+        BindOptions(
+            uid_mappings=(MAPPING,),
+            gid_mappings=(MAPPING,),
+        ),
+    ],
+)
+async def test_what_takes_root_is_refused_before_anything_is_done(house, sessions, options):
+    with pytest.raises(MachineLacks, match="takes root"):
+        await house.mount("/home/me/mnt", bind=options)
+    house.assert_empty()
+
+
+async def test_over_libfuse_users_have_views_alone(house):
+    house.manager = users_manager(house, None)
+    with pytest.raises(MachineLacks, match="libfuse has one session"):
+        await house.mount("/home/me/mnt")
+    volume = await house.mount(None)
+    assert volume.target is None

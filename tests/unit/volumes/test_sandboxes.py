@@ -1,5 +1,6 @@
 """Sandboxes over volumes that exist in memory: all or nothing, in which order, one at a time."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,7 +69,7 @@ class Records:
         return self.rows.get(lease_id)
 
     async def remove_lease(self, lease_id):
-        if self.volumes.of_sandbox(lease_id):
+        if self.volumes.table.of_sandbox(lease_id):
             return False
         self.rows.pop(lease_id, None)
         return True
@@ -95,6 +96,10 @@ class Volumes:
     def require_bind(self):
         if self.obstacle:
             raise self.obstacle
+
+    @property
+    def table(self):
+        return self
 
     def of_sandbox(self, sandbox):
         return [held for held in self.held.values() if held.record.sandbox == sandbox]
@@ -209,7 +214,7 @@ def _mount(target, root):
         options=frozenset(),
         fstype=FILESYSTEM_TYPE,
         source=source_of(VIEWS),
-        super_options=frozenset(),
+        super_options=frozenset({f"user_id={os.geteuid()}"}),
     )
 
 

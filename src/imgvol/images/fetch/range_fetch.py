@@ -138,7 +138,7 @@ class RangeFetch:
                     self.first_size = len(piece)
                 self.received += len(piece)
                 # Before it is verified: whoever goes on after us has it, or it is dropped.
-                if not self._layer.keep(self._flight.reached, piece):
+                if not self._layer.intake.keep(self._flight.reached, piece):
                     self._go_on_without_room()
                 self._take(piece)
                 if self._flight.rank is Rank.BACKGROUND:
@@ -185,10 +185,10 @@ class RangeFetch:
                 raise _KeptWasDamaged from exc
             raise
         try:
-            self._layer.put_span(span, regions, compressed)
+            self._layer.intake.put_span(span, regions, compressed)
         except StoreFull as exc:
             # Those who wait are served all the same; whoever comes later asks again.
-            spared = self._layer.put_spare(span, regions)
+            spared = self._layer.intake.put_spare(span, regions)
             if spared is not Spared.KEPT:
                 self._no_room = exc.anew()
                 self._flight.is_short |= spared is Spared.REFUSED

@@ -6,6 +6,7 @@ import trio
 
 from imgvol import limits
 from imgvol.content.lazy_layer import LazyLayerStore
+from imgvol.content.ranges import Ranges, joined
 from imgvol.images.fetch.flight import Purpose
 from imgvol.images.fetch.layer import LayerFetcher
 from imgvol.layers.lazy.spans import SpanTable
@@ -25,8 +26,8 @@ async def fetch_rest(layer: LazyLayerStore, fetcher: LayerFetcher) -> None:
     for start, end, spans in windows(layer.table):
         # Looking at what is here takes time, too: filesystem requests come in between.
         await trio.lowlevel.checkpoint()
-        while lacking := layer.lacking(start, end, spans):
-            first, last = lacking[0]
+        while parts := lacking(layer, start, end, spans):
+            first, last = parts[0]
             await fetcher.wait_room(last - first)
             if layer.stays_lazy:
                 return
@@ -40,13 +41,32 @@ async def _fetch_spans(
     while missing := layer.missing(spans):
         await trio.lowlevel.checkpoint()
         if layer.forgoes_proof:  # what lies between is nobody's
-            start, end = layer.lacking(start, end, missing)[0]
+            start, end = lacking(layer, start, end, missing)[0]
         first = layer.table.compressed_range(missing[0])[0]
         await fetcher.wait_room(end - first)
         if layer.stays_lazy:
             return
         within = _within(layer, first, end, missing)
         await fetcher.fetch_window(max(start, first), end, within, Purpose.PREFETCH)
+
+
+def lacking(
+    layer: LazyLayerStore, start: int, end: int, spans: Sequence[int]
+) -> list[tuple[int, int]]:
+    """What of a range of the blob is still to be fetched to have all of it, and its spans.
+
+    Missing spans are in one part each; parts that are near to each other are one. A layer that
+    forgoes its proof lacks nothing but spans, and parts are joined sparingly.
+    """
+    wanted = Ranges()
+    for span in layer.missing(spans):
+        wanted.add(*layer.table.compressed_range(span))
+    budget = int(wanted.size * limits.FETCH_ALONG_SHARE)
+    if not layer.forgoes_proof:
+        for hole in layer.kept.holes(start, end):
+            wanted.add(*hole)
+        budget = layer.table.blob_size
+    return joined(wanted, gap=limits.FETCH_GAP, budget=budget)
 
 
 def _within(layer: LazyLayerStore, start: int, end: int, spans: Sequence[int]) -> list[int]:

@@ -180,7 +180,7 @@ class Recordings:
             self._active.remove(recording)
 
     def note_open(self, inode: int) -> bool:
-        """A file is opened; returns whether it is recorded, so that its pages must be asked for."""
+        """A file is opened; returns whether it is recorded, so that its reads must be asked for."""
         return self._note(inode, Recording.note_open)
 
     def note_read(self, inode: int, offset: int, size: int) -> None:

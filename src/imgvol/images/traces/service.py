@@ -20,11 +20,12 @@ from imgvol.content.store import Store
 from imgvol.errors import Conflict, ImgvolError, LimitExceeded, NotFound
 from imgvol.images.fetch.engine import FetchEngine
 from imgvol.images.fetch.layer import LayerFetcher
+from imgvol.images.open_view import OpenView
 from imgvol.images.traces.foreign import find_trace
 from imgvol.images.traces.naming import Wanted, match, name_files
 from imgvol.images.traces.recording import Recording, Recordings
 from imgvol.images.traces.run import RunState, TraceRun, TraceUse
-from imgvol.images.views import OpenView, Views
+from imgvol.images.views import Views
 from imgvol.oci.digest import Digest
 from imgvol.view.trace import Trace, parse_trace
 
@@ -110,14 +111,14 @@ class Traces:
         recording = Recording(view.tree, view.slot, view.layers)
         view = await self.views.acquire(image, view.id)
         try:
-            await self._note(recording, progress, seconds)
+            await self._note(recording, view, progress, seconds)
             files = await name_files(recording.files, view.tree)
         finally:
             self.views.release(view)
         if not files:
             raise Conflict(
                 "nothing was read: there is no trace",
-                hint="What the program has open or mapped from before is not seen: start it anew.",
+                hint="Large files that were open before are not seen: start the program anew.",
             )
         if recording.dropped:
             log.warning("a trace leaves out %d reads: there were too many", recording.dropped)
@@ -131,7 +132,11 @@ class Traces:
         return await self.add(image, trace, RECORDED)
 
     async def _note(
-        self, recording: Recording, progress: RecordingProgress, seconds: float
+        self,
+        recording: Recording,
+        view: OpenView,
+        progress: RecordingProgress,
+        seconds: float,
     ) -> None:
         ended = self._ends[progress.recording] = trio.Event()
         self._recordings.add(recording)
@@ -139,6 +144,8 @@ class Traces:
         try:
             # The kernel is to read less ahead from now on.
             await self.views.on_opened()
+            for forget in tuple(self.views.on_recorded):
+                await forget(view)
             progress.is_recording = True
             with trio.move_on_after(seconds):
                 while not ended.is_set():

@@ -1,17 +1,19 @@
-"""zlib's own inflate, by ctypes: Python's module of it does not tell where deflate blocks end.
+"""inflate of zlib-ng or zlib, by ctypes: Python's modules of both do not tell where blocks end.
 
-Three of its functions more than the module has are needed: `inflate` with `Z_BLOCK`, which returns
-at the end of each block and says at which bit that is; `inflateGetDictionary`, which gives the
-window at that point; and `inflateReset2`, which goes on with the next member. All of them are in
-zlib since 1.2.8 (2013), and in zlib-ng where that stands for it.
+Three functions more than the modules have are needed: `inflate` with `Z_BLOCK`, which returns at
+the end of each deflate block and says at which bit that is; `inflateGetDictionary`, which gives the
+window at that point; and `inflateReset2`, which goes on with the next member.
+
+zlib-ng takes half of zlib's time. It is the one inside of the extension module `zlib_ng`, which
+leaves its functions visible; where it does not, the system's zlib has the same since 1.2.8 (2013).
 """
 
 import ctypes
-import ctypes.util
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Final
+from importlib.util import find_spec
+from typing import Any, Final, NamedTuple
 
 from imgvol.errors import InvalidLayer, MachineLacks
 
@@ -29,47 +31,65 @@ _AT_BLOCK_END: Final = 128
 _LAST_BLOCK: Final = 64
 _UNUSED_BITS: Final = 7
 
+# What both streams begin with; `size_t` is what `unsigned long` is on Linux.
+_COMMON_FIELDS: Final = (
+    ("next_in", ctypes.c_void_p),
+    ("avail_in", ctypes.c_uint),
+    ("total_in", ctypes.c_size_t),
+    ("next_out", ctypes.c_void_p),
+    ("avail_out", ctypes.c_uint),
+    ("total_out", ctypes.c_size_t),
+    ("msg", ctypes.c_char_p),
+    ("state", ctypes.c_void_p),
+    ("zalloc", ctypes.c_void_p),
+    ("zfree", ctypes.c_void_p),
+    ("opaque", ctypes.c_void_p),
+    ("data_type", ctypes.c_int),
+)
 
-class _Stream(ctypes.Structure):
+
+class _ZlibStream(ctypes.Structure):
     """`z_stream` of zlib.h."""
 
     _fields_ = (  # type: ignore[mutable-override] # as ctypes documents it
-        ("next_in", ctypes.c_void_p),
-        ("avail_in", ctypes.c_uint),
-        ("total_in", ctypes.c_ulong),
-        ("next_out", ctypes.c_void_p),
-        ("avail_out", ctypes.c_uint),
-        ("total_out", ctypes.c_ulong),
-        ("msg", ctypes.c_char_p),
-        ("state", ctypes.c_void_p),
-        ("zalloc", ctypes.c_void_p),
-        ("zfree", ctypes.c_void_p),
-        ("opaque", ctypes.c_void_p),
-        ("data_type", ctypes.c_int),
+        *_COMMON_FIELDS,
         ("adler", ctypes.c_ulong),
         ("reserved", ctypes.c_ulong),
     )
 
 
+class _ZlibNgStream(ctypes.Structure):
+    """`zng_stream` of zlib-ng.h."""
+
+    _fields_ = (  # type: ignore[mutable-override] # as ctypes documents it
+        *_COMMON_FIELDS,
+        ("adler", ctypes.c_uint32),
+        ("reserved", ctypes.c_ulong),
+    )
+
+
+class _Library(NamedTuple):
+    """The functions of a library that are used, each with the address of a stream first."""
+
+    stream: type[ctypes.Structure]
+    open: Callable[[int, int], int]
+    inflate: Callable[[int, int], int]
+    reset: Callable[[int, int], int]
+    get_dictionary: Callable[[int, int, int], int]
+    end: Callable[[int], int]
+
+
 @cache
-def _load() -> ctypes.CDLL:
+def _load() -> _Library:
     for name in _candidates():
         try:
-            library = ctypes.CDLL(name)
+            found = ctypes.CDLL(name)
         except OSError:
             continue
-        if all(hasattr(library, name) for name in ("inflateGetDictionary", "inflateReset2")):
-            library.inflateInit2_.argtypes = (
-                ctypes.c_void_p,
-                ctypes.c_int,
-                ctypes.c_char_p,
-                ctypes.c_int,
-            )
-            library.inflate.argtypes = (ctypes.c_void_p, ctypes.c_int)
-            library.inflateReset2.argtypes = (ctypes.c_void_p, ctypes.c_int)
-            library.inflateGetDictionary.argtypes = (ctypes.c_void_p,) * 3
-            library.inflateEnd.argtypes = (ctypes.c_void_p,)
-            return library
+        if hasattr(found, "zng_inflateGetDictionary"):
+            return _bind(found, "zng_", _ZlibNgStream)
+        if hasattr(found, "inflateGetDictionary"):
+            return _bind(found, "", _ZlibStream)
     raise MachineLacks(
         "there is no zlib (libz.so.1) to make checkpoints of gzip with",
         hint="Install it: apt install zlib1g, dnf install zlib, apk add zlib.",
@@ -77,10 +97,41 @@ def _load() -> ctypes.CDLL:
 
 
 def _candidates() -> Iterator[str | None]:
+    # Found and not imported: nothing of the module itself is needed.
+    module = find_spec("zlib_ng.zlib_ng") if find_spec("zlib_ng") else None
+    if module is not None:
+        yield module.origin
     yield "libz.so.1"
-    yield ctypes.util.find_library("z")
     # An interpreter that brings its own; None is the interpreter itself.
     yield getattr(zlib, "__file__", None)
+
+
+def _bind(library: ctypes.CDLL, prefix: str, stream: type[ctypes.Structure]) -> _Library:
+    address, number = ctypes.c_void_p, ctypes.c_int
+
+    def function(name: str, *arguments: Any) -> Callable[..., int]:
+        found = library[prefix + name]
+        found.argtypes = (address, *arguments)
+        return found
+
+    if prefix:
+        start = function("inflateInit2", number)
+    else:
+        # There the plain name is a macro, which adds what the caller was compiled with.
+        checked = function("inflateInit2_", number, ctypes.c_char_p, number)
+        size = ctypes.sizeof(stream)
+
+        def start(handle: int, bits: int) -> int:
+            return checked(handle, bits, b"1.2", size)
+
+    return _Library(
+        stream,
+        start,
+        function("inflate", number),
+        function("inflateReset2", number),
+        function("inflateGetDictionary", address, address),
+        function("inflateEnd"),
+    )
 
 
 class GzipStream:
@@ -105,7 +156,7 @@ class GzipStream:
 
     def __init__(self, piece: int) -> None:
         self._library = _load()
-        self._stream = _Stream()
+        self._stream: Any = self._library.stream()
         self._handle = ctypes.addressof(self._stream)
         self._target = ctypes.create_string_buffer(piece)
         self._address = ctypes.addressof(self._target)
@@ -116,15 +167,13 @@ class GzipStream:
         self.consumed = 0
         self.bits = 0
         self.is_at_block = self.has_ended = False
-        version = ctypes.c_char_p(b"1.2")
-        size = ctypes.sizeof(self._stream)
-        if self._library.inflateInit2_(self._handle, _GZIP_ONLY, version, size) != _Z_OK:
+        if self._library.open(self._handle, _GZIP_ONLY) != _Z_OK:
             raise MemoryError
 
     def __del__(self) -> None:
-        # Frees what inflateInit2 took; after a failed one there is nothing, and that is no error.
+        # Frees what `open` took; after a failed one there is nothing, and that is no error.
         if hasattr(self, "_handle"):
-            self._library.inflateEnd(self._handle)
+            self._library.end(self._handle)
 
     def give(self, data: bytes) -> None:
         """Gives the next input; all of what was given before must have been used."""
@@ -158,7 +207,7 @@ class GzipStream:
         if self.has_ended:
             if not stream.avail_in:
                 return False
-            self._library.inflateReset2(self._handle, _GZIP_ONLY)
+            self._library.reset(self._handle, _GZIP_ONLY)
             self.has_ended = False
         stream.next_out = self._address
         stream.avail_out = size
@@ -183,7 +232,7 @@ class GzipStream:
     def window(self) -> bytes:
         """The last plain bytes of the member, as many as a window has, zeros before the first."""
         size = ctypes.c_uint(0)
-        self._library.inflateGetDictionary(
+        self._library.get_dictionary(
             self._handle, ctypes.addressof(self._window), ctypes.addressof(size)
         )
         return self._window.raw[: size.value].rjust(WINDOW, b"\0")

@@ -4,9 +4,10 @@ Of the 32 KiB before a checkpoint what follows uses a tenth, mostly. The rest ca
 SOCI's format stores windows whole, but whatever compresses a zTOC then has little left to keep.
 
 What is used, a decoder tells. It is given windows of our own making instead of the real one, in
-which each byte says where it is. Three decodes are needed: the first two give the two halves of
-that place; in the third the second halves are others, so that a byte that is alike in both is none
-of the window's. Only the first 32 KiB that follow can refer to a window, for no distance is longer.
+which each byte says where it is. A place takes two digits, so two decodes are needed: the first
+gives the low digits, the second gives both in one byte, low xor high. No high digit is 0: where a
+byte is alike in both, it is none of the window's. Only the first 32 KiB that follow can refer to a
+window, for no distance is longer.
 
 The result is not believed but tried: with the trimmed window the same bytes must come out.
 """
@@ -24,9 +25,9 @@ _BASE: Final = 255
 _STARTS: Final = range(0, WINDOW, _BASE)
 _LOW: Final = (bytes(range(1, 1 + _BASE)) * len(_STARTS))[:WINDOW]
 _HIGH: Final = b"".join(bytes([1 + number]) * _BASE for number in range(len(_STARTS)))[:WINDOW]
-# Differs from _HIGH in one bit everywhere, which is how a byte of the window is known.
-_MARK_BIT: Final = 6
-_OTHER_HIGH: Final = bytes(digit ^ 1 << _MARK_BIT for digit in _HIGH)
+_BOTH: Final = (int.from_bytes(_LOW, "little") ^ int.from_bytes(_HIGH, "little")).to_bytes(
+    WINDOW, "little"
+)
 _UNIT: Final = int.from_bytes(b"\1" * WINDOW, "little")
 
 
@@ -41,10 +42,10 @@ def trim_window(window: bytes, data: bytes, bits: int, expected: bytes) -> bytes
     """
     stream = start_at_bit(data, bits)
     size = len(expected)
-    low, high, other = (_decode(stream, coded, size) for coded in (_LOW, _HIGH, _OTHER_HIGH))
-    if low is None or high is None or other is None:
+    low, both = _decode(stream, _LOW, size), _decode(stream, _BOTH, size)
+    if low is None or both is None:
         return window
-    trimmed = _keep(window, _pairs(low, high, other))
+    trimmed = _keep(window, _pairs(low, both))
     return trimmed if _decode(stream, trimmed, size) == expected[: len(low)] else window
 
 
@@ -59,20 +60,23 @@ def _decode(stream: bytes, window: bytes, size: int) -> bytes | None:
     return output if len(output) == size or decoder.eof else None
 
 
-def _pairs(low: bytes, high: bytes, other: bytes) -> "array[int]":
+def _pairs(low: bytes, both: bytes) -> "array[int]":
     """Which bytes of the window have come out, as pairs of digits: high * 256 + low.
 
     Most of them several times: to leave them out takes longer than to take them.
     """
     size = len(low)
-    first = int.from_bytes(high, "little")
-    # 1 for each byte that is the window's, and 255 for each of them.
-    ours = (first ^ int.from_bytes(other, "little")) >> _MARK_BIT & _UNIT
+    lows = int.from_bytes(low, "little")
+    high = lows ^ int.from_bytes(both, "little")
+    highs = high.to_bytes(size, "little")
+    # 1 for each byte that is the window's, and then 255: whatever bit its high digit has.
+    high |= high >> 4
+    high |= high >> 2
+    ours = (high | high >> 1) & _UNIT
     ours = (ours << 8) - ours
-    lows = (int.from_bytes(low, "little") & ours).to_bytes(size, "little")
-    highs = (first & ours).to_bytes(size, "little")
-    pairs = bytearray(2 * (size - lows.count(0)))
-    pairs[0::2] = lows.translate(None, b"\0")
+    found_low = (lows & ours).to_bytes(size, "little").translate(None, b"\0")
+    pairs = bytearray(2 * len(found_low))
+    pairs[0::2] = found_low
     pairs[1::2] = highs.translate(None, b"\0")
     found = array("H", bytes(pairs))
     if sys.byteorder == "big":

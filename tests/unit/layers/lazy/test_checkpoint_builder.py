@@ -19,6 +19,24 @@ from support.soci import checkpoints_of, ranges_of, sha256
 KIB = 1024
 
 
+USUAL = list(libz._candidates())
+LIBRARIES = {"zlib-ng": USUAL[0], "zlib": USUAL[1]}
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, *names: str | None) -> None:
+    """From now on only these libraries are tried."""
+    monkeypatch.setattr(libz, "_candidates", lambda: iter(names))
+    libz._load.cache_clear()
+
+
+@pytest.fixture(autouse=True, params=LIBRARIES)
+def _library(request, monkeypatch):
+    """Each of the two, for all that is here."""
+    choose(monkeypatch, LIBRARIES[request.param])
+    yield
+    libz._load.cache_clear()
+
+
 def text(size: int, seed: int = 1) -> bytes:
     noise = random.Random(seed)
     known = [noise.randbytes(noise.randint(2, 40)) for _ in range(3000)]
@@ -220,21 +238,24 @@ def test_too_many_spans_are_refused(monkeypatch):
 
 
 def test_a_machine_without_zlib_is_told_of(monkeypatch):
-    monkeypatch.setattr(libz, "_candidates", lambda: iter(["libnone.so.7"]))
-    libz._load.cache_clear()
-    try:
-        with pytest.raises(MachineLacks, match="zlib"):
-            CheckpointBuilder(4 * KIB)
-    finally:
-        libz._load.cache_clear()
+    choose(monkeypatch, "libnone.so.7")
+    with pytest.raises(MachineLacks, match="zlib"):
+        CheckpointBuilder(4 * KIB)
 
 
-def test_zlib_is_found_without_its_usual_name(monkeypatch):
-    usual = list(libz._candidates())
-    assert usual[0] == "libz.so.1"
-    monkeypatch.setattr(libz, "_candidates", lambda: iter(["libnone.so.7", *usual[1:]]))
-    libz._load.cache_clear()
-    try:
-        check(gzip.compress(text(9000)), text(9000), 4 * KIB)
-    finally:
-        libz._load.cache_clear()
+def test_zlib_ng_comes_first_then_zlib_then_what_the_interpreter_has(monkeypatch):
+    assert "zlib_ng" in USUAL[0]
+    assert USUAL[1] == "libz.so.1"
+    choose(monkeypatch, "libnone.so.7", "libm.so.6", *USUAL[2:])  # none, and one without inflate
+    check(gzip.compress(text(9000)), text(9000), 4 * KIB)
+
+
+def test_zlib_and_zlib_ng_make_the_same_checkpoints(monkeypatch):
+    plain = text(300_000) + bytes(100_000) + random.Random(7).randbytes(100_000)
+    blob = gzip.compress(plain) + gzip.compress(plain, 1)
+    made = []
+    for name in LIBRARIES.values():
+        choose(monkeypatch, name)
+        made.append(build(blob, 32 * KIB))
+    assert made[0] == made[1]
+    assert len(made[0][1].digests) > 10

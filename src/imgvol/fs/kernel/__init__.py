@@ -1,0 +1,1 @@
+"""The kernel's FUSE protocol, spoken by ourselves over /dev/fuse."""

@@ -1,5 +1,6 @@
 """Fixtures that several levels use: real servers, images, a daemon, an agent."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def agent():
     """A process that looks at a mount for the test."""
     with Agent() as started:
         yield started
+
+
+@pytest.fixture
+def no_collector():
+    """Nothing goes but by its last reference: the collector may not come by for a long time."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="module")

@@ -92,13 +92,25 @@ class Tally:
 
 
 class Soak:
-    """One daemon, one registry behind a bad line, and what happens to them."""
+    """One daemon, one registry behind a bad line, and what happens to them.
 
-    def __init__(self, base: Path, registry: Registry, proxy: Proxy, seed: int) -> None:
+    Args:
+        base: Directory for all of it.
+        registry: Where images are pushed.
+        proxy: The line to it.
+        seed: Of all that is drawn.
+        collects: Whether the daemon has Python's collector. Without, what is kept open by objects
+            that have each other stays open, as it would in a daemon that has nothing to do.
+    """
+
+    def __init__(
+        self, base: Path, registry: Registry, proxy: Proxy, seed: int, *, collects: bool = True
+    ) -> None:
         self.tally = Tally()
         self._random = random.Random(seed)
         self._proxy = proxy
-        self._imgvol = Imgvol(base, limits=dict(LIMITS), supervisor=False)
+        prelude = "pass" if collects else "import gc; gc.disable()"
+        self._imgvol = Imgvol(base, limits=dict(LIMITS), supervisor=False, prelude=prelude)
         self._images = make_images(base, registry, proxy)
         self._targets = [self._imgvol.target(f"mnt{number}") for number in range(WORKERS)]
         self._lock = threading.Lock()

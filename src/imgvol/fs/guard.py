@@ -58,8 +58,8 @@ def guarded(handler: Handler[S, P, R]) -> Handler[S, P, R]:
             result = Result.REFUSED
             raise
         except Exception as exc:  # the last fence before the kernel
-            result, error = _judged(name, exc)
-            raise error from exc
+            result, code = _judged(name, exc)
+            raise failure(code) from exc
         finally:
             tally.end(began, result)
 
@@ -86,8 +86,8 @@ def guarded_attempt(name: str) -> Callable[[Handler[S, P, R]], Handler[S, P, R]]
                 result = Result.REFUSED
                 raise
             except Exception as exc:  # the last fence before the kernel
-                result, error = _judged(name, exc)
-                raise error from exc
+                result, code = _judged(name, exc)
+                raise failure(code) from exc
             finally:
                 if result is not None:
                     tally = operations.requests.of(name)
@@ -110,7 +110,7 @@ def guarded_part(handler: Handler[S, P, R]) -> Handler[S, P, R]:
         except FSError:
             raise
         except Exception as exc:  # the last fence before the kernel
-            raise _judged(name, exc)[1] from exc
+            raise failure(_judged(name, exc)[1]) from exc
 
     return guard
 
@@ -153,23 +153,27 @@ def _guard_waiting(
             log.error("%s: no answer within %g s", name, seconds)
             raise failure(errno.EIO) from exc
         except Exception as exc:  # the last fence before the kernel
-            result, error = _judged(name, exc)
-            raise error from exc
+            result, code = _judged(name, exc)
+            raise failure(code) from exc
         finally:
             tally.end(began, result)
 
     return guard
 
 
-def _judged(name: str, exc: Exception) -> tuple[Result, FSError]:
-    """How a request ended that raised, and what its caller is told."""
+def _judged(name: str, exc: Exception) -> tuple[Result, int]:
+    """How a request ended that raised, and the code that its caller is told.
+
+    The code, and not the error: a call that has a name for what it raises is kept by its own
+    traceback, with the layers that it had, until Python's collector comes by.
+    """
     if isinstance(exc, ImgvolError):
         if exc.blame is Blame.CALLER:
-            return Result.REFUSED, failure(exc.errno)
+            return Result.REFUSED, exc.errno
         log.log(_LEVELS.get(exc.blame, logging.ERROR), "%s: %s", name, exc)
-        return Result.FAILED, failure(exc.errno)
+        return Result.FAILED, exc.errno
     log.error("%s: a defect of imgvol", name, exc_info=exc)
-    return Result.DEFECT, failure(errno.EIO)
+    return Result.DEFECT, errno.EIO
 
 
 def failure(code: int) -> FSError:

@@ -5,11 +5,11 @@ import errno
 import logging
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 FUSE_DEVICE: Final = Path("/dev/fuse")
 # Seconds between looks at views that the kernel still refers to and nobody else does.
 LINGERING_CHECK: Final = 5.0
+
+T = TypeVar("T")
 
 
 def obstacle() -> MachineLacks | None:
@@ -140,8 +142,8 @@ async def forget_when_told(
     views.on_recorded.append(recorded)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_forget_condemned, transport, views, layers)
-            nursery.start_soon(_forget_failed, transport, failures)
+            nursery.start_soon(_each, layers, partial(_forget_condemned, transport, views))
+            nursery.start_soon(_each, failures, partial(_forget_failed, transport))
             task_status.started()
     finally:
         views.on_condemned.remove(condemn)
@@ -149,12 +151,20 @@ async def forget_when_told(
         views.on_recorded.remove(recorded)
 
 
-async def _forget_condemned(
-    transport: Transport, views: Views, layers: trio.MemoryReceiveChannel[Layer]
+async def _each(
+    things: trio.MemoryReceiveChannel[T], deal_with: Callable[[T], Awaitable[None]]
 ) -> None:
-    async for layer in layers:
-        work = partial(_forget_pages, transport, layer, views.trees_of(layer))
-        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    """Deals with what comes over a channel, one after the other, until cancelled.
+
+    While it waits for the next it has no name for the last one, which would keep its files open.
+    """
+    while True:
+        await deal_with(await things.receive())
+
+
+async def _forget_condemned(transport: Transport, views: Views, layer: Layer) -> None:
+    work = partial(_forget_pages, transport, layer, views.trees_of(layer))
+    await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
 
 async def _forget_pages_of(transport: Transport, view: OpenView) -> None:
@@ -184,18 +194,15 @@ def _forget_pages(
                 transport.invalidate_inode(inode)
 
 
-async def _forget_failed(
-    transport: Transport, failures: trio.MemoryReceiveChannel[OpenView]
-) -> None:
-    """Makes the kernel forget what it was shown of views whose layers did not come as promised."""
-    async for view in failures:
-        assert view.settling is not None, "others do not fail as a whole"
-        work = partial(_forget_given, transport, view.settling.tree)
-        try:
-            await _forget_names(transport, view.tree)
-            await trio.to_thread.run_sync(work, abandon_on_cancel=True)
-        except Exception:  # one view's trouble must not end the session of all
-            log.exception("view %s is not forgotten: a defect", view.id)
+async def _forget_failed(transport: Transport, view: OpenView) -> None:
+    """Makes the kernel forget what it was shown of a view whose layers did not come as promised."""
+    assert view.settling is not None, "others do not fail as a whole"
+    work = partial(_forget_given, transport, view.settling.tree)
+    try:
+        await _forget_names(transport, view.tree)
+        await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+    except Exception:  # one view's trouble must not end the session of all
+        log.exception("view %s is not forgotten: a defect", view.id)
 
 
 def _forget_given(transport: Transport, tree: SettlingView) -> None:
@@ -213,15 +220,23 @@ async def _release_lingering(transport: Transport, views: Views) -> None:
     absent: dict[OpenView, int] = {}
     while True:
         await trio.sleep(LINGERING_CHECK)
-        lingering = views.lingering()
-        absent = {view: given for view, given in absent.items() if view in lingering}
-        for view in lingering:
-            try:
-                await _forget_names(transport, view.tree)
-                if view.is_inherited:
-                    await _look_for(transport, views, view, absent)
-            except Exception:  # one view's trouble must not end the session of all
-                log.exception("view %s is not let go: a defect", view.id)
+        absent = await _look_at_lingering(transport, views, absent)
+
+
+async def _look_at_lingering(
+    transport: Transport, views: Views, were_absent: dict[OpenView, int]
+) -> dict[OpenView, int]:
+    """One look; takes and gives what `_look_for` is to know of the one before."""
+    lingering = views.lingering()
+    absent = {view: given for view, given in were_absent.items() if view in lingering}
+    for view in lingering:
+        try:
+            await _forget_names(transport, view.tree)
+            if view.is_inherited:
+                await _look_for(transport, views, view, absent)
+        except Exception:  # one view's trouble must not end the session of all
+            log.exception("view %s is not let go: a defect", view.id)
+    return absent
 
 
 async def _look_for(

@@ -6,7 +6,9 @@ What the guard counts is tried with handlers of our own.
 import ast
 import contextlib
 import errno
+import inspect
 import logging
+import weakref
 from pathlib import Path
 
 import pytest
@@ -200,3 +202,41 @@ async def test_late_and_cancelled_requests_are_not_in_progress_any_more(caplog):
     (counts,) = Operations.requests.snapshot().operations
     assert counts.in_progress == 0
     assert counts.results[Result.LATE] == counts.results[Result.CANCELLED] == 1
+
+
+class Thing:
+    """Something that a request has: a layer, say, with its files."""
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("failure", [RegistryUnavailable("gone"), KeyError("defect")], ids=name_of)
+@pytest.mark.parametrize("kind", ["guarded", "guarded_attempt", "guarded_part", "guarded_for"])
+async def test_what_a_failed_request_had_goes_with_it(kind, failure, caplog):
+    caplog.set_level(logging.CRITICAL)
+    things = []
+
+    def fail():
+        thing = Thing()
+        things.append(weakref.ref(thing))
+        raise type(failure)(*failure.args)
+
+    class Operations:
+        requests = RequestTallies()
+
+        def handler(self):
+            fail()
+
+        async def waiting(self):
+            fail()
+
+    wrapped = {
+        "guarded": lambda: guard.guarded(Operations.handler),
+        "guarded_attempt": lambda: guard.guarded_attempt("read")(Operations.handler),
+        "guarded_part": lambda: guard.guarded_part(Operations.handler),
+        "guarded_for": lambda: guard.guarded_for(lambda _: 30.0)(Operations.waiting),
+    }[kind]()
+    with contextlib.suppress(FSError):
+        answer = wrapped(Operations())
+        if inspect.isawaitable(answer):
+            await answer
+    assert [thing() for thing in things] == [None]

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import threading
@@ -520,15 +519,6 @@ async def test_a_lie_that_a_whole_pull_finds_condemns_the_layer_and_not_the_pull
 # --- what a closed layer leaves behind -----------------------------------------------------------
 
 
-@pytest.fixture
-def _no_collector():
-    """Nothing goes but by its last reference: the collector may not come by for a long time."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 def files_open_below(root) -> list[str]:
     links = []
     for fd in os.listdir("/proc/self/fd"):
@@ -559,7 +549,7 @@ async def view_and_close(case, lazy, *, until_complete: bool) -> weakref.ref[Laz
 
 
 @pytest.mark.expects_log("its registry fails: down")
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("until_complete", [False, True])
 @pytest.mark.parametrize("failures", [0, 2])
 async def test_a_layer_goes_with_its_last_view_and_closes_its_files(

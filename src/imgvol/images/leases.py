@@ -88,9 +88,12 @@ class Leases:
             digests=frozenset(content),
         )
         async with self._changing:
-            lease = await self._records.ensure_lease(wanted, images=images)
-            if lease_id not in self._deadlines:
-                self._start_clock(lease_id, lease.remaining)
+            return await self._ensure(wanted, images)
+
+    async def _ensure(self, wanted: LeaseRecord, images: Collection[Digest] = ()) -> LeaseRecord:
+        lease = await self._records.ensure_lease(wanted, images=images)
+        if lease.id not in self._deadlines:
+            self._start_clock(lease.id, lease.remaining)
         return self._counted(lease)
 
     async def renew(self, lease_id: str, duration: float | None) -> LeaseRecord:
@@ -100,8 +103,11 @@ class Leases:
             NotFound: There is none.
         """
         async with self._changing:
-            lease = await self._records.renew_lease(lease_id, duration)
-            self._start_clock(lease_id, lease.remaining)
+            return await self._renew(lease_id, duration)
+
+    async def _renew(self, lease_id: str, duration: float | None) -> LeaseRecord:
+        lease = await self._records.renew_lease(lease_id, duration)
+        self._start_clock(lease_id, lease.remaining)
         return self._counted(lease)
 
     async def list(self, label: str | None = None) -> list[LeaseRecord]:
@@ -153,8 +159,16 @@ class Leases:
         lease_id = f"{_PULL}{manifest}"
         try:
             with self._pulling(lease_id):
-                await self.ensure(lease_id, duration=limits.PULL_LEASE, content=content)
-                await self.renew(lease_id, limits.PULL_LEASE)
+                wanted = LeaseRecord(
+                    id=lease_id,
+                    created_at=time.time(),
+                    duration=limits.PULL_LEASE,
+                    digests=frozenset(content),
+                )
+                # In one turn: whoever removes the image lets go of it in another.
+                async with self._changing:
+                    await self._ensure(wanted)
+                    await self._renew(lease_id, limits.PULL_LEASE)
                 yield
         except RemoteError:
             raise
@@ -188,8 +202,11 @@ class Leases:
         ]
 
     async def forget_pull(self, manifest: Digest) -> None:
-        """Lets go of what a pull of an image has left, as the image is not wanted any more."""
-        await self.drop(f"{_PULL}{manifest}")
+        """Lets go of what a pull of an image has left, as the image is not wanted any more.
+
+        One that is under way wants it.
+        """
+        await self._drop_pull(f"{_PULL}{manifest}")
 
     async def run(self, end: Callable[[str], Awaitable[None]]) -> None:
         """Ends leases as they run out, and writes down what is left of the others.

@@ -229,6 +229,23 @@ async def test_pulls_of_one_image_share_a_lease_until_the_last_one_ends(tmp_path
         assert await leases.list() == []
 
 
+async def test_an_image_that_is_removed_takes_no_lease_from_a_pull(tmp_path, monkeypatch):
+    async with open_leases(tmp_path) as (leases, store), trio.open_nursery() as nursery:
+        image = await pull(store)
+        renew = store.records.renew_lease
+
+        async def renew_late(*arguments):
+            nursery.start_soon(leases.forget_pull, image.manifest)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            return await renew(*arguments)
+
+        monkeypatch.setattr(store.records, "renew_lease", renew_late)
+        async with leases.pull(image.manifest, [image.layers[0].digest]):
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(await leases.list()) == 1
+        assert await leases.list() == []
+
+
 async def test_removing_an_image_lets_go_of_what_its_pull_had_left(tmp_path):
     async with open_leases(tmp_path) as (leases, store):
         image = await pull(store)

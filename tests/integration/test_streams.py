@@ -380,6 +380,19 @@ def test_a_registry_that_dies_in_the_middle_fails_those_who_wait(short_path, pro
         daemon.run("unmount", target)
 
 
+def test_a_layer_that_the_registry_has_lost_is_no_missing_name(daemon, proxy, image, agent):
+    daemon.expected_log = ["has not come as a whole"]
+    line = proxy.stall_blob_after(image.layers[1].digest, 0)
+    lost = proxy.refuse_blob(image.layers[0].digest, 404)
+    target = daemon.target("mnt")
+    mount(daemon, proxy, target)
+    wait_until(lambda: daemon.json("ps")[0]["reason"], what="ps to say so")
+    assert lost.fired
+    assert agent.errno_of("stat", path=f"{target}/etc/last") == "EIO"
+    daemon.run("unmount", target)
+    line.lift()
+
+
 @pytest.mark.fault("F01")
 @pytest.mark.parametrize("is_whole", [False, True], ids=["pulled in part", "whole"])
 def test_a_daemon_that_was_killed_forgets_what_had_not_come(

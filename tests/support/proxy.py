@@ -205,6 +205,13 @@ class Proxy:
         matches = f"/blobs/{digest}"
         return self._add(Stall(lambda e: e.is_blob and e.path.endswith(matches), 1, after=size))
 
+    def refuse_blob(self, digest: str, status: int) -> Fault:
+        """Answers for a blob with an error, until that is lifted."""
+        matches = f"/blobs/{digest}"
+        return self._add(
+            Refusal(lambda e: e.is_blob and e.path.endswith(matches), 1000, status=status)
+        )
+
     def truncate_after(self, size: int, *, times: int) -> Fault:
         """Closes the next connections after so many bytes of a range that is longer."""
         return self._add(Truncation(lambda e: any_range(e) and e.asked > size, times, after=size))

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
-from support import images
+from support import images, transports
 from support.agent import Agent, AgentError
 from support.daemon import Imgvol
 from support.guards import mounts_below
@@ -54,6 +54,10 @@ TROUBLES = ("kill", "stall", "damage", "kill", "reset", "outage", "refuse", "tru
 # What a request may be told at any time, because of what other workers do: the image has gone
 # meanwhile, or the thing is in use.
 USUAL = {"ok", "not-found", "conflict"}
+# How an image is mounted: lazily, whole, or while it is pulled.
+WAYS = [{}, {}, {"lazy": "off"}]
+if transports.is_recent():
+    WAYS += [{"verify": "stream"}, {"wait": "manifest"}]
 # More than what threads that wait for work and the kernel's own reads keep.
 FILES_SLACK = 16
 THREADS = 120
@@ -230,10 +234,8 @@ class Soak:
 
     def _mount(self, number, agent, name, choice, trouble) -> None:
         target = self._targets[number]
-        lazy = choice.choice(["auto", "auto", "off"])
-        if self._ask(
-            "mount", "POST", "/volumes", trouble, {"image": name, "target": target, "lazy": lazy}
-        ):
+        wanted = {"image": name, "target": target, **choice.choice(WAYS)}
+        if self._ask("mount", "POST", "/volumes", trouble, wanted):
             self._read(agent, name, target, choice, trouble)
             self._ask("unmount", "DELETE", f"/volumes?volume={quote(target)}", trouble)
 

@@ -4,6 +4,7 @@ All of it works in the store's threads. What is removed here has no record any m
 decides about records.
 """
 
+import gc
 import os
 from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
@@ -120,6 +121,15 @@ class StoreFiles:
         """Removes large files that no layer links to any more; returns their contents."""
         names = await self._in_thread(inventory.sweep_shared_files, self._layout)
         return {content for name in names if (content := inventory.digest_named(name))}
+
+    async def let_go(self) -> None:
+        """Closes what nobody uses and is open all the same, whose room on the disk is taken.
+
+        An error knows the calls that it came through, and these what they worked on. If it came
+        from a thread they know it, too, and all of it stays until Python's collector comes by,
+        which in a daemon that has nothing to do is never.
+        """
+        await self._in_thread(gc.collect)
 
     async def _in_thread(self, work: Callable[[*Ts], T], *arguments: *Ts) -> T:
         return await trio.to_thread.run_sync(work, *arguments, limiter=self._limiter)

@@ -146,7 +146,7 @@ class StreamedLayer:
         """
         while True:
             if self._failure is not None:
-                raise self._failure.with_traceback(None)
+                raise self._failure.anew()
             if self._successor is not None:
                 return await self._successor.read(self._final_nodes[node], offset, size)
             changed = self._changed
@@ -154,18 +154,17 @@ class StreamedLayer:
             if wanted <= 0:
                 return b""
             if self._has(node, offset, wanted):
-                try:
-                    return await trio.to_thread.run_sync(
-                        self._read, node, offset, wanted, limiter=self._disk_reads
-                    )
-                except FileNotFoundError:
-                    pass  # it has just been published, or removed
+                data = await trio.to_thread.run_sync(
+                    self._read, node, offset, wanted, limiter=self._disk_reads
+                )
+                if data is not None:
+                    return data
             await changed.wait()
 
     def read_now(self, _node: int, _offset: int, _size: int) -> bytes | bytearray | None:
         """See Layer."""
         if self._failure is not None:
-            raise self._failure.with_traceback(None)
+            raise self._failure.anew()
         return None
 
     def has_backing_file(self, _node: int) -> bool:
@@ -193,13 +192,19 @@ class StreamedLayer:
         )
         return max(needed, default=0) <= self._written
 
-    def _read(self, node: int, offset: int, size: int) -> bytes | bytearray:
+    def _read(self, node: int, offset: int, size: int) -> bytes | bytearray | None:
+        """Blocks. None: the layer has just been published, or removed."""
         number = self.index.own_file(node)
-        if number is not None:
+        pieces = pieces_of(self.index, node, offset, size) if number is None else []
+        if number is None and not pieces:
+            return bytearray(size)
+        try:
             file = self._open(number)  # held: the event loop may let go of it meanwhile
+        except FileNotFoundError:
+            return None
+        if number is not None:
             return pread_exact(file.fd, offset, size, self.digest)
-        pieces = pieces_of(self.index, node, offset, size)
-        return gather(self._open(None), pieces, size, self.digest) if pieces else bytearray(size)
+        return gather(file, pieces, size, self.digest)
 
     def _open(self, number: int | None) -> OpenFile:
         """The data file, for None, or an own file. Blocks."""

@@ -96,6 +96,7 @@ class Collector:
                 freed += await self.store.files.remove_strays(digest)
             documents, size = await self._remove_documents()
             files = await self.store.files.sweep_shared_files()
+            await self.store.files.let_go()
             removed = {
                 *swept,
                 *(Thing(ThingKind.LAYER, digest) for digest in strays),

@@ -290,10 +290,10 @@ class _Companion:
                 try:
                     self._answer = await self._ask()
                 except (ContentError, NotFound) as error:
-                    self._answer = error
+                    self._answer = error.anew()
         if isinstance(self._answer, Manifest):
             return self._answer
-        raise self._answer.with_traceback(None)
+        raise self._answer.anew()
 
     async def _ask(self) -> Manifest:
         raw = await self._source.read_companion(estargz.EXTERNAL_SUFFIX)

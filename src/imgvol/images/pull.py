@@ -293,7 +293,7 @@ class Puller:
                 if laziness.stream is not None:
                     await laziness.stream.take(position, records[position])
             except ImgvolError as exc:
-                failures.append(exc)
+                failures.append(exc.anew())
                 nursery.cancel_scope.cancel()
 
         async def ensure_some(positions: Iterator[int]) -> None:
@@ -311,7 +311,7 @@ class Puller:
                 for _ in range(self._layers_at_once):
                     nursery.start_soon(ensure_some, from_the_top)
         if failures:
-            raise failures[0]
+            raise failures[0].anew()
         return [records[position] for position in sorted(records)]
 
     async def _ensure_layer(

@@ -333,6 +333,8 @@ class SpaceKeeper:
             if gone:
                 done.append(Eviction(manifest=eviction.manifest, layers=gone, size=freed))
                 self._tell(eviction.manifest, names, freed)
+        if done:
+            await self.store.files.let_go()
         return done
 
     def _name_of(self, manifest: Digest) -> str:

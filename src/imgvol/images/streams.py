@@ -22,10 +22,10 @@ from imgvol import limits
 from imgvol.content.layer import Layer
 from imgvol.content.records import ImageRecord, LayerRecord
 from imgvol.content.streamed_layer import StreamedLayer
-from imgvol.errors import ImgvolError, InternalError, Unsupported
+from imgvol.errors import CallerError, ImgvolError, InternalError, RemoteError, Unsupported
 from imgvol.images.ingest import LayerProgress
 from imgvol.images.open_view import OpenView
-from imgvol.images.pull import PullProgress
+from imgvol.images.pull import PullProgress, things_of
 from imgvol.images.resolve import ResolvedImage
 from imgvol.images.service import ImageService, PullOptions
 from imgvol.images.settling import Settling
@@ -43,6 +43,22 @@ class Showing(Enum):
 
     ARRIVING = "arriving"
     """What has come of any layer, on the strength of the registry and the line to it."""
+
+
+class _Pulse:
+    """Something has come; apart from the stream, which its layers are not to keep."""
+
+    def __init__(self) -> None:
+        self._noted = trio.Event()
+
+    def note(self) -> None:
+        """It has."""
+        self._noted.set()
+
+    async def wait(self) -> None:
+        """Until something comes that came after the last wait."""
+        await self._noted.wait()
+        self._noted = trio.Event()
 
 
 class ImageStream:
@@ -71,7 +87,7 @@ class ImageStream:
         self.failure: ImgvolError | None = None
         self.is_open = trio.Event()
         self.is_over = trio.Event()
-        self._has_changed = trio.Event()
+        self._pulse = _Pulse()
         self.scope = trio.CancelScope()
 
     @property
@@ -118,7 +134,9 @@ class ImageStream:
             for descriptor, diff_id in zip(resolved.layers, resolved.diff_ids, strict=True)
         ]
         self.resolved = resolved
-        self._view, self._streamed = await self._views.open_settling(records, self._note_change)
+        self._view, self._streamed = await self._views.open_settling(
+            records, things_of(resolved), self._pulse.note
+        )
         self._view.on_closed = self.scope.cancel
         self.is_open.set()
 
@@ -141,18 +159,14 @@ class ImageStream:
             streamed.succeed(layer, final_nodes)
 
         await self._views.take_layer(self.view, position, record, end)
-        self._note_change()
+        self._pulse.note()
 
     async def pulse(self) -> None:
         """Wakes who waits when something has come, and so often only; until it is over."""
         while not self.is_over.is_set():
-            await self._has_changed.wait()
-            self._has_changed = trio.Event()
+            await self._pulse.wait()
             self._wake()
             await trio.sleep(limits.STREAM_PULSE)
-
-    def _note_change(self) -> None:
-        self._has_changed.set()
 
     def _wake(self) -> None:
         for layer in self._streamed:
@@ -178,6 +192,9 @@ class ImageStream:
         """The image does not come."""
         self.failure = error
         if self._view is not None:
+            if isinstance(error, CallerError):
+                # Who reads has asked for nothing wrong: not ENOENT, say, for a blob that has gone.
+                error = RemoteError("the image does not come any more", reason=str(error))
             self.settling.tree.fail(error)
             for layer in self._view.layers:
                 if isinstance(layer, StreamedLayer):
@@ -191,7 +208,7 @@ class ImageStream:
         self.is_over.set()
         # The pulse may be resting, and beats no more.
         self._wake()
-        self._note_change()
+        self._pulse.note()
 
 
 class ImageStreams:
@@ -239,7 +256,7 @@ class ImageStreams:
         try:
             await stream.is_open.wait()
             if stream.failure is not None:
-                raise stream.failure
+                raise stream.failure.anew()
         except BaseException:
             stream.abandon()
             raise
@@ -263,7 +280,7 @@ async def _run(stream: ImageStream, image: str, pull: Callable[[], Awaitable[Ima
         with stream.scope:
             stream.succeed(await pull())
     except ImgvolError as exc:
-        failure = exc
+        failure = exc.anew()
         if stream.is_open.is_set():
             log.warning("%s has not come as a whole, and is not shown any more: %s", image, exc)
     finally:

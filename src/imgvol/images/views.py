@@ -10,7 +10,7 @@ The filesystem finds views and layers by their slots, the numbers in inode numbe
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -192,7 +192,10 @@ class Views:
     # --- views whose layers stream ----------------------------------------------------------------
 
     async def open_settling(
-        self, records: Sequence[LayerRecord], on_change: Callable[[], None]
+        self,
+        records: Sequence[LayerRecord],
+        needed: Collection[Thing],
+        on_change: Callable[[], None],
     ) -> tuple[OpenView, list[StreamedLayer]]:
         """Opens a view whose layers have yet to come, in a slot of its own. `release` must follow.
 
@@ -200,10 +203,12 @@ class Views:
 
         Args:
             records: What the layers are to be, the bottom one first.
+            needed: What the image needs of the store, once it is there: kept from the beginning, so
+                that nobody removes it between the pull and its end.
             on_change: See `StreamedLayer`.
         """
         view_id = Digest.of(b"settling " + secrets.token_bytes(32))
-        things = frozenset({Thing(ThingKind.VIEW, view_id)})
+        things = frozenset({Thing(ThingKind.VIEW, view_id), *needed})
         with self.store.pins.holding(Root(RootKind.MOUNT, str(view_id)), things):
             slot = await self.store.records.view_slot(view_id)
             settling = Settling(SettlingView(len(records), chain_slot=slot))

@@ -111,14 +111,14 @@ class TarParser:
             LimitExceeded: It is larger than a limit allows. Both are final.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.anew()
         try:
             return self._feed(data)
         except FormatError as error:
             self._failure = InvalidLayer(f"bad tar archive: {error}", offset=self._header_offset)
-            raise self._failure from error
+            raise self._failure.anew() from error
         except ContentError as error:
-            self._failure = error
+            self._failure = error.anew()
             raise
 
     def finish(self) -> None:
@@ -129,7 +129,7 @@ class TarParser:
                 may the padding of the last payload.
         """
         if self._failure is not None:
-            raise self._failure
+            raise self._failure.anew()
         if self._is_ended:
             return
         inside = self._inside

@@ -142,7 +142,7 @@ class SettlingView(ChainView):
 
     def fail(self, error: ImgvolError) -> None:
         """Nothing is looked up from now on; the first reason counts."""
-        self.failure = self.failure or error
+        self.failure = self.failure or error.anew()
 
     def replace_layer(self, position: int, layer: LayerIndex) -> None:
         """See MergedTree."""
@@ -267,7 +267,7 @@ class SettlingView(ChainView):
 
     def _refuse_failed(self) -> None:
         if self.failure is not None:
-            raise self.failure.with_traceback(None)
+            raise self.failure.anew()
 
     def _final_of(self, node: NodeID) -> NodeID:
         final = self._final.get(node, node)

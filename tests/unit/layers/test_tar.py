@@ -184,7 +184,7 @@ def test_failed_parser_stays_failed():
     for call in (lambda: parser.feed(header() + END), parser.finish):
         with pytest.raises(InvalidLayer) as again:
             call()
-        assert again.value is first.value
+        assert (str(again.value), again.value.fields) == (str(first.value), first.value.fields)
 
 
 # --- types --------------------------------------------------------------------------------------
